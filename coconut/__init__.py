@@ -1,0 +1,1 @@
+"""Latent reasoning, the part that needs no array framework: both twins import it."""
