@@ -1,0 +1,98 @@
+"""The protocol both twins answer, at the grain of one optimizer update.
+
+The loops in this package decide when something happens; a back end decides how. Nothing but numpy
+arrays, numbers, strings and paths crosses.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+
+from coconut.batch import Batch
+
+
+@dataclass(frozen=True)
+class StepStats:
+    """One update: summed loss in nats over n_targets labels, gradient norm before clipping."""
+
+    loss_sum: float
+    n_targets: int
+    grad_norm: float
+
+    @property
+    def loss(self) -> float:
+        """Mean loss a label, nats."""
+        return self.loss_sum / max(self.n_targets, 1)
+
+
+@dataclass(frozen=True)
+class LossSum:
+    """Summed loss in nats and the labels it is summed over; sums add up, means do not."""
+
+    loss_sum: float
+    n_targets: int
+
+
+@dataclass(frozen=True)
+class Decoding:
+    """How new tokens are drawn. temperature 0 is greedy; a sampled row's stream is (seed, idx)."""
+
+    max_new_tokens: int
+    eos_id: int
+    temperature: float = 0.0
+    seed: int = 0
+
+
+class Backend(Protocol):
+    """A model on a device, its optimizer, and what the loop asks of them."""
+
+    name: str
+    """mlx_coconut or cuda_coconut."""
+    device: str
+    dtype: str
+    model_type: str
+    n_params: int
+    n_positions: int | None
+
+    def train_step(
+        self, micro_batches: Sequence[Batch], lr: float, dropout_key: tuple[int, ...]
+    ) -> StepStats:
+        """One optimizer update on the summed gradients, divided once by all targets."""
+        ...
+
+    def eval_loss(self, batch: Batch) -> LossSum:
+        """Loss without dropout and without an update."""
+        ...
+
+    def generate(self, batch: Batch, decoding: Decoding) -> list[list[int]]:
+        """New tokens of every row of a batch of prompts; eos is kept where it was produced."""
+        ...
+
+    def reset_optimizer(self) -> None:
+        """Forget the moments."""
+        ...
+
+    def save(self, directory: Path, with_optimizer: bool) -> None:
+        """Write config.json, model.safetensors and, if asked, optimizer.safetensors."""
+        ...
+
+    def load_optimizer(self, directory: Path) -> None:
+        """Read the moments a checkpoint holds."""
+        ...
+
+    def weights(self) -> dict[str, np.ndarray]:
+        """Every parameter under its Hugging Face name and layout, float32."""
+        ...
+
+    def memory(self) -> int:
+        """Peak bytes since the last call."""
+        ...
+
+    def n_traces(self) -> int:
+        """How often a step was traced or compiled."""
+        ...

@@ -1,0 +1,410 @@
+"""RunConfig: every key of a run, its default, type and meaning, once; reading and checking YAML files."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import math
+import types
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from coconut.errors import UserError
+
+METHODS = (
+    "coconut",
+    "cot",
+    "no_cot",
+    "no_thoughts",
+    "pause",
+    "pause_as_thought",
+    "coconut_no_curriculum",
+    "icot",
+    "recall",
+)
+"""What a run trains; README's glossary explains each. The first four have published switches."""
+
+PUBLISHED_SWITCHES = ("coconut", "cot", "no_thoughts", "no_cot")
+WITH_LATENTS = ("coconut", "coconut_no_curriculum", "pause", "pause_as_thought")
+"""Methods whose rows hold the markers and latent positions."""
+WITH_FEEDBACK = ("coconut", "coconut_no_curriculum")
+"""Methods whose latent positions receive a hidden state instead of a token's embedding."""
+
+
+def key(default: Any, help: str, *, choices: tuple[str, ...] = (), low: float | None = None) -> Any:
+    """A configuration key: its default, its help line and the values it may take."""
+    metadata = {"help": help, "choices": choices, "low": low}
+    if isinstance(default, (list, dict)):
+        return field(default_factory=lambda: type(default)(default), metadata=metadata)
+    return field(default=default, metadata=metadata)
+
+
+@dataclass
+class RunConfig:
+    """One run. Keys of the first block carry the published names and meanings."""
+
+    project: str = key("coconut", "project name for the tracker")
+    save_path: str = key("runs", "folder that holds the run directories")
+    name: str = key("run", "name of the run; its directory is save_path/name")
+    only_eval: bool = key(False, "evaluate load_model_path once and stop")
+    coconut: bool = key(False, "published switch for method: coconut")
+    cot: bool = key(False, "published switch for method: cot")
+    no_thoughts: bool = key(False, "published switch for method: no_thoughts")
+    no_cot: bool = key(False, "published switch for method: no_cot")
+    c_thought: int = key(1, "latents that replace one step", low=0)
+    epochs_per_stage: int = key(3, "epochs before the next step is dropped", low=1)
+    max_latent_stage: int = key(3, "last stage that adds latents; later ones drop all steps", low=0)
+    pad_latent_to_max: bool = key(True, "give every row the stage's latents, however few its steps")
+    save_only_improve: bool = key(False, "keep only the best and the last checkpoint")
+    uniform_prob: float = key(0.0, "chance that a row's stage is redrawn from 0..its steps", low=0)
+    model_id: str | None = key(None, "Hugging Face model, or a directory in its layout")
+    model_config_path: str | None = key(None, "config.json of a model to start from random weights")
+    load_model_path: str | None = key(None, "checkpoint to start from or to evaluate")
+    seed: int = key(0, "seed of weights, order, curriculum draws and dropout", low=0)
+    resume: int = key(0, "epochs of the schedule to skip; selects the stage it starts with", low=0)
+    bf16: bool = key(False, "compute in bfloat16; weights and optimizer stay float32")
+    train_path: str | None = key(None, "training data, JSON (see data/README.md)")
+    val_path: str | None = key(None, "validation data, JSON")
+    reset_optimizer: str = key(
+        "stage",
+        "when AdamW's moments are cleared; the published True means epoch, False never",
+        choices=("never", "stage", "epoch"),
+    )
+    batch_size_training: int = key(32, "rows of a micro-batch", low=1)
+    debug: bool = key(False, "5,000 training and 32 validation items, no checkpoint, no tracker")
+    gradient_accumulation_steps: int = key(1, "micro-batches of one update", low=1)
+    num_epochs: int = key(1, "epochs of the whole schedule, skipped ones included", low=0)
+    lr: float = key(1e-4, "learning rate of AdamW", low=0)
+    weight_decay: float = key(0.01, "decoupled weight decay, on every parameter", low=0)
+
+    method: str | None = key(None, "what to train; replaces the four switches", choices=METHODS)
+    stage: int | None = key(None, "evaluate at this stage, whatever resume says", low=0)
+    n_latents: int | None = key(None, "evaluate with exactly this many latents", low=0)
+    stage_mixing: str = key(
+        "none",
+        "draw stage i <= k with weight i+1 at stage k, per item or one for each micro-batch",
+        choices=("none", "item", "batch"),
+    )
+    latent_growth: str = key(
+        "stage", "add c_thought latents with each stage, or one at a time", choices=("stage", "one")
+    )
+    icot_tokens_per_epoch: float = key(8.0, "iCoT: chain tokens removed per epoch", low=0)
+    icot_smoothing: float = key(4.0, "iCoT: rate of the random extra removal; 0 for none", low=0)
+    icot_remove_all_after: int | None = key(
+        None, "iCoT: once this many are removed, remove the whole chain", low=1
+    )
+    recall_sentences: int = key(30, "recall: sentences of the question to repeat", low=1)
+    tokenizer: str | None = key(
+        None, "gpt2, prosqa, or a tokenizer directory; otherwise the model's own"
+    )
+    generate: dict[str, Any] = key(
+        {}, "training data made by data/prosqa.py: items, fresh, and its options"
+    )
+    max_new_tokens: int | None = key(
+        None, "longest answer; otherwise 64 if val_path contains gsm, else 128", low=1
+    )
+    temperature: float = key(0.0, "sampling temperature of evaluation; 0 is greedy", low=0)
+    eval_batch_size: int = key(64, "questions a batch in evaluation", low=1)
+    eval_every: int = key(
+        1, "epochs between evaluations; the last epoch is always evaluated", low=1
+    )
+    swap_test: bool = key(True, "ProsQA: also ask for the other name, and count both right")
+    save_every: int = key(0, "updates between checkpoints inside an epoch; 0: none", low=0)
+    keep_checkpoints: int = key(0, "checkpoints kept, the newest; 0: all", low=0)
+    max_grad_norm: float = key(0.0, "clip the gradient to this norm; 0: never", low=0)
+    warmup_updates: int = key(0, "updates of linear warm-up", low=0)
+    lr_schedule: str = key(
+        "constant", "after the warm-up", choices=("constant", "linear", "cosine")
+    )
+    gradient_checkpointing: bool = key(False, "recompute block activations in the backward pass")
+    pad_multiple: int = key(
+        32, "lengths are padded to multiples of this, so few shapes occur", low=1
+    )
+    wandb: bool = key(False, "also log to Weights & Biases")
+
+    @property
+    def run_dir(self) -> Path:
+        """Directory of the run."""
+        return Path(self.save_path) / self.name
+
+    @property
+    def new_tokens(self) -> int:
+        """Longest answer in tokens: the published rule unless max_new_tokens is set."""
+        if self.max_new_tokens is not None:
+            return self.max_new_tokens
+        return 64 if "gsm" in str(self.val_path) else 128
+
+    def to_yaml(self) -> str:
+        """The resolved configuration as a file that loads to the same run."""
+        resolved = {f.name: getattr(self, f.name) for f in fields(self)}
+        # The switches repeat `method`; written out they could only contradict an override.
+        for switch in PUBLISHED_SWITCHES:
+            del resolved[switch]
+        return yaml.safe_dump(resolved, sort_keys=False, allow_unicode=True)
+
+
+def load_config(path: str | Path, overrides: typing.Sequence[str] = ()) -> RunConfig:
+    """Read a YAML file and `key=value` overrides; check everything that needs no model.
+
+    Raises UserError with all problems at once: unknown or ill-typed keys, impossible combinations,
+    missing files.
+    """
+    where = str(path)
+    values = _read_yaml(path)
+    problems: list[str] = []
+    for override in overrides:
+        name, equals, text = override.partition("=")
+        if not equals or not name:
+            problems.append(f"{override!r}: overrides are written key=value")
+            continue
+        try:
+            value = yaml.safe_load(text)
+        except yaml.YAMLError:
+            problems.append(f"{name}: cannot read {text!r} as a YAML value; quote it")
+            continue
+        group, dot, inner = name.partition(".")
+        if dot:
+            nested = values.get(group) or {}
+            values[group] = {**nested, inner: value} if isinstance(nested, dict) else {inner: value}
+        else:
+            values[name] = value
+    return check_config(values, where, problems)
+
+
+def check_config(
+    values: Mapping[Any, Any], where: str = "configuration", problems: list[str] | None = None
+) -> RunConfig:
+    """Turn a mapping into a RunConfig. Raises UserError with all problems at once."""
+    problems = list(problems or [])
+    known = {f.name: f for f in fields(RunConfig)}
+    hints = typing.get_type_hints(RunConfig)
+    config = RunConfig()
+    for name, value in values.items():
+        if name not in known:
+            near = difflib.get_close_matches(str(name), known, 1)
+            advice = f"did you mean {near[0]}?" if near else "see the table of keys in README.md"
+            problems.append(f"{name}: unknown key, {advice}")
+            continue
+        try:
+            setattr(config, name, _convert(name, value, hints[name], known[name].metadata))
+        except ValueError as error:
+            problems.append(f"{name}: {error}")
+    problems += _resolve_method(config)
+    problems += _combinations(config)
+    problems += _missing_files(config)
+    if problems:
+        raise UserError(where, *problems)
+    return config
+
+
+def _read_yaml(path: str | Path) -> dict[Any, Any]:
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise UserError(str(path), "no such file; the runs that ship lie in args/") from None
+    except (OSError, UnicodeDecodeError, ValueError) as error:
+        raise UserError(str(path), f"cannot be read as a text file: {error}") from None
+    try:
+        values = yaml.safe_load(text)
+    except (yaml.YAMLError, ValueError, TypeError, RecursionError) as error:
+        mark = getattr(error, "problem_mark", None)
+        place = f"line {mark.line + 1}: " if mark else ""
+        what = getattr(error, "problem", None) or str(error).split("\n")[0]
+        raise UserError(str(path), f"{place}not valid YAML: {what}") from None
+    if values is None:
+        values = {}
+    if not isinstance(values, dict):
+        raise UserError(str(path), "expected `key: value` lines")
+    return values
+
+
+def _convert(name: str, value: Any, hint: Any, metadata: Mapping[str, Any]) -> Any:
+    """Check one value against its key's type. Raises ValueError with the complaint."""
+    optional = isinstance(hint, types.UnionType)
+    if value is None or value == "None":  # the published files write the string
+        if optional:
+            return None
+        if hint is str or value is None:
+            raise ValueError("needs a value")
+    if optional:
+        hint = next(t for t in hint.__args__ if t is not types.NoneType)
+    if name == "reset_optimizer" and isinstance(value, bool):
+        return "epoch" if value else "never"
+    value = _CONVERTERS[typing.get_origin(hint) or hint](value)
+    choices, low = metadata["choices"], metadata["low"]
+    if choices and value not in choices:
+        near = difflib.get_close_matches(str(value), choices, 1)
+        guess = f"; did you mean {near[0]}?" if near else ""
+        raise ValueError(f"expected one of {', '.join(choices)}, got {value!r}{guess}")
+    if low is not None and value < low:
+        raise ValueError(f"must be at least {low}, got {value!r}")
+    return value
+
+
+def _bool(value: Any) -> bool:
+    if not isinstance(value, bool):
+        raise ValueError(f"expected True or False, got {value!r}")
+    return value
+
+
+def _int(value: Any) -> int:
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise ValueError(f"expected a whole number, got {value!r}")
+    if abs(value) >= 2**53:
+        raise ValueError(f"too large: {value!r}")
+    return value
+
+
+def _float(value: Any) -> float:
+    # YAML 1.1 reads 1e-4 (without a dot) as text.
+    try:
+        if isinstance(value, bool):
+            raise ValueError
+        number = float(value)
+    except (TypeError, ValueError, OverflowError):
+        raise ValueError(f"expected a number, got {value!r}") from None
+    if not math.isfinite(number):
+        raise ValueError(f"expected a finite number, got {value!r}")
+    return number
+
+
+def _str(value: Any) -> str:
+    if isinstance(value, (int, float)) and not isinstance(value, bool):
+        value = str(value)
+    if not isinstance(value, str):
+        raise ValueError(f"expected text, got {value!r}")
+    if "\0" in value or not value.isprintable():
+        raise ValueError(f"holds characters that cannot be printed: {value!r}")
+    return value
+
+
+def _dict(value: Any) -> dict[str, Any]:
+    if not isinstance(value, dict) or not all(isinstance(k, str) for k in value):
+        raise ValueError(f"expected `key: value` lines, got {value!r}")
+    return value
+
+
+_CONVERTERS: dict[Any, Any] = {bool: _bool, int: _int, float: _float, str: _str, dict: _dict}
+
+
+def _resolve_method(config: RunConfig) -> list[str]:
+    """Set `method` from the published switches; exactly one way to say it."""
+    on = [switch for switch in PUBLISHED_SWITCHES if getattr(config, switch)]
+    if config.method is None and len(on) == 1:
+        config.method = on[0]
+    elif config.method is None:
+        found = " and ".join(on) if on else "none"
+        names = ", ".join(PUBLISHED_SWITCHES)
+        return [f"method: exactly one of {names} must be True ({found} is), or set method"]
+    elif on and on != [config.method]:
+        return [f"method: {config.method} contradicts {' and '.join(on)}: True; drop one of them"]
+    for switch in PUBLISHED_SWITCHES:
+        setattr(config, switch, switch == config.method)
+    return []
+
+
+def _combinations(config: RunConfig) -> list[str]:
+    """Keys that are right one by one but not together."""
+    c, problems = config, []
+
+    def check(bad: bool, text: str) -> None:
+        if bad:
+            problems.append(text)
+
+    latent = c.method in WITH_LATENTS
+    staged = latent or c.method == "no_thoughts"
+    check(latent and c.c_thought < 1, f"c_thought: {c.method} needs at least 1 latent per step")
+    check(
+        c.uniform_prob > 0 and not staged,
+        f"uniform_prob: draws stages, which {c.method} does not have; set it to 0",
+    )
+    check(c.uniform_prob > 1, f"uniform_prob: a probability, at most 1, got {c.uniform_prob}")
+    check(
+        c.stage_mixing != "none" and not staged,
+        f"stage_mixing: mixes stages, which {c.method} does not have; set it to none",
+    )
+    check(
+        c.stage_mixing != "none" and c.uniform_prob > 0,
+        "stage_mixing: cannot be combined with uniform_prob; set one of them",
+    )
+    check(
+        c.n_latents is not None and not latent,
+        f"n_latents: {c.method} has no latents; remove the key",
+    )
+    check(
+        c.n_latents is not None and not c.only_eval,
+        "n_latents: forces an evaluation only; set only_eval: True or remove the key",
+    )
+    check(
+        c.stage is not None and not c.only_eval,
+        "stage: selects an evaluation's stage; set only_eval: True, or use resume for training",
+    )
+    check(
+        c.only_eval and not c.load_model_path,
+        "load_model_path: only_eval needs the checkpoint to evaluate",
+    )
+    check(
+        not c.only_eval and c.resume >= c.num_epochs,
+        f"resume: {c.resume} skips all {c.num_epochs} epochs, nothing is left to train",
+    )
+    check(
+        not (c.model_id or c.model_config_path or c.load_model_path),
+        "model_id: name a model, or give model_config_path or load_model_path",
+    )
+    check(
+        bool(c.model_id and c.model_config_path),
+        "model_config_path: starts from random weights and contradicts model_id; drop one",
+    )
+    check(
+        bool(c.model_config_path and not c.load_model_path and not c.tokenizer),
+        "tokenizer: a model from model_config_path needs one (gpt2, prosqa or a directory)",
+    )
+    check(c.val_path is None, "val_path: missing")
+    check(
+        not c.only_eval and not c.train_path and not c.generate,
+        "train_path: missing (or describe the data to make under generate)",
+    )
+    check(
+        c.name in ("", ".", "..") or "/" in c.name or "\\" in c.name,
+        f"name: must be a plain directory name, got {c.name!r}",
+    )
+    check(not c.save_path, "save_path: must not be empty")
+    return problems
+
+
+def _missing_files(config: RunConfig) -> list[str]:
+    problems = []
+    wanted = [("val_path", config.val_path), ("model_config_path", config.model_config_path)]
+    if not config.only_eval and not config.generate:
+        wanted.append(("train_path", config.train_path))
+    for name, path in wanted:
+        if path and not Path(path).is_file():
+            problems.append(f"{name}: no such file: {path}{_remedy(path)}")
+    path = config.load_model_path
+    if path and not Path(path).exists():
+        problems.append(f"load_model_path: no such checkpoint: {path}")
+    return problems
+
+
+def _remedy(path: str) -> str:
+    for prefix, builder in (("prosqa", "prosqa"), ("prontoqa", "prontoqa"), ("gsm", "gsm8k")):
+        if Path(path).name.startswith(prefix):
+            return f" (data/README.md says how data/{builder}.py makes it)"
+    return ""
+
+
+def keys_table() -> list[tuple[str, str, str, str]]:
+    """(key, type, default, help) of every key, for --help and the README."""
+    rows = []
+    for f in fields(RunConfig):
+        default = f.default if f.default is not dataclasses.MISSING else f.default_factory()  # type: ignore[misc]
+        kind = " | ".join(f.metadata["choices"]) or str(f.type).split("[")[0]
+        rows.append((f.name, kind, str(default), f.metadata["help"]))
+    return rows

@@ -1,0 +1,110 @@
+"""Reads and checks the data: JSON list of {question, answer, steps} -> tokenised samples."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from coconut.curriculum import Sample
+from coconut.errors import UserError
+from coconut.tokens import Tokenizer
+
+CHECKED_ITEMS = 50_000
+"""Of a larger file, this many evenly spread items have their tokens compared with the whole text's."""
+SHOWN_PROBLEMS = 5
+
+
+def read_items(path: str | Path) -> list[dict[str, Any]]:
+    """Items of a data file, checked. Extra keys are kept. Raises UserError naming file and item."""
+    where = str(path)
+    try:
+        items = json.loads(Path(path).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(where, "no such file; data/README.md says how to make it") from None
+    except json.JSONDecodeError as error:
+        raise UserError(where, f"line {error.lineno}: not valid JSON: {error.msg}") from None
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(where, f"cannot be read as JSON: {error}") from None
+    if not isinstance(items, list):
+        raise UserError(where, "expected a JSON list of items with question, answer and steps")
+    if not items:
+        raise UserError(where, "holds no items")
+    problems = [f"item {i}: {text}" for i, item in enumerate(items) for text in _complaints(item)]
+    _raise_all(where, problems)
+    return items
+
+
+def _complaints(item: Any) -> list[str]:
+    if not isinstance(item, dict):
+        return [f"expected an object, got {type(item).__name__}"]
+    found = []
+    for name in ("question", "answer"):
+        if name not in item:
+            found.append(f"{name} is missing")
+        elif not isinstance(item[name], str):
+            found.append(f"{name} must be text, got {type(item[name]).__name__}")
+        elif not item[name].strip():
+            found.append(f"{name} is empty")
+    steps = item.get("steps")
+    if "steps" not in item:
+        found.append("steps is missing (an empty list is allowed)")
+    elif not isinstance(steps, list) or not all(isinstance(step, str) for step in steps):
+        found.append("steps must be a list of texts")
+    else:
+        found += [f"step {i} is empty" for i, step in enumerate(steps) if not step.strip()]
+    try:
+        json.dumps(item, ensure_ascii=False).encode("utf-8")
+    except UnicodeEncodeError:
+        found.append("holds a lone surrogate, which no tokenizer can encode")
+    return found
+
+
+def tokenize(items: Sequence[dict[str, Any]], tokenizer: Tokenizer, where: str) -> list[Sample]:
+    """Tokens of every item, part by part as published, and compared with those of the whole text.
+
+    where: the file's name, for messages. Raises UserError naming items whose parts do not add up.
+    """
+    samples = []
+    stride = max(1, len(items) // CHECKED_ITEMS)
+    problems = []
+    for idx, item in enumerate(items):
+        question = tokenizer.encode_question(item["question"] + "\n")
+        steps = [tokenizer.encode(step + "\n") for step in item["steps"]]
+        answer = tokenizer.encode("### " + item["answer"])
+        if idx % stride == 0:
+            whole = "\n".join([item["question"], *item["steps"], "### " + item["answer"]])
+            parts = [*question, *(token for step in steps for token in step), *answer]
+            if tokenizer.encode_question(whole) != parts:
+                problems.append(
+                    f"item {idx}: its parts, tokenised alone, are not the tokens of the whole text;"
+                    " remove white space at the ends of question, steps and answer"
+                )
+        samples.append(Sample(idx, question, steps, [*answer, tokenizer.eos_id]))
+    _raise_all(where, problems)
+    return samples
+
+
+def check_lengths(
+    samples: Sequence[Sample], extra: int, n_positions: int | None, where: str
+) -> None:
+    """Every sample must fit the model's positions. extra: markers and latents of the longest plan."""
+    if n_positions is None:
+        return
+    problems = []
+    for sample in samples:
+        n = len(sample.question) + sum(map(len, sample.steps)) + len(sample.answer) + extra
+        if n > n_positions:
+            problems.append(
+                f"item {sample.idx}: up to {n} tokens with its latents, but the model has"
+                f" {n_positions} positions; shorten or remove the item"
+            )
+    _raise_all(where, problems)
+
+
+def _raise_all(where: str, problems: list[str]) -> None:
+    if problems:
+        more = len(problems) - SHOWN_PROBLEMS
+        rest = [f"... and {more} more problems"] if more > 0 else []
+        raise UserError(where, *problems[:SHOWN_PROBLEMS], *rest)

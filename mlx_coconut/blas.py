@@ -1,0 +1,49 @@
+"""Gives MLX on Linux a fast BLAS. Must run before `mlx.core` is first imported.
+
+The Linux wheel links the reference BLAS by its usual symbols; a faster library that is loaded first
+with global symbols takes its place. Measured: matrix products 20 to 30 times faster.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import sys
+from pathlib import Path
+
+CANDIDATES = ("libopenblas.so.0", "libopenblas.so", "libmkl_rt.so.3", "libmkl_rt.so.2")
+"""Tried in this order by the system's loader, then where PyPI's mkl puts its library."""
+
+
+def load() -> str:
+    """Load the first fast BLAS found. Returns a line for the log: which one, or what to do.
+
+    COCONUT_BLAS names a library to use instead; COCONUT_BLAS=none leaves MLX as it is.
+    """
+    if not sys.platform.startswith("linux"):
+        return ""
+    if "mlx.core" in sys.modules:
+        return "BLAS: MLX was imported first and keeps its own"
+    wanted = os.environ.get("COCONUT_BLAS")
+    if wanted == "none":
+        return "BLAS: MLX's own, as COCONUT_BLAS=none asks"
+    in_prefix = sorted(str(p) for p in Path(sys.prefix, "lib").glob("libmkl_rt.so.*"))
+    # The default threading layer of mkl wants a library of its own; GNU's is always there.
+    os.environ.setdefault("MKL_THREADING_LAYER", "GNU")
+    for name in [wanted] if wanted else [*CANDIDATES, *in_prefix]:
+        try:
+            ctypes.CDLL(name, mode=ctypes.RTLD_GLOBAL)
+        except OSError as error:
+            if wanted:
+                return (
+                    f"BLAS: COCONUT_BLAS={wanted} cannot be loaded ({error}); slow reference BLAS"
+                )
+            continue
+        return f"BLAS: {name}"
+    return (
+        "BLAS: MLX's slow reference BLAS; `apt install libopenblas0` or `pip install mkl` makes"
+        " matrix products 20 to 30 times faster"
+    )
+
+
+STATUS = load()

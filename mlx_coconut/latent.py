@@ -1,0 +1,74 @@
+"""The latent passes: what makes this Coconut.
+
+    pass 0        columns [0, m)         the questions, up to each <|start-latent|>
+    pass i < R    column m + i - 1       one thought: the state at the column before it
+    pass R        columns [m + R - 1, T) the last thought and everything behind it
+
+m is the first latent's column, R the largest number of latents. Every column is computed once.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import mlx.core as mx
+
+from coconut.batch import Batch
+from mlx_coconut.cache import SegmentCache
+from mlx_coconut.models.base import additive_mask, split_key
+
+
+@dataclass
+class Inputs:
+    """The arrays of a Batch that a forward pass reads; see coconut/batch.py for the shapes."""
+
+    ids: mx.array
+    mask: mx.array
+    positions: mx.array
+    is_latent: mx.array
+
+    @classmethod
+    def of(cls, batch: Batch) -> Inputs:
+        """Copy from the host."""
+        return cls(*map(mx.array, (batch.ids, batch.mask, batch.positions, batch.is_latent)))
+
+
+@dataclass
+class LatentOutput:
+    """hidden (B, T, D) after the final norm; thoughts: R arrays (B, D) as fed back; the cache."""
+
+    hidden: mx.array
+    thoughts: list[mx.array]
+    cache: SegmentCache
+
+
+def latent_forward(
+    model, inputs: Inputs, first_latent: int, n_passes: int, key: mx.array | None = None
+) -> LatentOutput:
+    """Hidden states of a batch, with every latent's input replaced by the state before it.
+
+    first_latent, n_passes: the batch's plan; n_passes 0 is the plain model, latents included as
+    ordinary tokens. key: turns dropout on. Gradients flow through all passes and the cache.
+    """
+    embedded = model.embed(inputs.ids)
+    T = inputs.ids.shape[1]
+    cache = SegmentCache(len(model.layers))
+    keys = split_key(key, n_passes + 1)
+
+    def run(x: mx.array, start: int, end: int, i: int) -> mx.array:
+        mask = additive_mask(inputs.mask, start, end, x.dtype)
+        return model.trunk(x, inputs.positions[:, start:end], mask, cache, keys[i])
+
+    end = first_latent if n_passes else T
+    hidden, thoughts = [run(embedded[:, :end], 0, end, 0)], []
+    for i in range(1, n_passes + 1):
+        # ln_f's output, not the residual stream: published checkpoints were trained on it.
+        thought = hidden[-1][:, -1]
+        start, end = end, T if i == n_passes else end + 1
+        chosen = inputs.is_latent[:, start, None].astype(thought.dtype)
+        x = embedded[:, start] * (1 - chosen) + thought * chosen
+        x = mx.concatenate([x[:, None], embedded[:, start + 1 : end]], axis=1)
+        hidden.append(run(x, start, end, i))
+        thoughts.append(thought)
+    joined = hidden[0] if len(hidden) == 1 else mx.concatenate(hidden, axis=1)
+    return LatentOutput(joined, thoughts, cache)

@@ -1,0 +1,79 @@
+"""What every architecture shares: attention over cached segments, dropout, masks."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import mlx.core as mx
+
+NEVER = -1e9
+"""Added to the score of a key that must not be seen; finite, so that no row can become NaN."""
+
+
+def additive_mask(key_mask: mx.array, start: int, end: int, dtype: mx.Dtype) -> mx.array:
+    """Mask (B, 1, end - start, end) to add to the scores of queries in columns start..end.
+
+    key_mask: (B, >= end) bool, True on real tokens. A query sees the real keys up to its own
+    column, and itself even if it is a pad: a row without any allowed key would be NaN.
+    """
+    columns = mx.arange(end)
+    queries = columns[start:, None]
+    causal = columns[None] <= queries
+    itself = columns[None] == queries
+    allowed = (causal & key_mask[:, None, :end]) | itself
+    # Arithmetic instead of `where`, which is 30 times slower on MLX's CPU back end.
+    return ((1 - allowed.astype(mx.float32)) * NEVER).astype(dtype)[:, None]
+
+
+def attend(
+    q: mx.array,
+    keys: Sequence[mx.array],
+    values: Sequence[mx.array],
+    mask: mx.array | None,
+    dropout_rate: float = 0.0,
+    key: mx.array | None = None,
+) -> mx.array:
+    """Scaled dot-product attention over keys kept in segments; the segments are never joined.
+
+    q (B, H, T, d); each of keys and values (B, G, S_i, d) with H a multiple of G; mask as from
+    `additive_mask`, its last axis the sum of S_i, or None: all keys are seen. Returns (B, H, T, d).
+    Joining would copy every key of the question once a latent pass and keep the copies for the
+    backward pass.
+    """
+    scale = q.shape[-1] ** -0.5
+    drops = key is not None and dropout_rate > 0
+    if len(keys) == 1 and not drops:
+        return mx.fast.scaled_dot_product_attention(q, keys[0], values[0], scale=scale, mask=mask)
+    B, H, T, d = q.shape
+    G = keys[0].shape[1]
+    grouped = (q * scale).reshape(B, G, H // G * T, d)
+    parts = [grouped @ k.swapaxes(-1, -2) for k in keys]
+    scores = parts[0] if len(parts) == 1 else mx.concatenate(parts, axis=-1)
+    if mask is not None:
+        scores = (scores.reshape(B, H, T, -1) + mask).reshape(scores.shape)
+    p = mx.softmax(scores, axis=-1, precise=True)
+    if drops:
+        p = dropout(p, dropout_rate, key)
+    out, start = None, 0
+    for v in values:
+        part = p[..., start : start + v.shape[2]] @ v
+        out = part if out is None else out + part
+        start += v.shape[2]
+    return out.reshape(B, H, T, d)
+
+
+def dropout(x: mx.array, rate: float, key: mx.array | None) -> mx.array:
+    """Inverted dropout from an explicit key; no key or rate 0 leaves x as it is.
+
+    An explicit key makes a recomputed block (gradient checkpointing) drop the same elements, and a
+    resumed run the same as an unbroken one.
+    """
+    if key is None or rate == 0:
+        return x
+    kept = mx.random.bernoulli(1 - rate, x.shape, key=key)
+    return x * (kept.astype(x.dtype) * (1 / (1 - rate)))
+
+
+def split_key(key: mx.array | None, n: int) -> list[mx.array | None]:
+    """n keys out of one; n times None out of None (no dropout)."""
+    return [None] * n if key is None else list(mx.random.split(key, n))

@@ -1,0 +1,146 @@
+"""GPT-2 as published (learned positions, pre-norm, tied head, tanh GELU).
+
+Source: Radford et al. 2019; names follow transformers' GPT2LMHeadModel.
+Departs from it: Linear weights are held (out, in); `sanitize` transposes Conv1D weights on reading,
+`to_hf` transposes them back.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import mlx.core as mx
+import mlx.nn as nn
+
+from mlx_coconut.cache import Cache
+from mlx_coconut.cpu import gelu_new
+from mlx_coconut.models.base import attend, dropout, split_key
+
+CONV1D = ("attn.c_attn.weight", "attn.c_proj.weight", "mlp.c_fc.weight", "mlp.c_proj.weight")
+"""Weights that Hugging Face stores (in, out)."""
+
+
+@dataclass
+class ModelArgs:
+    """The fields of config.json that GPT-2 is built from, under their Hugging Face names."""
+
+    vocab_size: int
+    n_positions: int
+    n_embd: int
+    n_layer: int
+    n_head: int
+    n_inner: int | None = None
+    layer_norm_epsilon: float = 1e-5
+    embd_pdrop: float = 0.1
+    attn_pdrop: float = 0.1
+    resid_pdrop: float = 0.1
+    initializer_range: float = 0.02
+
+
+class Attention(nn.Module):
+    def __init__(self, args: ModelArgs):
+        super().__init__()
+        self.n_head = args.n_head
+        self.attn_pdrop, self.resid_pdrop = args.attn_pdrop, args.resid_pdrop
+        self.c_attn = nn.Linear(args.n_embd, 3 * args.n_embd)
+        self.c_proj = nn.Linear(args.n_embd, args.n_embd)
+
+    def __call__(self, x, mask, cache, layer, key=None):
+        B, T, D = x.shape
+        attn_key, resid_key = split_key(key, 2)
+        q, k, v = (
+            part.reshape(B, T, self.n_head, -1).transpose(0, 2, 1, 3)
+            for part in mx.split(self.c_attn(x), 3, axis=-1)
+        )
+        keys, values = ([k], [v]) if cache is None else cache.update(layer, k, v)
+        out = attend(q, keys, values, mask, self.attn_pdrop, attn_key)
+        out = self.c_proj(out.transpose(0, 2, 1, 3).reshape(B, T, D))
+        return dropout(out, self.resid_pdrop, resid_key)
+
+
+class MLP(nn.Module):
+    def __init__(self, args: ModelArgs):
+        super().__init__()
+        self.resid_pdrop = args.resid_pdrop
+        inner = args.n_inner or 4 * args.n_embd
+        self.c_fc = nn.Linear(args.n_embd, inner)
+        self.c_proj = nn.Linear(inner, args.n_embd)
+
+    def __call__(self, x, key=None):
+        return dropout(self.c_proj(gelu_new(self.c_fc(x))), self.resid_pdrop, key)
+
+
+class Block(nn.Module):
+    def __init__(self, args: ModelArgs):
+        super().__init__()
+        self.ln_1 = nn.LayerNorm(args.n_embd, eps=args.layer_norm_epsilon)
+        self.attn = Attention(args)
+        self.ln_2 = nn.LayerNorm(args.n_embd, eps=args.layer_norm_epsilon)
+        self.mlp = MLP(args)
+
+    def __call__(self, x, mask, cache, layer, key=None):
+        attn_key, mlp_key = split_key(key, 2)
+        x = x + self.attn(self.ln_1(x), mask, cache, layer, attn_key)
+        return x + self.mlp(self.ln_2(x), mlp_key)
+
+
+class Model(nn.Module):
+    """GPT-2 in the three verbs that latent passes need."""
+
+    def __init__(self, args: ModelArgs):
+        super().__init__()
+        self.args = args
+        self.wte = nn.Embedding(args.vocab_size, args.n_embd)
+        self.wpe = nn.Embedding(args.n_positions, args.n_embd)
+        self.h = [Block(args) for _ in range(args.n_layer)]
+        self.ln_f = nn.LayerNorm(args.n_embd, eps=args.layer_norm_epsilon)
+
+    def embed(self, ids: mx.array) -> mx.array:
+        """Token embeddings without positions: ids (B, T) -> (B, T, D). Thoughts replace rows of it."""
+        return self.wte(ids)
+
+    def trunk(
+        self,
+        x: mx.array,
+        positions: mx.array,
+        mask: mx.array | None = None,
+        cache: Cache | None = None,
+        key: mx.array | None = None,
+    ) -> mx.array:
+        """Blocks and final norm: x (B, T, D), positions (B, T) -> (B, T, D).
+
+        key: turns dropout on, on the embeddings of thoughts too. mask: see `additive_mask`.
+        """
+        keys = split_key(key, len(self.h) + 1)
+        x = dropout(x + self.wpe(positions), self.args.embd_pdrop, keys[0])
+        for layer, block in enumerate(self.h):
+            x = block(x, mask, cache, layer, keys[layer + 1])
+        return self.ln_f(x)
+
+    def head(self, h: mx.array) -> mx.array:
+        """Logits of states after the final norm: (..., D) -> (..., V)."""
+        return self.wte.as_linear(h)
+
+    @property
+    def layers(self) -> list[Block]:
+        """The blocks."""
+        return self.h
+
+
+def sanitize(weights: dict[str, mx.array]) -> dict[str, mx.array]:
+    """Hugging Face names and layout -> ours: prefix off, mask buffers and tied head out, Conv1D turned.
+
+    Weights already in our layout have no mark of it, so this must run exactly once on a file.
+    """
+    out = {}
+    for name, w in weights.items():
+        name = name.removeprefix("transformer.")
+        if name == "lm_head.weight" or name.endswith((".attn.bias", ".attn.masked_bias")):
+            continue
+        out[name] = w.T if name.endswith(CONV1D) else w
+    return out
+
+
+def to_hf(weights: dict[str, mx.array]) -> dict[str, mx.array]:
+    """Our names and layout -> the hub's GPT-2 file (no prefix, Conv1D (in, out), tied head left out)."""
+    return {name: w.T if name.endswith(CONV1D) else w for name, w in weights.items()}
