@@ -43,6 +43,9 @@ CONCEPTS = tuple(
     zhorpus zumpus""".split()
 )
 
+TRAIN_ITEMS, TRAIN_SEED = 17_886, 1  # as many as the official training set has
+"""The training set of the project; validation and test have seeds 2 and 3."""
+
 # A node's kind is the union of what it descends from: bit 1 head 0, bit 2 head 1.
 _NEITHER, _A, _B = 0, 1, 2
 _MAX_NODES = len(CONCEPTS) + 2  # never more concepts than there are words for
@@ -657,6 +660,14 @@ def write(
         write_items(path, progress.track(items, total=n_items, description=str(path)))
 
 
+def ensure_train(path: Path | str) -> None:
+    """Generate the training set at `path` if there is no file: the same bytes everywhere."""
+    if not Path(path).exists():
+        here = Path(__file__).parent
+        held_out = [here / "prosqa_valid.json", here / "prosqa_test.json"]
+        write(path, Options(), TRAIN_SEED, TRAIN_ITEMS, held_out)
+
+
 def _print_stats(paths: Sequence[str]) -> None:
     from rich.console import Console
     from rich.table import Table
@@ -666,8 +677,8 @@ def _print_stats(paths: Sequence[str]) -> None:
     console = Console() if sys.stdout.isatty() else Console(width=70 + 34 * len(paths))
 
     def table(title: str, *extra: str) -> Table:
-        made = Table(title=title, title_justify="left")
-        made.add_column("")
+        made = Table()
+        made.add_column(title)
         for heading in (*(Path(path).name for path in paths), *extra):
             made.add_column(heading, justify="right")
         return made
@@ -692,8 +703,8 @@ def _print_stats(paths: Sequence[str]) -> None:
             dist.add_row(str(value), *(f"{100 * s[name].get(value, 0):.1f}" for s in shares))
         console.print(dist)
 
-    rules = Table(title="shortcut rules, per cent right", title_justify="left")
-    rules.add_column("choose the concept …")
+    rules = Table()
+    rules.add_column("shortcut rule, per cent right: choose the concept …")
     columns = []
     for path, items in zip(paths, sets, strict=True):
         rules.add_column(Path(path).name, justify="right")
