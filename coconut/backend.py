@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -96,3 +96,19 @@ class Backend(Protocol):
     def n_traces(self) -> int:
         """How often a step was traced or compiled."""
         ...
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where a model comes from, and the vocabulary it is to have.
+
+    config: its config.json. directory: a checkpoint with weights, or None for random ones.
+    vocab_size: rows the embedding needs at least. new_tokens: ids whose rows must be set anew, from
+    the row of copy_from, or at random if that is None.
+    """
+
+    config: dict[str, Any]
+    directory: Path | None
+    vocab_size: int
+    new_tokens: range
+    copy_from: int | None

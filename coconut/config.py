@@ -1,4 +1,4 @@
-"""RunConfig: every key of a run, its default, type and meaning, once; reading and checking YAML files."""
+"""RunConfig: every key of a run, its default, type and meaning; reading and checking YAML."""
 
 from __future__ import annotations
 

@@ -21,7 +21,7 @@ IGNORED = -100
 
 @dataclass(frozen=True)
 class Sample:
-    """One tokenised item: question with its newline, each step with its newline, answer with eos."""
+    """One tokenised item: question and steps with their newlines, answer with eos."""
 
     idx: int
     question: list[int]
@@ -170,7 +170,7 @@ def _latent_run(config: RunConfig, n_latents: int, markers: Markers | None) -> l
 def _icot_removed(
     config: RunConfig, n_tokens: int, progress: float, rng: np.random.Generator
 ) -> int:
-    """Chain tokens removed from the left. Source: Deng et al. 2024 (arXiv 2405.14838), section 3."""
+    """Chain tokens removed from the left. Source: Deng et al. 2024 (arXiv 2405.14838), 3."""
     removed = int(config.icot_tokens_per_epoch * progress)
     if config.icot_smoothing > 0:
         # P(o) is proportional to exp(-rate * o): a geometric draw that starts at 0.

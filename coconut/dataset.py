@@ -12,7 +12,7 @@ from coconut.errors import UserError
 from coconut.tokens import Tokenizer
 
 CHECKED_ITEMS = 50_000
-"""Of a larger file, this many evenly spread items have their tokens compared with the whole text's."""
+"""Of a larger file, this many evenly spread items are compared with the whole text's tokens."""
 SHOWN_PROBLEMS = 5
 
 
@@ -89,7 +89,7 @@ def tokenize(items: Sequence[dict[str, Any]], tokenizer: Tokenizer, where: str) 
 def check_lengths(
     samples: Sequence[Sample], extra: int, n_positions: int | None, where: str
 ) -> None:
-    """Every sample must fit the model's positions. extra: markers and latents of the longest plan."""
+    """Every sample must fit the model's positions. extra: markers and latents at most."""
     if n_positions is None:
         return
     problems = []

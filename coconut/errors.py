@@ -4,8 +4,8 @@
 class UserError(Exception):
     """Bad input: configuration, data, checkpoint or text.
 
-    where: the file (and item) the problems lie in. problems: one line each, saying what is wrong and
-    what to do. The command line prints the message without a traceback and exits with status 2.
+    where: the file (and item) the problems lie in. problems: one line each, saying what is wrong
+    and what to do. The command line prints the message without a traceback and exits with status 2.
     """
 
     def __init__(self, where: str, *problems: str) -> None:

@@ -24,7 +24,7 @@ class SegmentCache:
 
     def update(self, layer, k, v):
         """k, v (B, G, T, d) of the pass. Returns lists of all segments so far, in order."""
-        # New lists: a block that is recomputed in the backward pass must not append twice.
+        # New lists: a recomputed block is handed the old ones and must not grow them.
         self.keys[layer] = [*self.keys[layer], k]
         self.values[layer] = [*self.values[layer], v]
         return self.keys[layer], self.values[layer]

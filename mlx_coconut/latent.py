@@ -43,12 +43,18 @@ class LatentOutput:
 
 
 def latent_forward(
-    model, inputs: Inputs, first_latent: int, n_passes: int, key: mx.array | None = None
+    model,
+    inputs: Inputs,
+    first_latent: int,
+    n_passes: int,
+    key: mx.array | None = None,
+    checkpointing: bool = False,
 ) -> LatentOutput:
     """Hidden states of a batch, with every latent's input replaced by the state before it.
 
     first_latent, n_passes: the batch's plan; n_passes 0 is the plain model, latents included as
     ordinary tokens. key: turns dropout on. Gradients flow through all passes and the cache.
+    checkpointing: blocks are recomputed in the backward pass instead of kept.
     """
     embedded = model.embed(inputs.ids)
     T = inputs.ids.shape[1]
@@ -57,7 +63,7 @@ def latent_forward(
 
     def run(x: mx.array, start: int, end: int, i: int) -> mx.array:
         mask = additive_mask(inputs.mask, start, end, x.dtype)
-        return model.trunk(x, inputs.positions[:, start:end], mask, cache, keys[i])
+        return model.trunk(x, inputs.positions[:, start:end], mask, cache, keys[i], checkpointing)
 
     end = first_latent if n_passes else T
     hidden, thoughts = [run(embedded[:, :end], 0, end, 0)], []

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import mlx.core as mx
+
+from mlx_coconut.cache import SegmentCache
 
 NEVER = -1e9
 """Added to the score of a key that must not be seen; finite, so that no row can become NaN."""
@@ -77,3 +79,26 @@ def dropout(x: mx.array, rate: float, key: mx.array | None) -> mx.array:
 def split_key(key: mx.array | None, n: int) -> list[mx.array | None]:
     """n keys out of one; n times None out of None (no dropout)."""
     return [None] * n if key is None else list(mx.random.split(key, n))
+
+
+def checkpointed(block) -> Callable[..., mx.array]:
+    """The block, recomputed in the backward pass instead of keeping its activations.
+
+    As a pure function: parameters and the earlier keys and values go in, the new ones come out.
+    """
+
+    @mx.checkpoint
+    def pure(parameters, x, mask, keys, values, key):
+        block.update(parameters)
+        past = SegmentCache(1)
+        past.keys[0], past.values[0] = keys, values
+        out = block(x, mask, past, 0, key)
+        return out, past.keys[0][-1], past.values[0][-1]
+
+    def run(x, mask, cache, layer, key):
+        parameters = block.trainable_parameters()
+        out, k, v = pure(parameters, x, mask, cache.keys[layer], cache.values[layer], key)
+        cache.update(layer, k, v)
+        return out
+
+    return run

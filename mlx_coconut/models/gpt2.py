@@ -14,10 +14,12 @@ import mlx.nn as nn
 
 from mlx_coconut.cache import Cache
 from mlx_coconut.cpu import gelu_new
-from mlx_coconut.models.base import attend, dropout, split_key
+from mlx_coconut.models.base import attend, checkpointed, dropout, split_key
 
 CONV1D = ("attn.c_attn.weight", "attn.c_proj.weight", "mlp.c_fc.weight", "mlp.c_proj.weight")
 """Weights that Hugging Face stores (in, out)."""
+VOCABULARY_ROWS = ("wte.weight",)
+"""Tensors with a row a token, by their Hugging Face names; the head is tied."""
 
 
 @dataclass
@@ -96,7 +98,7 @@ class Model(nn.Module):
         self.ln_f = nn.LayerNorm(args.n_embd, eps=args.layer_norm_epsilon)
 
     def embed(self, ids: mx.array) -> mx.array:
-        """Token embeddings without positions: ids (B, T) -> (B, T, D). Thoughts replace rows of it."""
+        """Token embeddings without positions, which thoughts replace: ids (B, T) -> (B, T, D)."""
         return self.wte(ids)
 
     def trunk(
@@ -106,15 +108,18 @@ class Model(nn.Module):
         mask: mx.array | None = None,
         cache: Cache | None = None,
         key: mx.array | None = None,
+        checkpointing: bool = False,
     ) -> mx.array:
         """Blocks and final norm: x (B, T, D), positions (B, T) -> (B, T, D).
 
         key: turns dropout on, on the embeddings of thoughts too. mask: see `additive_mask`.
+        checkpointing: recompute each block in the backward pass.
         """
         keys = split_key(key, len(self.h) + 1)
         x = dropout(x + self.wpe(positions), self.args.embd_pdrop, keys[0])
         for layer, block in enumerate(self.h):
-            x = block(x, mask, cache, layer, keys[layer + 1])
+            run = checkpointed(block) if checkpointing else block
+            x = run(x, mask, cache, layer, keys[layer + 1])
         return self.ln_f(x)
 
     def head(self, h: mx.array) -> mx.array:
@@ -128,19 +133,23 @@ class Model(nn.Module):
 
 
 def sanitize(weights: dict[str, mx.array]) -> dict[str, mx.array]:
-    """Hugging Face names and layout -> ours: prefix off, mask buffers and tied head out, Conv1D turned.
+    """Hugging Face names and layout -> ours; applied twice equals applied once.
 
-    Weights already in our layout have no mark of it, so this must run exactly once on a file.
+    Prefix, mask buffers and the tied head are dropped. The orientation is read from c_attn once and
+    holds for the whole file: the square c_proj does not show its own.
     """
     out = {}
     for name, w in weights.items():
         name = name.removeprefix("transformer.")
         if name == "lm_head.weight" or name.endswith((".attn.bias", ".attn.masked_bias")):
             continue
-        out[name] = w.T if name.endswith(CONV1D) else w
+        out[name] = w
+    c_attn = out.get("h.0.attn.c_attn.weight")
+    if c_attn is not None and c_attn.shape[0] < c_attn.shape[1]:
+        out = {name: w.T if name.endswith(CONV1D) else w for name, w in out.items()}
     return out
 
 
 def to_hf(weights: dict[str, mx.array]) -> dict[str, mx.array]:
-    """Our names and layout -> the hub's GPT-2 file (no prefix, Conv1D (in, out), tied head left out)."""
+    """Our names and layout -> the hub's GPT-2 file: no prefix, Conv1D (in, out), no tied head."""
     return {name: w.T if name.endswith(CONV1D) else w for name, w in weights.items()}

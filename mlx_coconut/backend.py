@@ -1,0 +1,113 @@
+"""The back end protocol in MLX, by calling the files beside this one."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import mlx.core as mx
+import numpy as np
+from mlx.utils import tree_flatten
+
+from coconut.backend import Decoding, LossSum, Source, StepStats
+from coconut.batch import Batch
+from coconut.config import WITH_FEEDBACK, RunConfig
+from coconut.initial import grown_rows, initial_weights
+from mlx_coconut import blas, models, weights
+from mlx_coconut.generate import generate
+from mlx_coconut.train import Trainer
+
+
+class Backend:
+    """A model in MLX with its optimizer. See coconut/backend.py for the protocol."""
+
+    name = "mlx_coconut"
+
+    def __init__(self, config: RunConfig, source: Source):
+        self.config = dict(source.config)
+        self.device = "cpu" if mx.default_device() == mx.cpu else mx.device_info()["device_name"]
+        self.dtype = "bfloat16" if config.bf16 else "float32"
+        self.note = blas.STATUS
+        self.feeds_back = config.method in WITH_FEEDBACK
+        if source.directory is None:
+            self.config["vocab_size"] = source.vocab_size
+            self.model, self.module = models.build(self.config, "model_config_path")
+            shapes = {n: w.shape for n, w in weights.hf_weights(self.model, self.module).items()}
+            drawn = initial_weights(shapes, self.config, config.seed)
+            own = self.module.sanitize({n: mx.array(w) for n, w in drawn.items()})
+            weights.set_weights(self.model, own, "random weights")
+        else:
+            self.model, self.module, _ = weights.load_model(source.directory)
+            if source.vocab_size > self.config["vocab_size"] or source.new_tokens:
+                self._grow(source, config.seed)
+        self.trainer = Trainer(
+            self.model,
+            weight_decay=config.weight_decay,
+            max_grad_norm=config.max_grad_norm,
+            bf16=config.bf16,
+            feeds_back=self.feeds_back,
+            checkpointing=config.gradient_checkpointing,
+        )
+        self.model_type = self.config["model_type"]
+        self.n_params = sum(w.size for _, w in tree_flatten(self.model.parameters()))
+        self.n_positions = self.config.get(
+            "n_positions", self.config.get("max_position_embeddings")
+        )
+
+    def _grow(self, source: Source, seed: int) -> None:
+        """Rebuild the model around a larger embedding: resized first, then rows written."""
+        hf = weights.to_numpy(weights.hf_weights(self.model, self.module))
+        for name in self.module.VOCABULARY_ROWS:
+            if name in hf:
+                n = max(source.vocab_size, len(hf[name]))
+                hf[name] = grown_rows(hf[name], n, source.copy_from, source.new_tokens, seed)
+                self.config["vocab_size"] = n
+        self.model, self.module = models.build(self.config, "config.json")
+        own = self.module.sanitize({name: mx.array(w) for name, w in hf.items()})
+        weights.set_weights(self.model, own, "grown embedding")
+
+    def train_step(
+        self, micro_batches: Sequence[Batch], lr: float, dropout_key: tuple[int, ...]
+    ) -> StepStats:
+        """One optimizer update on the summed gradients, divided once by all targets."""
+        return self.trainer.step(micro_batches, lr, dropout_key)
+
+    def eval_loss(self, batch: Batch) -> LossSum:
+        """Loss without dropout and without an update."""
+        return self.trainer.loss(batch)
+
+    def generate(self, batch: Batch, decoding: Decoding) -> list[list[int]]:
+        """New tokens of every row of a batch of prompts; eos is kept where it was produced."""
+        with self.trainer.compute_weights():
+            return generate(self.model, batch, batch.n_passes * self.feeds_back, decoding)
+
+    def reset_optimizer(self) -> None:
+        """Forget the moments."""
+        self.trainer.reset_optimizer()
+
+    def save(self, directory: Path, with_optimizer: bool) -> None:
+        """Write config.json, model.safetensors and, if asked, optimizer.safetensors."""
+        (directory / "config.json").write_text(json.dumps(self.config, indent=2) + "\n")
+        weights.save_weights(weights.hf_weights(self.model, self.module), directory)
+        if with_optimizer:
+            weights.save_moments(self.trainer.optimizer, self.module, directory)
+
+    def load_optimizer(self, directory: Path) -> None:
+        """Read the moments a checkpoint holds."""
+        self.reset_optimizer()
+        weights.load_moments(self.trainer.optimizer, self.model, self.module, directory)
+
+    def weights(self) -> dict[str, np.ndarray]:
+        """Every parameter under its Hugging Face name and layout, float32."""
+        return weights.to_numpy(weights.hf_weights(self.model, self.module))
+
+    def memory(self) -> int:
+        """Peak bytes of MLX's arrays since the last call."""
+        peak = mx.get_peak_memory()
+        mx.reset_peak_memory()
+        return peak
+
+    def n_traces(self) -> int:
+        """How often a step was traced."""
+        return self.trainer.n_traces

@@ -1,0 +1,152 @@
+"""Compiled steps: micro-batch gradients, their lazy accumulation, the AdamW update."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import mlx.core as mx
+import mlx.nn as nn
+import mlx.optimizers as optim
+import numpy as np
+from mlx.utils import tree_flatten, tree_map
+
+from coconut.backend import LossSum, StepStats
+from coconut.batch import Batch
+from mlx_coconut.latent import Inputs, latent_forward
+from mlx_coconut.losses import masked_cross_entropy
+
+
+class Trainer:
+    """One model and its optimizer. feeds_back: latents receive thoughts, not their embedding."""
+
+    def __init__(
+        self,
+        model,
+        *,
+        weight_decay: float,
+        max_grad_norm: float = 0.0,
+        bf16: bool = False,
+        feeds_back: bool = True,
+        checkpointing: bool = False,
+    ):
+        self.model = model
+        self.checkpointing = checkpointing
+        self.optimizer = optim.AdamW(1e-4, weight_decay=weight_decay, bias_correction=True)
+        self.optimizer.init(model.trainable_parameters())
+        self.max_grad_norm = max_grad_norm
+        self.bf16 = bf16
+        self.feeds_back = feeds_back
+        self.n_traces = 0
+        self._micro: dict[tuple, object] = {}
+        self._loss: dict[tuple, object] = {}
+        self._update = None
+
+    def reset_optimizer(self) -> None:
+        """Forget the moments."""
+        self.optimizer = optim.AdamW(
+            1e-4, weight_decay=self.optimizer.weight_decay, bias_correction=True
+        )
+        self.optimizer.init(self.model.trainable_parameters())
+        self._update = None  # it was compiled over the old optimizer's state
+
+    def step(
+        self, micro_batches: Sequence[Batch], lr: float, dropout_key: tuple[int, ...]
+    ) -> StepStats:
+        """One update. dropout_key: host numbers that name this update's dropout."""
+        n_targets = sum(batch.n_targets for batch in micro_batches)
+        loss_sum, total = mx.array(0.0), None
+        for i, batch in enumerate(micro_batches):
+            loss, grads = self._micro_step(batch)(*_arrays(batch), _key(*dropout_key, i))
+            loss_sum = loss_sum + loss
+            total = grads if total is None else tree_map(mx.add, total, grads)
+            # Once a micro-batch: unevaluated, the graphs (activations included) of all of them
+            # would be alive at the update.
+            mx.eval(loss_sum, total)
+        if self._update is None:
+            self._update = self._compile_update()
+        norm = self._update(total, mx.array(1 / max(n_targets, 1)), mx.array(lr))
+        del total, grads
+        mx.eval(norm, self.model.state, self.optimizer.state)
+        return StepStats(loss_sum.item(), n_targets, norm.item())
+
+    def loss(self, batch: Batch) -> LossSum:
+        """Loss without dropout."""
+        key = (batch.first_latent, self._n_passes(batch))
+        if key not in self._loss:
+
+            def run(*arrays):
+                self.n_traces += 1
+                return self._loss_sum(self.model, key, arrays, None)
+
+            self._loss[key] = mx.compile(run, inputs=[self.model.state])
+        return LossSum(self._loss[key](*_arrays(batch)).item(), batch.n_targets)
+
+    def _n_passes(self, batch: Batch) -> int:
+        return batch.n_passes if self.feeds_back else 0
+
+    def _micro_step(self, batch: Batch):
+        """The compiled gradient function of a pass plan; new shapes retrace it by themselves."""
+        key = (batch.first_latent, self._n_passes(batch))
+        if key not in self._micro:
+
+            def run(*arrays):
+                self.n_traces += 1  # runs only while tracing
+                *arrays, dropout = arrays
+                loss = nn.value_and_grad(self.model, self._loss_sum)
+                return loss(self.model, key, arrays, dropout)
+
+            self._micro[key] = mx.compile(run, inputs=[self.model.state])
+        return self._micro[key]
+
+    def _loss_sum(self, model, plan, arrays, dropout):
+        ids, mask, positions, is_latent, index, targets, weights = arrays
+        with self.compute_weights():
+            inputs = Inputs(ids, mask, positions, is_latent)
+            hidden = latent_forward(model, inputs, *plan, dropout, self.checkpointing).hidden
+            # The head only where a label counts: it is a third of GPT-2 small's work.
+            hidden = hidden.reshape(-1, hidden.shape[-1])[index]
+            loss, _ = masked_cross_entropy(model.head(hidden), targets, weights)
+        return loss
+
+    @contextmanager
+    def compute_weights(self) -> Iterator[None]:
+        """With bf16: the model computes in bfloat16 inside, its float32 weights come back after.
+
+        Inside a gradient the casts are part of it, so gradients arrive in float32.
+        """
+        masters = self.model.parameters()
+        if self.bf16:
+            self.model.update(tree_map(lambda w: w.astype(mx.bfloat16), masters))
+        try:
+            yield
+        finally:
+            if self.bf16:
+                self.model.update(masters)
+
+    def _compile_update(self):
+        state = [self.model.state, self.optimizer.state]
+
+        def update(grads, scale, lr):
+            self.n_traces += 1
+            grads = tree_map(lambda g: g * scale, grads)
+            norm = mx.sqrt(sum((g * g).sum() for _, g in tree_flatten(grads)))
+            if self.max_grad_norm > 0:
+                clip = mx.minimum(self.max_grad_norm / (norm + 1e-6), 1.0)
+                grads = tree_map(lambda g: g * clip, grads)
+            self.optimizer.learning_rate = lr
+            self.optimizer.update(self.model, grads)
+            return norm
+
+        return mx.compile(update, inputs=state, outputs=state)
+
+
+def _arrays(batch: Batch) -> list[mx.array]:
+    inputs = Inputs.of(batch)
+    targets = map(mx.array, (batch.target_index, batch.target_ids, batch.target_weight))
+    return [inputs.ids, inputs.mask, inputs.positions, inputs.is_latent, *targets]
+
+
+def _key(*numbers: int) -> mx.array:
+    seed = np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0]
+    return mx.random.key(int(seed))

@@ -1,0 +1,128 @@
+"""Checkpoint directories in and out: config.json, weights in Hugging Face layout, moments."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+from mlx.utils import tree_flatten, tree_unflatten
+
+from coconut.errors import UserError
+from mlx_coconut import models
+
+SHARD_BYTES = 5 * 2**30
+WEIGHTS = "model.safetensors"
+OPTIMIZER = "optimizer.safetensors"
+
+
+def load_model(directory: Path) -> tuple[Any, Any, dict[str, Any]]:
+    """(model, its architecture's module, config) of a checkpoint directory, weights as float32.
+
+    Every parameter is set exactly once with its own shape, or UserError lists what does not fit.
+    """
+    config = json.loads((directory / "config.json").read_text())
+    model, module = models.build(config, str(directory / "config.json"))
+    raw: dict[str, mx.array] = {}
+    for path in weight_files(directory):
+        raw.update(mx.load(str(path)))
+    set_weights(model, module.sanitize(raw), str(directory))
+    return model, module, config
+
+
+def set_weights(model, weights: dict[str, mx.array], where: str) -> None:
+    """Put weights into a model, strictly; floating types become float32."""
+    shapes = {name: w.shape for name, w in tree_flatten(model.parameters())}
+    problems = [f"{name}: missing" for name in shapes if name not in weights]
+    problems += [f"{name}: not a tensor of this model" for name in weights if name not in shapes]
+    problems += [
+        f"{name}: shape {tuple(w.shape)}, expected {tuple(shapes[name])}"
+        for name, w in weights.items()
+        if name in shapes and w.shape != shapes[name]
+    ]
+    if problems:
+        raise UserError(where, *problems)
+    model.update(tree_unflatten([(k, w.astype(mx.float32)) for k, w in weights.items()]))
+    mx.eval(model.parameters())
+
+
+def weight_files(directory: Path) -> list[Path]:
+    """The safetensors files of a checkpoint: one, or the shards that its index names."""
+    index = directory / f"{WEIGHTS}.index.json"
+    if index.exists():
+        names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+        return [directory / name for name in names]
+    if (directory / WEIGHTS).exists():
+        return [directory / WEIGHTS]
+    raise UserError(str(directory), f"no {WEIGHTS}; only safetensors weights are read")
+
+
+def hf_weights(model, module) -> dict[str, mx.array]:
+    """The model's parameters under Hugging Face names, in Hugging Face layout."""
+    return module.to_hf(dict(tree_flatten(model.parameters())))
+
+
+def save_weights(weights: dict[str, mx.array], directory: Path) -> None:
+    """Write model.safetensors, or shards with an index above 5 GB."""
+    shards: list[dict[str, mx.array]] = [{}]
+    size = 0
+    for name, w in weights.items():
+        if size + w.nbytes > SHARD_BYTES and shards[-1]:
+            shards.append({})
+            size = 0
+        shards[-1][name] = mx.contiguous(w)
+        size += w.nbytes
+    if len(shards) == 1:
+        _save(directory / WEIGHTS, shards[0])
+        return
+    where = {}
+    for i, shard in enumerate(shards, 1):
+        file = f"model-{i:05d}-of-{len(shards):05d}.safetensors"
+        _save(directory / file, shard)
+        where.update(dict.fromkeys(shard, file))
+    total = sum(w.nbytes for w in weights.values())
+    index = {"metadata": {"total_size": total}, "weight_map": where}
+    (directory / f"{WEIGHTS}.index.json").write_text(json.dumps(index, indent=1))
+
+
+def save_moments(optimizer, module, directory: Path) -> None:
+    """Write AdamW's moments as m.NAME and v.NAME under Hugging Face names, and the step count."""
+    state = dict(tree_flatten(optimizer.state))
+    moments = {}
+    for kind in ("m", "v"):
+        own = {n[: -len(kind) - 1]: w for n, w in state.items() if n.endswith(f".{kind}")}
+        moments.update({f"{kind}.{n}": mx.contiguous(w) for n, w in module.to_hf(own).items()})
+    moments["step"] = mx.array([int(optimizer.step)], mx.int64)
+    _save(directory / OPTIMIZER, moments)
+
+
+def load_moments(optimizer, model, module, directory: Path) -> None:
+    """Read what `save_moments` of either twin wrote. Raises UserError on anything missing."""
+    path = directory / OPTIMIZER
+    if not path.exists():
+        raise UserError(str(path), "missing; this checkpoint cannot be resumed, only started from")
+    raw = mx.load(str(path))
+    step = int(raw.pop("step").item())
+    optimizer.init(model.trainable_parameters())
+    flat = dict(tree_flatten(optimizer.state))
+    for kind in ("m", "v"):
+        own = module.sanitize({n[2:]: w for n, w in raw.items() if n.startswith(f"{kind}.")})
+        shapes = {n: w.shape for n, w in flat.items() if n.endswith(f".{kind}")}
+        if {f"{n}.{kind}": w.shape for n, w in own.items()} != shapes:
+            raise UserError(str(path), "its moments do not fit the model; remove it to start anew")
+        flat.update({f"{n}.{kind}": w for n, w in own.items()})
+    flat["step"] = mx.array(step, mx.uint64)
+    optimizer.state = tree_unflatten(list(flat.items()))
+    mx.eval(optimizer.state)
+
+
+def _save(path: Path, arrays: dict[str, mx.array]) -> None:
+    # transformers refuses files that do not say which framework's layout they hold.
+    mx.save_safetensors(str(path), arrays, metadata={"format": "pt"})
+
+
+def to_numpy(weights: dict[str, mx.array]) -> dict[str, np.ndarray]:
+    """float32 numpy copies."""
+    return {name: np.array(w.astype(mx.float32)) for name, w in weights.items()}
