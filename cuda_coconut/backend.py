@@ -1,0 +1,122 @@
+"""The back end protocol in torch, by calling the files beside this one."""
+
+from __future__ import annotations
+
+import json
+import resource
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from coconut.backend import Decoding, LossSum, Source, StepStats
+from coconut.batch import Batch
+from coconut.config import WITH_FEEDBACK, RunConfig
+from coconut.initial import grown_rows, initial_weights
+from cuda_coconut import models, weights
+from cuda_coconut.generate import generate
+from cuda_coconut.train import Trainer
+
+
+class Backend:
+    """A model in torch with its optimizer. See coconut/backend.py for the protocol."""
+
+    name = "cuda_coconut"
+
+    def __init__(self, config: RunConfig, source: Source):
+        self.config = dict(source.config)
+        self.on_gpu = torch.cuda.is_available()
+        self.device = torch.cuda.get_device_name() if self.on_gpu else "cpu"
+        self.dtype = "bfloat16" if config.bf16 else "float32"
+        self.note = f"torch {torch.__version__}, {torch.get_num_threads()} CPU threads"
+        self.feeds_back = config.method in WITH_FEEDBACK
+        if source.directory is None:
+            self.config["vocab_size"] = source.vocab_size
+            self.model, self.module = models.build(self.config, "model_config_path")
+            shapes = {
+                n: tuple(w.shape) for n, w in weights.hf_weights(self.model, self.module).items()
+            }
+            drawn = initial_weights(shapes, self.config, config.seed)
+            own = self.module.sanitize({n: torch.from_numpy(w) for n, w in drawn.items()})
+            weights.set_weights(self.model, own, "random weights")
+        else:
+            self.model, self.module, _ = weights.load_model(source.directory)
+            if source.vocab_size > self.config["vocab_size"] or source.new_tokens:
+                self._grow(source, config.seed)
+        self.model.to("cuda" if self.on_gpu else "cpu")
+        self.trainer = Trainer(
+            self.model,
+            weight_decay=config.weight_decay,
+            max_grad_norm=config.max_grad_norm,
+            bf16=config.bf16,
+            feeds_back=self.feeds_back,
+            checkpointing=config.gradient_checkpointing,
+        )
+        self.model_type = self.config["model_type"]
+        self.n_params = sum(w.numel() for w in self.model.parameters())
+        self.n_positions = self.config.get(
+            "n_positions", self.config.get("max_position_embeddings")
+        )
+
+    def _grow(self, source: Source, seed: int) -> None:
+        """Rebuild the model around a larger embedding: resized first, then rows written."""
+        hf = weights.to_numpy(weights.hf_weights(self.model, self.module))
+        for name in self.module.VOCABULARY_ROWS:
+            if name in hf:
+                n = max(source.vocab_size, len(hf[name]))
+                hf[name] = grown_rows(hf[name], n, source.copy_from, source.new_tokens, seed)
+                self.config["vocab_size"] = n
+        self.model, self.module = models.build(self.config, "config.json")
+        own = self.module.sanitize({name: torch.from_numpy(w) for name, w in hf.items()})
+        weights.set_weights(self.model, own, "grown embedding")
+
+    def train_step(
+        self, micro_batches: Sequence[Batch], lr: float, dropout_key: tuple[int, ...]
+    ) -> StepStats:
+        """One optimizer update on the summed gradients, divided once by all targets."""
+        return self.trainer.step(micro_batches, lr, dropout_key)
+
+    def eval_loss(self, batch: Batch) -> LossSum:
+        """Loss without dropout and without an update."""
+        return self.trainer.loss(batch)
+
+    def generate(self, batch: Batch, decoding: Decoding) -> list[list[int]]:
+        """New tokens of every row of a batch of prompts; eos is kept where it was produced."""
+        with self.trainer.compute_weights():
+            return generate(self.model, batch, batch.n_passes * self.feeds_back, decoding)
+
+    def reset_optimizer(self) -> None:
+        """Forget the moments."""
+        self.trainer.reset_optimizer()
+
+    def save(self, directory: Path, with_optimizer: bool) -> None:
+        """Write config.json, model.safetensors and, if asked, optimizer.safetensors."""
+        (directory / "config.json").write_text(json.dumps(self.config, indent=2) + "\n")
+        weights.save_weights(weights.hf_weights(self.model, self.module), directory)
+        if with_optimizer:
+            weights.save_moments(self.trainer.optimizer, self.module, directory)
+
+    def load_optimizer(self, directory: Path) -> None:
+        """Read the moments a checkpoint holds."""
+        self.reset_optimizer()
+        weights.load_moments(self.trainer.optimizer, self.model, self.module, directory)
+
+    def weights(self) -> dict[str, np.ndarray]:
+        """Every parameter under its Hugging Face name and layout, float32."""
+        return weights.to_numpy(weights.hf_weights(self.model, self.module))
+
+    def memory(self) -> int:
+        """Peak bytes of torch's tensors since the last call; on a CPU, of the process so far."""
+        # twin: torch counts no allocations on a CPU.
+        if not self.on_gpu:
+            unit = 1 if sys.platform == "darwin" else 1024
+            return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+        peak = torch.cuda.max_memory_allocated()
+        torch.cuda.reset_peak_memory_stats()
+        return peak
+
+    def n_traces(self) -> int:
+        """How often a step was traced: nothing here is compiled."""
+        return 0

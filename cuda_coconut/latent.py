@@ -1,0 +1,102 @@
+"""The latent passes: what makes this Coconut.
+
+    pass 0        columns [0, m)         the questions, up to each <|start-latent|>
+    pass i < R    column m + i - 1       one thought: the state at the column before it
+    pass R        columns [m + R - 1, T) the last thought and everything behind it
+
+m is the first latent's column, R the largest number of latents. Every column is computed once.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from coconut.batch import Batch
+from cuda_coconut.cache import SegmentCache
+from cuda_coconut.models.base import Key, Mask, additive_mask, split_key
+
+
+@dataclass
+class Inputs:
+    """The arrays of a Batch that a forward pass reads; see coconut/batch.py for the shapes."""
+
+    ids: torch.Tensor
+    mask: torch.Tensor
+    positions: torch.Tensor
+    is_latent: torch.Tensor
+    pads_left: bool = True
+    """Some row begins with a pad. If none does, the causal rule alone hides every pad."""
+
+    @classmethod
+    def of(cls, batch: Batch, device: torch.device | str = "cpu") -> Inputs:
+        """Copy from the host."""
+        arrays = (batch.ids, batch.mask, batch.positions, batch.is_latent)
+        return cls(*(to_device(a, device) for a in arrays), not batch.mask[:, 0].all())
+
+
+def to_device(array: np.ndarray, device: torch.device | str) -> torch.Tensor:
+    """A host array as a tensor, without waiting for the device."""
+    tensor = torch.from_numpy(array)
+    if torch.device(device).type == "cpu":
+        return tensor
+    # Only from pinned memory does the copy run beside the host.
+    return tensor.pin_memory().to(device, non_blocking=True)
+
+
+@dataclass
+class LatentOutput:
+    """hidden (B, T, D) after the final norm; thoughts: R arrays (B, D) as fed back; the cache."""
+
+    hidden: torch.Tensor
+    thoughts: list[torch.Tensor]
+    cache: SegmentCache
+
+
+def latent_forward(
+    model,
+    inputs: Inputs,
+    first_latent: int,
+    n_passes: int,
+    key: Key | None = None,
+    checkpointing: bool = False,
+) -> LatentOutput:
+    """Hidden states of a batch, with every latent's input replaced by the state before it.
+
+    first_latent, n_passes: the batch's plan; n_passes 0 is the plain model, latents included as
+    ordinary tokens. key: turns dropout on. Gradients flow through all passes and the cache.
+    checkpointing: blocks are recomputed in the backward pass instead of kept.
+    """
+    embedded = model.embed(inputs.ids)
+    T = inputs.ids.shape[1]
+    cache = SegmentCache(len(model.layers))
+    keys = split_key(key, n_passes + 1)
+
+    def run(x: torch.Tensor, start: int, end: int, i: int) -> torch.Tensor:
+        mask = pass_mask(inputs, start, end, x.dtype)
+        return model.trunk(x, inputs.positions[:, start:end], mask, cache, keys[i], checkpointing)
+
+    end = first_latent if n_passes else T
+    hidden, thoughts = [run(embedded[:, :end], 0, end, 0)], []
+    for i in range(1, n_passes + 1):
+        # ln_f's output, not the residual stream: published checkpoints were trained on it.
+        thought = hidden[-1][:, -1]
+        start, end = end, T if i == n_passes else end + 1
+        x = torch.where(inputs.is_latent[:, start, None], thought, embedded[:, start])
+        x = torch.cat([x[:, None], embedded[:, start + 1 : end]], dim=1)
+        hidden.append(run(x, start, end, i))
+        thoughts.append(thought)
+    joined = hidden[0] if len(hidden) == 1 else torch.cat(hidden, dim=1)
+    return LatentOutput(joined, thoughts, cache)
+
+
+def pass_mask(inputs: Inputs, start: int, end: int, dtype: torch.dtype) -> Mask:
+    """What the queries in columns start..end may see, in the cheapest form that says so."""
+    # twin: the fused kernels of torch skip the hidden half only when told "causal".
+    if not inputs.pads_left and start == 0:
+        return "causal"
+    if not inputs.pads_left and end - start == 1:
+        return None
+    return additive_mask(inputs.mask, start, end, dtype)

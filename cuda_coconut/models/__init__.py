@@ -1,0 +1,34 @@
+"""Architectures. The file name is the config's model_type."""
+
+from __future__ import annotations
+
+import importlib
+from dataclasses import fields
+from typing import Any
+
+import torch
+
+from coconut.errors import UserError
+
+SUPPORTED = ("gpt2",)
+
+
+def build(config: dict[str, Any], where: str) -> tuple[Any, Any]:
+    """(model, its module) for a config.json, with weights still to be loaded.
+
+    Raises UserError for an architecture or a field that is not supported.
+    """
+    model_type = config.get("model_type")
+    if model_type not in SUPPORTED:
+        raise UserError(
+            where, f"model_type {model_type!r} is not supported; supported: {', '.join(SUPPORTED)}"
+        )
+    module = importlib.import_module(f"{__name__}.{model_type}")
+    known = {f.name for f in fields(module.ModelArgs)}
+    try:
+        args = module.ModelArgs(**{k: v for k, v in config.items() if k in known})
+        # No storage yet: a parameter that loading forgets cannot pass for a trained one.
+        with torch.device("meta"):
+            return module.Model(args), module
+    except (TypeError, ValueError, ZeroDivisionError, RuntimeError) as error:
+        raise UserError(where, f"not a usable {model_type} configuration: {error}") from None

@@ -1,0 +1,124 @@
+"""What every architecture shares: attention over cached segments, dropout, masks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Literal
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch.utils.checkpoint import checkpoint
+
+from cuda_coconut.cache import SegmentCache
+
+NEVER = -1e9
+"""Added to the score of a key that must not be seen; finite, so that no row can become NaN."""
+
+Mask = torch.Tensor | Literal["causal"] | None
+"""To add to the scores; or "causal": every query sees the keys up to its own column; or nothing."""
+
+Key = tuple[int, ...]
+"""Names one random draw: torch has no keys, so a generator is seeded from the numbers."""
+
+
+def additive_mask(key_mask: torch.Tensor, start: int, end: int, dtype: torch.dtype) -> torch.Tensor:
+    """Mask (B, 1, end - start, end) to add to the scores of queries in columns start..end.
+
+    key_mask: (B, >= end) bool, True on real tokens. A query sees the real keys up to its own
+    column, and itself even if it is a pad: a row without any allowed key would be NaN.
+    """
+    columns = torch.arange(end, device=key_mask.device)
+    queries = columns[start:, None]
+    allowed = ((columns <= queries) & key_mask[:, None, :end]) | (columns == queries)
+    mask = torch.zeros(allowed.shape, dtype=dtype, device=key_mask.device)
+    return mask.masked_fill_(~allowed, NEVER)[:, None]
+
+
+def attend(
+    q: torch.Tensor,
+    keys: Sequence[torch.Tensor],
+    values: Sequence[torch.Tensor],
+    mask: Mask,
+    dropout_rate: float = 0.0,
+    key: Key | None = None,
+) -> torch.Tensor:
+    """Scaled dot-product attention over keys kept in segments; the segments are never joined.
+
+    q (B, H, T, d); each of keys and values (B, G, S_i, d) with H a multiple of G; mask as from
+    `additive_mask`, its last axis the sum of S_i, or None: all keys are seen. Returns (B, H, T, d).
+    Joining would copy every key of the question once a latent pass and keep the copies for the
+    backward pass.
+    """
+    drops = key is not None and dropout_rate > 0
+    B, H, T, d = q.shape
+    G = keys[0].shape[1]
+    causal = isinstance(mask, str)
+    if len(keys) == 1 and not drops:
+        return F.scaled_dot_product_attention(
+            q,
+            keys[0],
+            values[0],
+            attn_mask=None if causal else mask,
+            is_causal=causal,
+            enable_gqa=G != H,
+        )
+    if causal:
+        mask = torch.full((T, T), NEVER, dtype=q.dtype, device=q.device).triu_(1)
+    grouped = (q * d**-0.5).reshape(B, G, H // G * T, d)
+    parts = [grouped @ k.transpose(-1, -2) for k in keys]
+    scores = parts[0] if len(parts) == 1 else torch.cat(parts, dim=-1)
+    if mask is not None:
+        scores = (scores.view(B, H, T, -1) + mask).view(scores.shape)
+    p = scores.softmax(dim=-1, dtype=torch.float32).to(values[0].dtype)
+    if drops:
+        p = dropout(p, dropout_rate, key)
+    out, start = None, 0
+    for v in values:
+        part = p[..., start : start + v.shape[2]] @ v
+        out = part if out is None else out + part
+        start += v.shape[2]
+    return out.view(B, H, T, d)
+
+
+def dropout(x: torch.Tensor, rate: float, key: Key | None) -> torch.Tensor:
+    """Inverted dropout from an explicit key; no key or rate 0 leaves x as it is.
+
+    An explicit key makes a recomputed block (gradient checkpointing) drop the same elements, and a
+    resumed run the same as an unbroken one.
+    """
+    if key is None or rate == 0:
+        return x
+    seed = np.random.SeedSequence(key).generate_state(1, np.uint64)[0]
+    generator = torch.Generator(x.device).manual_seed(int(seed))
+    kept = torch.empty_like(x).bernoulli_(1 - rate, generator=generator)
+    return x * kept.mul_(1 / (1 - rate))
+
+
+def split_key(key: Key | None, n: int) -> list[Key | None]:
+    """n keys out of one; n times None out of None (no dropout)."""
+    return [None] * n if key is None else [(*key, i) for i in range(n)]
+
+
+def checkpointed(block) -> Callable[..., torch.Tensor]:
+    """The block, recomputed in the backward pass instead of keeping its activations.
+
+    As a pure function: the earlier keys and values go in, the new ones come out.
+    """
+
+    def pure(x, mask, keys, values, key):
+        past = SegmentCache(1)
+        past.keys[0], past.values[0] = keys, values
+        out = block(x, mask, past, 0, key)
+        return out, past.keys[0][-1], past.values[0][-1]
+
+    def run(x, mask, cache, layer, key):
+        past = (cache.keys[layer], cache.values[layer])
+        # Dropout has keys of its own: the global random state need not be kept and restored.
+        out, k, v = checkpoint(
+            pure, x, mask, *past, key, use_reentrant=False, preserve_rng_state=False
+        )
+        cache.update(layer, k, v)
+        return out
+
+    return run

@@ -1,0 +1,155 @@
+"""GPT-2 as published (learned positions, pre-norm, tied head, tanh GELU).
+
+Source: Radford et al. 2019; names follow transformers' GPT2LMHeadModel.
+Departs from it: Linear weights are held (out, in); `sanitize` transposes Conv1D weights on reading,
+`to_hf` transposes them back.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from cuda_coconut.cache import Cache
+from cuda_coconut.models.base import Key, Mask, attend, checkpointed, dropout, split_key
+
+CONV1D = ("attn.c_attn.weight", "attn.c_proj.weight", "mlp.c_fc.weight", "mlp.c_proj.weight")
+"""Weights that Hugging Face stores (in, out)."""
+VOCABULARY_ROWS = ("wte.weight",)
+"""Tensors with a row a token, by their Hugging Face names; the head is tied."""
+
+
+@dataclass
+class ModelArgs:
+    """The fields of config.json that GPT-2 is built from, under their Hugging Face names."""
+
+    vocab_size: int
+    n_positions: int
+    n_embd: int
+    n_layer: int
+    n_head: int
+    n_inner: int | None = None
+    layer_norm_epsilon: float = 1e-5
+    embd_pdrop: float = 0.1
+    attn_pdrop: float = 0.1
+    resid_pdrop: float = 0.1
+    initializer_range: float = 0.02
+
+
+class Attention(nn.Module):
+    def __init__(self, args: ModelArgs):
+        super().__init__()
+        self.n_head = args.n_head
+        self.attn_pdrop, self.resid_pdrop = args.attn_pdrop, args.resid_pdrop
+        self.c_attn = nn.Linear(args.n_embd, 3 * args.n_embd)
+        self.c_proj = nn.Linear(args.n_embd, args.n_embd)
+
+    def forward(self, x, mask, cache, layer, key=None):
+        B, T, D = x.shape
+        attn_key, resid_key = split_key(key, 2)
+        q, k, v = (
+            part.view(B, T, self.n_head, -1).transpose(1, 2)
+            for part in self.c_attn(x).chunk(3, dim=-1)
+        )
+        keys, values = ([k], [v]) if cache is None else cache.update(layer, k, v)
+        out = attend(q, keys, values, mask, self.attn_pdrop, attn_key)
+        out = self.c_proj(out.transpose(1, 2).reshape(B, T, D))
+        return dropout(out, self.resid_pdrop, resid_key)
+
+
+class MLP(nn.Module):
+    def __init__(self, args: ModelArgs):
+        super().__init__()
+        self.resid_pdrop = args.resid_pdrop
+        inner = args.n_inner or 4 * args.n_embd
+        self.c_fc = nn.Linear(args.n_embd, inner)
+        self.c_proj = nn.Linear(inner, args.n_embd)
+
+    def forward(self, x, key=None):
+        return dropout(self.c_proj(F.gelu(self.c_fc(x), approximate="tanh")), self.resid_pdrop, key)
+
+
+class Block(nn.Module):
+    def __init__(self, args: ModelArgs):
+        super().__init__()
+        self.ln_1 = nn.LayerNorm(args.n_embd, eps=args.layer_norm_epsilon)
+        self.attn = Attention(args)
+        self.ln_2 = nn.LayerNorm(args.n_embd, eps=args.layer_norm_epsilon)
+        self.mlp = MLP(args)
+
+    def forward(self, x, mask, cache, layer, key=None):
+        attn_key, mlp_key = split_key(key, 2)
+        x = x + self.attn(self.ln_1(x), mask, cache, layer, attn_key)
+        return x + self.mlp(self.ln_2(x), mlp_key)
+
+
+class Model(nn.Module):
+    """GPT-2 in the three verbs that latent passes need."""
+
+    def __init__(self, args: ModelArgs):
+        super().__init__()
+        self.args = args
+        self.wte = nn.Embedding(args.vocab_size, args.n_embd)
+        self.wpe = nn.Embedding(args.n_positions, args.n_embd)
+        self.h = nn.ModuleList(Block(args) for _ in range(args.n_layer))
+        self.ln_f = nn.LayerNorm(args.n_embd, eps=args.layer_norm_epsilon)
+
+    def embed(self, ids: torch.Tensor) -> torch.Tensor:
+        """Token embeddings without positions, which thoughts replace: ids (B, T) -> (B, T, D)."""
+        return self.wte(ids)
+
+    def trunk(
+        self,
+        x: torch.Tensor,
+        positions: torch.Tensor,
+        mask: Mask = None,
+        cache: Cache | None = None,
+        key: Key | None = None,
+        checkpointing: bool = False,
+    ) -> torch.Tensor:
+        """Blocks and final norm: x (B, T, D), positions (B, T) -> (B, T, D).
+
+        key: turns dropout on, on the embeddings of thoughts too. mask: see `additive_mask`.
+        checkpointing: recompute each block in the backward pass.
+        """
+        keys = split_key(key, len(self.h) + 1)
+        x = dropout(x + self.wpe(positions), self.args.embd_pdrop, keys[0])
+        for layer, block in enumerate(self.h):
+            run = checkpointed(block) if checkpointing else block
+            x = run(x, mask, cache, layer, keys[layer + 1])
+        return self.ln_f(x)
+
+    def head(self, h: torch.Tensor) -> torch.Tensor:
+        """Logits of states after the final norm: (..., D) -> (..., V)."""
+        return F.linear(h, self.wte.weight)
+
+    @property
+    def layers(self) -> nn.ModuleList:
+        """The blocks."""
+        return self.h
+
+
+def sanitize(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Hugging Face names and layout -> ours; applied twice equals applied once.
+
+    Prefix, mask buffers and the tied head are dropped. The orientation is read from c_attn once and
+    holds for the whole file: the square c_proj does not show its own.
+    """
+    out = {}
+    for name, w in weights.items():
+        name = name.removeprefix("transformer.")
+        if name == "lm_head.weight" or name.endswith((".attn.bias", ".attn.masked_bias")):
+            continue
+        out[name] = w
+    c_attn = out.get("h.0.attn.c_attn.weight")
+    if c_attn is not None and c_attn.shape[0] < c_attn.shape[1]:
+        out = {name: w.T if name.endswith(CONV1D) else w for name, w in out.items()}
+    return out
+
+
+def to_hf(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Our names and layout -> the hub's GPT-2 file: no prefix, Conv1D (in, out), no tied head."""
+    return {name: w.T if name.endswith(CONV1D) else w for name, w in weights.items()}

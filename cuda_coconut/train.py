@@ -1,0 +1,96 @@
+"""Steps: micro-batch gradients, their accumulation, the AdamW update."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+
+from coconut.backend import LossSum, StepStats
+from coconut.batch import Batch
+from cuda_coconut.latent import Inputs, latent_forward, to_device
+from cuda_coconut.losses import masked_cross_entropy
+from cuda_coconut.models.base import Key
+
+
+class Trainer:
+    """One model and its optimizer. feeds_back: latents receive thoughts, not their embedding."""
+
+    def __init__(
+        self,
+        model,
+        *,
+        weight_decay: float,
+        max_grad_norm: float = 0.0,
+        bf16: bool = False,
+        feeds_back: bool = True,
+        checkpointing: bool = False,
+    ):
+        self.model = model
+        self.device = next(model.parameters()).device
+        self.checkpointing = checkpointing
+        self.weight_decay = weight_decay
+        self.max_grad_norm = max_grad_norm
+        self.bf16 = bf16
+        self.feeds_back = feeds_back
+        self.reset_optimizer()
+
+    def reset_optimizer(self) -> None:
+        """Forget the moments."""
+        self.optimizer = torch.optim.AdamW(
+            self.model.named_parameters(), weight_decay=self.weight_decay, fused=True
+        )
+
+    def step(
+        self, micro_batches: Sequence[Batch], lr: float, dropout_key: tuple[int, ...]
+    ) -> StepStats:
+        """One update. dropout_key: host numbers that name this update's dropout."""
+        n_targets = sum(batch.n_targets for batch in micro_batches)
+        scale = torch.tensor(1 / max(n_targets, 1), device=self.device)
+        loss_sum = torch.zeros((), device=self.device)
+        for i, batch in enumerate(micro_batches):
+            loss = self._loss_sum(batch, (*dropout_key, i))
+            loss.backward(scale)
+            loss_sum += loss.detach()
+        grads = [p.grad for p in self.model.parameters()]
+        norm = torch.nn.utils.get_total_norm(grads)
+        if self.max_grad_norm > 0:
+            torch._foreach_mul_(grads, (self.max_grad_norm / (norm + 1e-6)).clamp(max=1))
+        self.optimizer.param_groups[0]["lr"] = lr
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        # The one point where the host waits for the device.
+        loss_value, norm_value = torch.stack([loss_sum, norm]).tolist()
+        return StepStats(loss_value, n_targets, norm_value)
+
+    def loss(self, batch: Batch) -> LossSum:
+        """Loss without dropout."""
+        with torch.no_grad():
+            return LossSum(self._loss_sum(batch, None).item(), batch.n_targets)
+
+    def _n_passes(self, batch: Batch) -> int:
+        return batch.n_passes if self.feeds_back else 0
+
+    def _loss_sum(self, batch: Batch, key: Key | None) -> torch.Tensor:
+        index, targets, weights = (
+            to_device(a, self.device)
+            for a in (batch.target_index, batch.target_ids, batch.target_weight)
+        )
+        plan = (batch.first_latent, self._n_passes(batch))
+        with self.compute_weights():
+            inputs = Inputs.of(batch, self.device)
+            hidden = latent_forward(self.model, inputs, *plan, key, self.checkpointing).hidden
+            # The head only where a label counts: it is a third of GPT-2 small's work.
+            hidden = hidden.reshape(-1, hidden.shape[-1]).index_select(0, index)
+            loss, _ = masked_cross_entropy(self.model.head(hidden), targets, weights)
+        return loss
+
+    @contextmanager
+    def compute_weights(self) -> Iterator[None]:
+        """With bf16: the model computes in bfloat16 inside, its float32 weights stay as they are.
+
+        Autocast keeps the residual stream, norms and softmax in float32.
+        """
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
+            yield

@@ -1,0 +1,138 @@
+"""Checkpoint directories in and out: config.json, weights in Hugging Face layout, moments."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save_file
+
+from coconut.errors import UserError
+from cuda_coconut import models
+
+SHARD_BYTES = 5 * 2**30
+WEIGHTS = "model.safetensors"
+OPTIMIZER = "optimizer.safetensors"
+MOMENTS = {"m": "exp_avg", "v": "exp_avg_sq"}
+"""Names in the file -> names in the state of torch's AdamW."""
+
+
+def load_model(directory: Path) -> tuple[Any, Any, dict[str, Any]]:
+    """(model, its architecture's module, config) of a checkpoint directory, weights as float32.
+
+    Every parameter is set exactly once with its own shape, or UserError lists what does not fit.
+    """
+    config = json.loads((directory / "config.json").read_text())
+    model, module = models.build(config, str(directory / "config.json"))
+    raw: dict[str, torch.Tensor] = {}
+    for path in weight_files(directory):
+        raw.update(load_file(path))
+    set_weights(model, module.sanitize(raw), str(directory))
+    return model, module, config
+
+
+def set_weights(model, weights: dict[str, torch.Tensor], where: str) -> None:
+    """Put weights into a model, strictly; floating types become float32."""
+    shapes = {name: w.shape for name, w in model.named_parameters()}
+    problems = [f"{name}: missing" for name in shapes if name not in weights]
+    problems += [f"{name}: not a tensor of this model" for name in weights if name not in shapes]
+    problems += [
+        f"{name}: shape {tuple(w.shape)}, expected {tuple(shapes[name])}"
+        for name, w in weights.items()
+        if name in shapes and w.shape != shapes[name]
+    ]
+    if problems:
+        raise UserError(where, *problems)
+    # Copies: the file's tensors are views into it, turned ones are not contiguous.
+    own = {k: w.float().clone(memory_format=torch.contiguous_format) for k, w in weights.items()}
+    model.load_state_dict(own, assign=True)
+
+
+def weight_files(directory: Path) -> list[Path]:
+    """The safetensors files of a checkpoint: one, or the shards that its index names."""
+    index = directory / f"{WEIGHTS}.index.json"
+    if index.exists():
+        names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+        return [directory / name for name in names]
+    if (directory / WEIGHTS).exists():
+        return [directory / WEIGHTS]
+    raise UserError(str(directory), f"no {WEIGHTS}; only safetensors weights are read")
+
+
+def hf_weights(model, module) -> dict[str, torch.Tensor]:
+    """The model's parameters under Hugging Face names, in Hugging Face layout."""
+    return module.to_hf({name: w.detach() for name, w in model.named_parameters()})
+
+
+def save_weights(weights: dict[str, torch.Tensor], directory: Path) -> None:
+    """Write model.safetensors, or shards with an index above 5 GB."""
+    shards: list[dict[str, torch.Tensor]] = [{}]
+    size = 0
+    for name, w in weights.items():
+        if size + w.nbytes > SHARD_BYTES and shards[-1]:
+            shards.append({})
+            size = 0
+        shards[-1][name] = w
+        size += w.nbytes
+    if len(shards) == 1:
+        _save(directory / WEIGHTS, shards[0])
+        return
+    where = {}
+    for i, shard in enumerate(shards, 1):
+        file = f"model-{i:05d}-of-{len(shards):05d}.safetensors"
+        _save(directory / file, shard)
+        where.update(dict.fromkeys(shard, file))
+    total = sum(w.nbytes for w in weights.values())
+    index = {"metadata": {"total_size": total}, "weight_map": where}
+    (directory / f"{WEIGHTS}.index.json").write_text(json.dumps(index, indent=1))
+
+
+def save_moments(optimizer, module, directory: Path) -> None:
+    """Write AdamW's moments as m.NAME and v.NAME under Hugging Face names, and the step count."""
+    (group,) = optimizer.param_groups
+    moments, step = {}, 0
+    for kind, key in MOMENTS.items():
+        own = {}
+        for name, w in zip(group["param_names"], group["params"], strict=True):
+            # Before the first update torch has no state yet.
+            state = optimizer.state.get(w) or {key: torch.zeros_like(w), "step": 0}
+            own[name], step = state[key], state["step"]
+        moments.update({f"{kind}.{n}": w.detach() for n, w in module.to_hf(own).items()})
+    moments["step"] = torch.tensor([int(step)])
+    _save(directory / OPTIMIZER, moments)
+
+
+def load_moments(optimizer, model, module, directory: Path) -> None:
+    """Read what `save_moments` of either twin wrote. Raises UserError on anything missing."""
+    path = directory / OPTIMIZER
+    if not path.exists():
+        raise UserError(str(path), "missing; this checkpoint cannot be resumed, only started from")
+    raw = load_file(path)
+    step = raw.pop("step", None)
+    shapes = {name: w.shape for name, w in model.named_parameters()}
+    own = {
+        kind: module.sanitize({n[2:]: w for n, w in raw.items() if n.startswith(f"{kind}.")})
+        for kind in MOMENTS
+    }
+    if step is None or any({n: w.shape for n, w in o.items()} != shapes for o in own.values()):
+        raise UserError(str(path), "its moments do not fit the model; remove it to start anew")
+    for name, p in model.named_parameters():
+        # The fused AdamW wants its step count as a float32 beside the parameter.
+        state = {"step": torch.tensor(float(step.item()), device=p.device)}
+        for kind, key in MOMENTS.items():
+            state[key] = torch.empty_like(p, requires_grad=False).copy_(own[kind][name])
+        optimizer.state[p] = state
+
+
+def _save(path: Path, arrays: dict[str, torch.Tensor]) -> None:
+    # transformers refuses files that do not say which framework's layout they hold.
+    contiguous = {name: w.contiguous() for name, w in arrays.items()}
+    save_file(contiguous, path, metadata={"format": "pt"})
+
+
+def to_numpy(weights: dict[str, torch.Tensor]) -> dict[str, np.ndarray]:
+    """float32 numpy copies."""
+    return {name: w.float().cpu().numpy().copy() for name, w in weights.items()}
