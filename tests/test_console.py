@@ -1,0 +1,222 @@
+"""What the terminal shows and what the log keeps."""
+
+import io
+import json
+import os
+import pty
+import re
+import subprocess
+import sys
+import types
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from coconut.console import Console
+from coconut.errors import UserError
+
+ROOT = Path(__file__).parent.parent
+
+
+def said(kind: str, **fields) -> str:
+    stream = io.StringIO()
+    Console(stream=stream).event(kind, **fields)
+    return stream.getvalue()
+
+
+def log_of(run_dir: Path) -> list[dict]:
+    return [json.loads(line) for line in (run_dir / "log.jsonl").read_text().splitlines()]
+
+
+START = dict(
+    backend="mlx_coconut",
+    model="gpt2",
+    n_params=124_442_112,
+    dtype="float32",
+    run="prosqa-coconut",
+    seed=0,
+)
+EPOCH = dict(epoch=7, n_epochs=50, stage=1)
+
+
+@pytest.mark.parametrize(
+    ("kind", "fields", "line"),
+    [
+        (
+            "start",
+            START,
+            "mlx_coconut | gpt2 124.4M params | float32 | run prosqa-coconut | seed 0",
+        ),
+        (
+            "train",
+            EPOCH
+            | dict(step=120, n_steps=559, loss=0.43123)
+            | dict(tokens_per_second=1841.7, memory_bytes=5.12e9, eta_seconds=865),
+            "epoch 07/50 stage 1 | step 0120/0559 | loss 0.4312 | 1,842 tok/s | 5.1 GB | eta 14m",
+        ),
+        (
+            "eval",
+            EPOCH | dict(loss=0.421, answer=(124, 300), cot=(38, 300)),
+            "eval  07/50 stage 1 | loss 0.4210 | answer 41.3% (124/300) | cot 12.7% (38/300)",
+        ),
+        (
+            "saved",
+            dict(path=Path("runs/prosqa-coconut/epoch_07"), bytes=475_000_000),
+            "saved runs/prosqa-coconut/epoch_07 | 475 MB",
+        ),
+        ("stage", dict(lr=1e-4, n_rows=17886, is_last=True), "stage | lr 0.0001 | n rows 17,886 |"),
+        ("eval", dict(loss=None, answer=(0, 0)), "eval  | answer - (0/0)"),
+        ("train", dict(loss=float("nan"), eta_seconds=float("inf")), "epoch | loss nan |"),
+        ("note", dict(message="two\nlines"), r"note | two\nlines"),
+        ("done", dict(eta_seconds=5400, seconds=12.34), "done | eta 1h30m | 12.3 s"),
+    ],
+)
+def test_a_line_an_event_units_written(kind, fields, line):
+    assert said(kind, **fields).startswith(line) and said(kind, **fields).count("\n") == 1
+
+
+def test_the_log_keeps_every_field_as_json(tmp_path):
+    with Console(tmp_path / "run", stream=io.StringIO()) as console:
+        console.event("eval", **EPOCH, answer=(1, 4), path=tmp_path, loss=np.float32(0.5))
+    [record] = log_of(tmp_path / "run")
+    assert record.pop("time") > 1.7e9
+    answer = {"n": 1, "of": 4, "share": 0.25}
+    assert record == {
+        **dict(event="eval", **EPOCH),
+        **dict(answer=answer, path=str(tmp_path), loss=0.5),
+    }
+
+
+def test_numbers_that_are_not_finite_are_null_and_named(tmp_path):
+    with Console(tmp_path, stream=io.StringIO()) as console:
+        console.event("train", loss=float("nan"), norms={"a": float("-inf"), "b": [1.0, 2.0]})
+    [record] = log_of(tmp_path)
+    assert record["loss"] is None and record["norms"] == {"a": None, "b": [1.0, 2.0]}
+    assert record["_nonfinite"] == {"loss": "nan", "norms.a": "-inf"}
+
+
+@given(fields=st.dictionaries(st.sampled_from("abc"), st.text() | st.floats() | st.integers()))
+def test_any_event_is_one_line_of_valid_json(tmp_path_factory, fields):
+    run_dir = tmp_path_factory.mktemp("run")
+    stream = io.StringIO()
+    with Console(run_dir, stream=stream) as console:
+        console.event("x", **fields)
+
+    def no_constant(name: str) -> None:
+        raise AssertionError(name)
+
+    [line] = (run_dir / "log.jsonl").read_bytes().split(b"\n")[:-1]
+    assert json.loads(line, parse_constant=no_constant)["event"] == "x"
+    assert stream.getvalue().count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("torn", "kept"),
+    [
+        (b'{"event": "b", "lo', ["a", "log", "c"]),
+        (b"\xff", ["a", "log", "c"]),
+        (b'{"event": "b"}', ["a", "b", "c"]),
+        (b"", ["a", "c"]),
+    ],
+)
+def test_a_line_torn_by_a_kill_is_repaired(tmp_path, torn, kept):
+    (tmp_path / "log.jsonl").write_bytes(b'{"event": "a"}\n' + torn)
+    with Console(tmp_path, stream=io.StringIO()) as console:
+        console.event("c")
+    assert [record["event"] for record in log_of(tmp_path)] == kept
+
+
+def test_only_rank_zero_speaks(tmp_path):
+    stream = io.StringIO()
+    with Console(tmp_path / "run", rank=1, stream=stream, wandb={}) as console:
+        console.event("train", loss=1.0)
+        console.say("hello")
+        console.table("t", ["a"], [[1]])
+        with console.progress("x", 3) as bar:
+            bar.advance(loss=1.0)
+    assert stream.getvalue() == "" and not (tmp_path / "run").exists()
+
+
+def test_a_log_that_cannot_be_opened_is_named(tmp_path):
+    (tmp_path / "run").write_text("")
+    with pytest.raises(UserError, match="cannot be written"):
+        Console(tmp_path / "run")
+
+
+def test_wandb_asked_for_and_absent_is_a_user_error(monkeypatch):
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    with pytest.raises(UserError, match="pip install wandb"):
+        Console(wandb={"project": "p"})
+
+
+def test_wandb_gets_the_numbers(monkeypatch):
+    seen: list = []
+    tracker = types.SimpleNamespace(log=seen.append, finish=lambda: seen.append("finished"))
+    tracker.init = lambda **settings: seen.append(settings) or tracker
+    monkeypatch.setitem(sys.modules, "wandb", tracker)
+    with Console(stream=io.StringIO(), wandb={"project": "p"}) as console:
+        console.event("eval", epoch=1, answer=(1, 4), note="x", loss=float("inf"))
+    numbers = {"eval/epoch": 1, "eval/answer": 0.25}
+    assert seen == [{"project": "p"}, numbers, "finished"]
+
+
+def test_a_table_lines_up():
+    stream = io.StringIO()
+    rows = [["coconut", 97.0, 300], ["cot", 7.5, 12000]]
+    Console(stream=stream).table("results", ["method", "accuracy", "n"], rows)
+    assert stream.getvalue().splitlines() == [
+        "results",
+        "  method   accuracy       n",
+        "  -------  --------  ------",
+        "  coconut   97.0000     300",
+        "  cot        7.5000  12,000",
+    ]
+    Console(stream=stream).table("nothing", ["method"], [])
+
+
+SHOW = """
+from coconut.console import Console
+console = Console()
+with console.progress("epoch 07/50 stage 1", 3) as bar:
+    for loss in (3.0, 2.0, 1.0):
+        bar.advance(1, loss=loss)
+        console.event("train", epoch=7, n_epochs=50, loss=loss, note="w" * 200)
+"""
+
+
+def show(stdout: int, **env: str) -> subprocess.Popen:
+    clean = {k: v for k, v in os.environ.items() if k not in ("NO_COLOR", "FORCE_COLOR")}
+    env = {**clean, "PYTHONPATH": str(ROOT), "TERM": "xterm-256color", **env}
+    return subprocess.Popen([sys.executable, "-c", SHOW], stdout=stdout, env=env)
+
+
+def test_piped_output_is_plain_lines_without_bars():
+    with show(subprocess.PIPE) as process:
+        output = process.communicate()[0].decode()
+    wide = "w" * 200
+    assert output.splitlines() == [f"epoch 07/50 | loss {n}.0000 | note {wide}" for n in (3, 2, 1)]
+
+
+@pytest.mark.parametrize("no_color", ["", "1"])
+def test_a_terminal_has_bars_and_colour_unless_refused(no_color):
+    ours, theirs = pty.openpty()
+    with show(theirs, NO_COLOR=no_color) as process:
+        os.close(theirs)
+        output = b""
+        try:
+            while piece := os.read(ours, 4096):
+                output += piece
+        except OSError:
+            pass  # Linux ends a closed terminal with an error
+    os.close(ours)
+    assert process.returncode == 0
+    text = output.decode()
+    assert "3/3" in text and "loss 1.0000" in text
+    plain = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", text)
+    for n in (3, 2, 1):
+        assert f"epoch 07/50 | loss {n}.0000 | note {'w' * 200}" in plain.replace("\r\n", "\n")
+    has_colour = re.search(r"\x1b\[[0-9;]*3[0-9]", text) is not None
+    assert has_colour == (not no_color)
