@@ -12,7 +12,10 @@ from __future__ import annotations
 import argparse
 import hashlib
 import sys
+import time
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 if not __package__:  # run as `python data/download.py`
@@ -20,6 +23,9 @@ if not __package__:  # run as `python data/download.py`
 
 from coconut.errors import UserError
 from data.files import command
+
+_TRIES = 5  # without a byte of progress
+_TIMEOUT = 30  # seconds of silence
 
 
 @dataclass(frozen=True)
@@ -110,9 +116,7 @@ def fetch(source: Source, directory: Path | str) -> Path:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             _transfer(source, part)
-        except OSError as error:  # among them what http_get raises for statuses and no network
-            if part.exists() and not part.stat().st_size:
-                part.unlink()
+        except OSError as error:  # among them the hub package's errors for HTTP statuses
             raise _failure(source, error) from None
     actual = _sha256(part)
     if source.sha256 and actual != source.sha256:
@@ -127,31 +131,55 @@ def fetch(source: Source, directory: Path | str) -> Path:
 
 
 def _transfer(source: Source, part: Path) -> None:
-    from huggingface_hub.file_download import http_get
-    from huggingface_hub.utils import build_hf_headers
+    """Fill up `part` to the whole file; after a cut, go on from there while data keep coming."""
+    from rich.console import Console
+    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
 
+    console = Console(stderr=True)
+    columns = (TextColumn(source.name), BarColumn(), DownloadColumn(), TimeRemainingColumn())
+    tries = _TRIES
+    with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
+        task = progress.add_task("", total=None)
+        while True:
+            before = _size(part)
+            try:
+                return _stream(source, part, partial(progress.update, task))
+            except Exception as error:
+                # The hub package's HTTP library changes with its version, so it is known by name.
+                if type(error).__module__.split(".")[0] not in ("httpx", "httpx2"):
+                    raise
+                tries = _TRIES if _size(part) > before else tries - 1
+                if not tries:
+                    raise ConnectionError(str(error)) from error
+                time.sleep(1)
+
+
+def _stream(source: Source, part: Path, update: Callable[..., None]) -> None:
+    from huggingface_hub import get_session, get_token
+    from huggingface_hub.utils import hf_raise_for_status
+
+    begin = _size(part)
     # Compressed on the way, a range would count other bytes than the file's.
     headers = {"Accept-Encoding": "identity"}
-    if source.is_hub:
-        headers |= build_hf_headers()  # the token goes to the hub only
-    with part.open("ab") as file:
-        try:
-            http_get(
-                source.url,
-                file,
-                resume_size=file.tell(),
-                headers=headers,
-                displayed_filename=source.name,
-            )
-        except Exception as error:
-            # The client library of the hub's package changes with its version (httpx, httpx2), and
-            # its errors have no base of their own outside it.
-            if isinstance(error, OSError) or type(error).__module__.split(".")[0] not in (
-                "httpx",
-                "httpx2",
-            ):
-                raise
-            raise ConnectionError(str(error)) from error
+    if begin:
+        headers["Range"] = f"bytes={begin}-"
+    if source.is_hub and (token := get_token()):
+        headers["Authorization"] = f"Bearer {token}"
+    request = {"headers": headers, "follow_redirects": True, "timeout": _TIMEOUT}
+    with get_session().stream("GET", source.url, **request) as response:
+        hf_raise_for_status(response)
+        if response.status_code != 206:  # the server sends the whole file whatever was asked
+            begin = 0
+        length = response.headers.get("Content-Length")
+        update(completed=begin, total=begin + int(length) if length else None)
+        with part.open("ab" if begin else "wb") as file:
+            for chunk in response.iter_bytes():
+                file.write(chunk)
+                update(advance=len(chunk))
+
+
+def _size(path: Path) -> int:
+    return path.stat().st_size if path.exists() else 0
 
 
 def _failure(source: Source, error: OSError) -> UserError:
@@ -196,9 +224,6 @@ def main() -> None:
     sources = [SOURCES[name] for name in args.names]
     if args.repo:
         sources.append(hub_source(args.repo, args.file, args.revision, args.sha256))
-    from huggingface_hub.utils.logging import set_verbosity_error
-
-    set_verbosity_error()  # its five retries are not worth ten lines; what fails says so at the end
     for source in sources:
         path = fetch(source, args.out_dir)
         print(f"have {path} | {path.stat().st_size:,} bytes | sha256 {_sha256(path)}")

@@ -4,7 +4,7 @@
     python data/gsm8k.py test.jsonl --format text --out test.txt
 
 A text line is `question||step step … #### answer`. A step is an annotation `<<48/2=24>>` as it
-stands in the solution. An item without annotations has no steps: `[]` in our JSON. Coconut's published
+stands in the solution. An item without annotations has no steps: `[]` in our JSON. Coconut's own
 conversion splits the empty text and so keeps one empty step; `--empty-step` does the same.
 """
 

@@ -674,12 +674,13 @@ def _print_stats(paths: Sequence[str]) -> None:
 
     sets = [read(path) for path in paths]
     # Unless a terminal sets the width, nothing is cut off.
-    console = Console() if sys.stdout.isatty() else Console(width=70 + 34 * len(paths))
+    width = 110 + sum(max(len(path), 24) + 16 for path in paths)
+    console = Console() if sys.stdout.isatty() else Console(width=width)
 
     def table(title: str, *extra: str) -> Table:
         made = Table()
         made.add_column(title)
-        for heading in (*(Path(path).name for path in paths), *extra):
+        for heading in (*paths, *extra):
             made.add_column(heading, justify="right")
         return made
 
@@ -707,7 +708,7 @@ def _print_stats(paths: Sequence[str]) -> None:
     rules.add_column("shortcut rule, per cent right: choose the concept …")
     columns = []
     for path, items in zip(paths, sets, strict=True):
-        rules.add_column(Path(path).name, justify="right")
+        rules.add_column(path, justify="right")
         rules.add_column("swapped", justify="right")
         columns += [shortcut_accuracies(items), shortcut_accuracies(map(swap, items))]
     for name in shortcuts:
