@@ -114,6 +114,7 @@ class RunConfig:
         1, "epochs between evaluations; the last epoch is always evaluated", low=1
     )
     swap_test: bool = key(True, "ProsQA: also ask for the other name, and count both right")
+    log_every: int = key(50, "updates between lines on the terminal; log.jsonl has all", low=1)
     save_every: int = key(0, "updates between checkpoints inside an epoch; 0: none", low=0)
     keep_checkpoints: int = key(0, "checkpoints kept, the newest; 0: all", low=0)
     max_grad_norm: float = key(0.0, "clip the gradient to this norm; 0: never", low=0)

@@ -6,7 +6,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import mlx.core as mx
-import mlx.nn as nn
 import mlx.optimizers as optim
 import numpy as np
 from mlx.utils import tree_flatten, tree_map
@@ -38,8 +37,8 @@ class Trainer:
         self.bf16 = bf16
         self.feeds_back = feeds_back
         self.n_traces = 0
-        self._micro: dict[tuple, object] = {}
-        self._loss: dict[tuple, object] = {}
+        self._micro: dict = {}
+        self._loss: dict = {}
         self._update = None
 
     def reset_optimizer(self) -> None:
@@ -57,7 +56,7 @@ class Trainer:
         n_targets = sum(batch.n_targets for batch in micro_batches)
         loss_sum, total = mx.array(0.0), None
         for i, batch in enumerate(micro_batches):
-            loss, grads = self._micro_step(batch)(*_arrays(batch), _key(*dropout_key, i))
+            loss, grads = self._call(self._micro, self._gradients, batch, _key(*dropout_key, i))
             loss_sum = loss_sum + loss
             total = grads if total is None else tree_map(mx.add, total, grads)
             # Once a micro-batch: unevaluated, the graphs (activations included) of all of them
@@ -72,41 +71,42 @@ class Trainer:
 
     def loss(self, batch: Batch) -> LossSum:
         """Loss without dropout."""
-        key = (batch.first_latent, self._n_passes(batch))
-        if key not in self._loss:
+        return LossSum(self._call(self._loss, self._loss_sum, batch).item(), batch.n_targets)
 
-            def run(*arrays):
-                self.n_traces += 1
-                return self._loss_sum(self.model, key, arrays, None)
+    def _call(self, compiled: dict, function, batch: Batch, *rest):
+        """Call a function of (plan, weights, arrays...), compiled once a pass plan.
 
-            self._loss[key] = mx.compile(run, inputs=[self.model.state])
-        return LossSum(self._loss[key](*_arrays(batch)).item(), batch.n_targets)
+        New shapes retrace it by themselves.
+        """
+        plan = (batch.first_latent, batch.n_passes if self.feeds_back else 0)
+        if plan not in compiled:
 
-    def _n_passes(self, batch: Batch) -> int:
-        return batch.n_passes if self.feeds_back else 0
-
-    def _micro_step(self, batch: Batch):
-        """The compiled gradient function of a pass plan; new shapes retrace it by themselves."""
-        key = (batch.first_latent, self._n_passes(batch))
-        if key not in self._micro:
-
-            def run(*arrays):
+            def run(*args):
                 self.n_traces += 1  # runs only while tracing
-                *arrays, dropout = arrays
-                loss = nn.value_and_grad(self.model, self._loss_sum)
-                return loss(self.model, key, arrays, dropout)
+                return function(plan, *args)
 
-            self._micro[key] = mx.compile(run, inputs=[self.model.state])
-        return self._micro[key]
+            compiled[plan] = mx.compile(run)
+        weights = self.model.parameters()
+        try:
+            return compiled[plan](weights, _arrays(batch), *rest)
+        finally:
+            self.model.update(weights)  # tracing leaves placeholders in the model
 
-    def _loss_sum(self, model, plan, arrays, dropout):
-        ids, mask, positions, is_latent, index, targets, weights = arrays
+    def _gradients(self, plan, weights, arrays, dropout):
+        def loss(weights):
+            return self._loss_sum(plan, weights, arrays, dropout)
+
+        return mx.value_and_grad(loss)(weights)
+
+    def _loss_sum(self, plan, weights, arrays, dropout=None):
+        ids, mask, positions, is_latent, index, targets, counts = arrays
+        self.model.update(weights)
         with self.compute_weights():
             inputs = Inputs(ids, mask, positions, is_latent)
-            hidden = latent_forward(model, inputs, *plan, dropout, self.checkpointing).hidden
+            hidden = latent_forward(self.model, inputs, *plan, dropout, self.checkpointing).hidden
             # The head only where a label counts: it is a third of GPT-2 small's work.
             hidden = hidden.reshape(-1, hidden.shape[-1])[index]
-            loss, _ = masked_cross_entropy(model.head(hidden), targets, weights)
+            loss, _ = masked_cross_entropy(self.model.head(hidden), targets, counts)
         return loss
 
     @contextmanager

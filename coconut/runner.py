@@ -1,0 +1,439 @@
+"""The loop: stages, training, evaluation, saving, resuming. A back end does the computing."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from coconut import checkpoint
+from coconut.backend import Backend, Source
+from coconut.batch import Batch, chunks, collate, epoch_order
+from coconut.config import RunConfig
+from coconut.console import Console
+from coconut.curriculum import (
+    Sample,
+    draw_stage,
+    item_rng,
+    mixed_stage,
+    plan,
+    stage_of_epoch,
+    training_row,
+)
+from coconut.dataset import check_lengths, read_items, tokenize
+from coconut.errors import UserError
+from coconut.evaluate import Evaluation, evaluate, markers_of
+from coconut.source import open_source
+from coconut.training_data import TrainingData
+
+DEBUG_VALIDATION = 32
+LAST = "last"
+"""Directory of the checkpoint inside an epoch (save_every); the others are epoch_NN."""
+
+MakeBackend = Callable[[RunConfig, Source], Backend]
+
+
+class Runner:
+    """One run: `train()` or `evaluate_once()`."""
+
+    def __init__(self, config: RunConfig, make_backend: MakeBackend, twin: str):
+        self.config, self.twin = config, twin
+        self.run_dir = config.run_dir
+        self.resumed = None if config.only_eval else self._newest_checkpoint()
+        opened = open_source(config, self.resumed)
+        self.tokenizer, self.made_with = opened.tokenizer, opened.coconut
+        self.markers = markers_of(self.tokenizer)
+        assert config.val_path is not None, "checked with the configuration"
+        self.val_items = read_items(config.val_path)
+        if config.debug:
+            self.val_items = self.val_items[:DEBUG_VALIDATION]
+        self.val = tokenize(self.val_items, self.tokenizer, config.val_path)
+        self.swapped = self._swap() if config.swap_test else None
+        self.data = TrainingData(config, self.tokenizer, self.val_items)
+        n_positions = opened.source.config.get("n_positions")
+        check_lengths(self.val, self._extra_tokens(), n_positions, config.val_path)
+        if not config.only_eval:
+            first = self.data.samples(config.resume)
+            check_lengths(first, self._extra_tokens(), n_positions, str(config.train_path))
+
+        self.backend = make_backend(config, opened.source)
+        self.console = Console(self.run_dir, wandb=tracker(config) if config.wandb else None)
+        write_text(self.run_dir / "config.yaml", config.to_yaml())
+        self.epoch, self.update_in_epoch, self.n_updates = config.resume, 0, 0
+        self.evaluations: dict[str, Any] = {}
+        if self.resumed is not None:
+            self._restore(self.resumed)
+
+    # ---- training
+
+    def train(self) -> None:
+        """Train the epochs that are left, evaluating and saving on the way."""
+        config = self.config
+        self._greet()
+        if self.resumed and self._evaluation_due(self.epoch - 1):
+            self._evaluate_epoch(self.epoch - 1)  # the run was stopped between saving and this
+        while self.epoch < config.num_epochs:
+            epoch, stage = self.epoch, stage_of_epoch(config, self.epoch)
+            if self.update_in_epoch == 0 and self._resets(epoch, stage):
+                self.backend.reset_optimizer()
+            self._train_epoch(epoch, stage)
+            self.epoch, self.update_in_epoch = epoch + 1, 0
+            if not config.debug:
+                self._save(self.run_dir / checkpoint.checkpoint_name(self.epoch), stage)
+            if self._evaluation_due(epoch):
+                self._evaluate_epoch(epoch)
+            self._prune()
+        self.console.close()
+
+    def _train_epoch(self, epoch: int, stage: int) -> None:
+        config, backend = self.config, self.backend
+        samples = self.data.samples(epoch)
+        order = epoch_order(len(samples), config.seed, epoch)
+        groups = list(self._groups(order))
+        total_updates = (config.num_epochs - config.resume) * len(groups)
+        title = f"epoch {epoch + 1:02d}/{config.num_epochs} stage {stage}"
+        with self.console.progress(title, len(groups)) as bar:
+            bar.advance(self.update_in_epoch)
+            for number in range(self.update_in_epoch, len(groups)):
+                start = time.perf_counter()
+                batches = [
+                    self._batch(samples, chunk, epoch, stage, i, len(order))
+                    for i, chunk in groups[number]
+                ]
+                if number == 0:
+                    self._log_first_row(batches[0], epoch)
+                lr = learning_rate(config, self.n_updates, total_updates)
+                stats = backend.train_step(batches, lr, (config.seed, epoch, number))
+                if not math.isfinite(stats.loss) or not math.isfinite(stats.grad_norm):
+                    self._stop_non_finite(epoch, number, batches, stats.loss)
+                self.n_updates += 1
+                self.update_in_epoch = number + 1
+                seconds = time.perf_counter() - start
+                tokens = sum(batch.n_tokens for batch in batches)
+                last = number + 1 == len(groups)
+                say = self.console.event if last or self._is_line(number) else self.console.record
+                say(
+                    "train",
+                    epoch=epoch + 1,
+                    n_epochs=config.num_epochs,
+                    stage=stage,
+                    step=number + 1,
+                    n_steps=len(groups),
+                    loss=stats.loss,
+                    grad_norm=stats.grad_norm,
+                    lr=lr,
+                    tokens_per_second=tokens / seconds,
+                )
+                bar.advance(1, loss=stats.loss)
+                if config.save_every and not config.debug and not last:
+                    if (number + 1) % config.save_every == 0:
+                        self._save(self.run_dir / LAST, stage)
+
+    def _is_line(self, number: int) -> bool:
+        """Whether an update gets a line on the terminal; every one is in log.jsonl."""
+        return number == 0 or (number + 1) % self.config.log_every == 0
+
+    def _groups(self, order: np.ndarray) -> Iterator[list[tuple[int, np.ndarray]]]:
+        """Micro-batches (number, item numbers) of each update; the last group may be short."""
+        numbered = list(enumerate(chunks(order, self.config.batch_size_training)))
+        size = self.config.gradient_accumulation_steps
+        for start in range(0, len(numbered), size):
+            yield numbered[start : start + size]
+
+    def _batch(
+        self,
+        samples: list[Sample],
+        chunk: np.ndarray,
+        epoch: int,
+        stage: int,
+        number: int,
+        n_items: int,
+    ) -> Batch:
+        config = self.config
+        if config.stage_mixing == "batch":
+            # One draw a micro-batch: one latent count, so one pass plan.
+            stage = mixed_stage(stage, np.random.default_rng([config.seed, epoch, number, 1]))
+        progress = epoch + number * config.batch_size_training / n_items
+        rows = []
+        for i in chunk:
+            rng = item_rng(config.seed, epoch, int(i))
+            drawn = draw_stage(config, stage, len(samples[i].steps), rng)
+            rows.append(training_row(config, samples[i], drawn, self.markers, rng, progress))
+        return collate(rows, self.tokenizer.pad_id, config.pad_multiple)
+
+    def _resets(self, epoch: int, stage: int) -> bool:
+        when = self.config.reset_optimizer
+        if epoch == self.config.resume:
+            return False
+        return when == "epoch" or (
+            when == "stage" and stage != stage_of_epoch(self.config, epoch - 1)
+        )
+
+    def _stop_non_finite(self, epoch: int, number: int, batches: list[Batch], loss: float) -> None:
+        indices = [int(i) for batch in batches for i in batch.idx]
+        self.console.event("non_finite", epoch=epoch + 1, step=number + 1, items=indices)
+        self.console.close()
+        raise UserError(
+            str(self.run_dir),
+            f"loss {loss} at epoch {epoch + 1}, step {number + 1}, items {indices}; lower lr, set"
+            " max_grad_norm: 1, or look at these items; the last checkpoint is untouched",
+        )
+
+    # ---- evaluation
+
+    def evaluate_once(self) -> Evaluation:
+        """Evaluate load_model_path at its stage; writes predictions.jsonl and summary.json."""
+        stage, reason = self._evaluation_stage()
+        self._greet()
+        self.console.say(f"stage {stage} ({reason})")
+        result = self._evaluate(stage, f"eval stage {stage}")
+        self._report(result, epoch=None, loss=None)
+        self.console.close()
+        return result
+
+    def _evaluation_stage(self) -> tuple[int, str]:
+        config = self.config
+        if config.stage is not None:
+            return config.stage, "key stage"
+        if config.resume:
+            stage = stage_of_epoch(config, config.resume)
+            return stage, f"resume: {config.resume} // {config.epochs_per_stage} epochs per stage"
+        if self.made_with is not None and "stage" in self.made_with:
+            return self.made_with["stage"], "the checkpoint's own"
+        return stage_of_epoch(config, 0), "epoch 0"
+
+    def _evaluation_due(self, epoch: int) -> bool:
+        due = (epoch + 1) % self.config.eval_every == 0 or epoch + 1 == self.config.num_epochs
+        return due and epoch >= self.config.resume and str(epoch + 1) not in self.evaluations
+
+    def _evaluate_epoch(self, epoch: int) -> None:
+        stage = stage_of_epoch(self.config, epoch)
+        loss = self._validation_loss(stage, epoch)
+        result = self._evaluate(stage, f"eval  {epoch + 1:02d}/{self.config.num_epochs}")
+        self._report(result, epoch=epoch, loss=loss)
+        self.evaluations[str(epoch + 1)] = {"accuracy": result.summary["accuracy"], "loss": loss}
+        write_text(self.run_dir / "evaluations.json", json.dumps(self.evaluations, indent=1))
+
+    def _validation_loss(self, stage: int, epoch: int) -> float:
+        """Mean loss a label over the validation set, at the stage itself (no draws)."""
+        config, total, count = self.config, 0.0, 0
+        for chunk in chunks(np.arange(len(self.val)), config.batch_size_training):
+            rows = [
+                training_row(
+                    config, self.val[i], stage, self.markers, item_rng(config.seed, 0, i), epoch + 1
+                )
+                for i in chunk
+            ]
+            part = self.backend.eval_loss(collate(rows, self.tokenizer.pad_id, config.pad_multiple))
+            total, count = total + part.loss_sum, count + part.n_targets
+        return total / max(count, 1)
+
+    def _evaluate(self, stage: int, title: str) -> Evaluation:
+        n = len(self.val) * (2 if self.swapped else 1)
+        with self.console.progress(title, n) as bar:
+            return evaluate(
+                self.backend,
+                self.config,
+                self.tokenizer,
+                self.val_items,
+                self.val,
+                stage,
+                self.swapped,
+                bar.advance,
+            )
+
+    def _report(self, result: Evaluation, epoch: int | None, loss: float | None) -> None:
+        """Write predictions and summary, and say what came out."""
+        config, s = self.config, result.summary
+        assert config.val_path is not None, "checked with the configuration"
+        s |= {
+            "loss": loss,
+            "epoch": None if epoch is None else epoch + 1,
+            "method": config.method,
+            "backend": self.twin,
+            "device": self.backend.device,
+            "dtype": self.backend.dtype,
+            "checkpoint": config.load_model_path if epoch is None else str(self.run_dir),
+            "data": config.val_path,
+            "data_sha256": checkpoint.sha256(Path(config.val_path)),
+        }
+        lines = [json.dumps(p, ensure_ascii=False) for p in result.predictions]
+        write_text(self.run_dir / "predictions.jsonl", "\n".join(lines) + "\n")
+        write_text(self.run_dir / "summary.json", json.dumps(s, indent=2) + "\n")
+        n = s["n"]
+
+        def share(name: str) -> tuple[int, int] | None:
+            return (round(s[name] * n), n) if name in s else None
+
+        self.console.event(
+            "eval",
+            epoch=s["epoch"],
+            n_epochs=None if epoch is None else config.num_epochs,
+            stage=s["stage"],
+            loss=loss,
+            answer=share("accuracy"),
+            swapped=share("swapped_accuracy"),
+            both=share("both_accuracy"),
+            cot=share("cot_match"),
+            new_tokens=s["new_tokens_per_question"],
+            samples_per_second=s["samples_per_second"],
+            peak_memory_bytes=s["peak_memory_bytes"],
+        )
+        for name, count in s.get("outcomes", {}).items():
+            self.console.say(f"  {name}: {count}")
+
+    def _swap(self) -> tuple[list[dict[str, Any]], list[Sample]] | None:
+        """The validation items asking for the other name, if they are ProsQA's."""
+        if not all("neg_target" in item for item in self.val_items):
+            return None
+        from data import prosqa
+
+        items = [prosqa.swap(item) for item in self.val_items]
+        return items, tokenize(items, self.tokenizer, f"{self.config.val_path} (swapped)")
+
+    # ---- checkpoints
+
+    def _save(self, directory: Path, stage: int) -> None:
+        config, start = self.config, time.perf_counter()
+        with checkpoint.write_atomically(directory) as partial:
+            self.backend.save(partial, with_optimizer=True)
+            self.tokenizer.save(partial)
+            checkpoint.write_json(
+                partial / "coconut.json",
+                {
+                    "format_version": checkpoint.FORMAT_VERSION,
+                    "method": config.method,
+                    "feedback": "last",
+                    "stage": stage,
+                    "c_thought": config.c_thought,
+                    "max_latent_stage": config.max_latent_stage,
+                    "pad_latent_to_max": config.pad_latent_to_max,
+                    "latent_ids": None
+                    if self.markers is None
+                    else [self.markers.start, self.markers.end, self.markers.latent],
+                },
+            )
+            checkpoint.write_json(
+                partial / "trainer_state.json",
+                {
+                    "epoch": self.epoch,
+                    "update_in_epoch": self.update_in_epoch,
+                    "n_updates": self.n_updates,
+                    "seed": config.seed,
+                    "backend": self.twin,
+                },
+            )
+        size = sum(f.stat().st_size for f in directory.iterdir())
+        self.console.event(
+            "saved", path=str(directory), bytes=size, seconds=time.perf_counter() - start
+        )
+
+    def _newest_checkpoint(self) -> Path | None:
+        """The checkpoint of this run that got furthest, or None."""
+        found = [path for path in [checkpoint.latest(self.run_dir)] if path is not None]
+        if (self.run_dir / LAST).is_dir():
+            found.append(self.run_dir / LAST)
+        return max(found, key=_progress, default=None)
+
+    def _restore(self, directory: Path) -> None:
+        state = checkpoint.read_json(directory / "trainer_state.json")
+        if state["seed"] != self.config.seed:
+            raise UserError(
+                str(directory),
+                f"was trained with seed {state['seed']}, not {self.config.seed}; choose another"
+                " name for a new run",
+            )
+        self.backend.load_optimizer(directory)
+        self.epoch, self.update_in_epoch = state["epoch"], state["update_in_epoch"]
+        self.n_updates = state["n_updates"]
+        path = self.run_dir / "evaluations.json"
+        if path.exists():
+            self.evaluations = checkpoint.read_json(path)
+
+    def _prune(self) -> None:
+        shutil.rmtree(self.run_dir / LAST, ignore_errors=True)
+        keep = self.config.keep_checkpoints
+        if self.config.save_only_improve and not keep:
+            keep = 1
+        if not keep or not self.evaluations:
+            return
+        best = max(self.evaluations, key=lambda e: (self.evaluations[e]["accuracy"], -int(e)))
+        spare = self.run_dir / checkpoint.checkpoint_name(int(best))
+        checkpoint.prune(self.run_dir, keep, [spare])
+
+    # ---- words
+
+    def _greet(self) -> None:
+        config, b = self.config, self.backend
+        self.console.say(
+            f"{self.twin} | {b.model_type} {b.n_params / 1e6:.1f}M params | {b.device} {b.dtype}"
+            f" | run {config.name} | method {config.method} | seed {config.seed}"
+        )
+        if getattr(b, "note", ""):
+            self.console.say(b.note)
+        if self.resumed is not None:
+            self.console.say(
+                f"continuing {self.resumed}: epoch {self.epoch + 1}, after"
+                f" {self.update_in_epoch} of its updates"
+            )
+        elif config.resume and not config.only_eval:
+            self.console.say(
+                f"resume {config.resume}: the first {config.resume} epochs of the schedule are"
+                f" skipped; starts at epoch {config.resume + 1},"
+                f" stage {stage_of_epoch(config, config.resume)}"
+            )
+
+    def _log_first_row(self, batch: Batch, epoch: int) -> None:
+        """The published data_table: ids, labels and texts of the epoch's first row."""
+        ids = batch.ids[0][batch.mask[0]].tolist()
+        self.console.record(
+            "data_table",
+            epoch=epoch + 1,
+            ids=ids,
+            labels=batch.labels[0][batch.mask[0]].tolist(),
+            texts=[self.tokenizer.decode([i], keep_markers=True) for i in ids],
+        )
+
+    def _extra_tokens(self) -> int:
+        config = self.config
+        return 2 + max(plan(config, s, 99)[1] for s in range(config.max_latent_stage + 2))
+
+
+def learning_rate(config: RunConfig, update: int, total: int) -> float:
+    """Rate of an update: linear warm-up, then constant, or linear or cosine to 0 at `total`."""
+    if update < config.warmup_updates:
+        return config.lr * (update + 1) / config.warmup_updates
+    done = (update - config.warmup_updates) / max(total - config.warmup_updates, 1)
+    factor = {
+        "constant": 1.0,
+        "linear": 1 - done,
+        "cosine": 0.5 * (1 + math.cos(math.pi * done)),
+    }
+    return config.lr * max(factor[config.lr_schedule], 0.0)
+
+
+def tracker(config: RunConfig) -> dict[str, Any] | None:
+    """Arguments of wandb.init; a debug run is not tracked."""
+    if config.debug:
+        return None
+    return {"project": config.project, "name": config.name, "config": dataclasses.asdict(config)}
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.partial")
+    partial.write_text(text, encoding="utf-8")
+    partial.replace(path)
+
+
+def _progress(directory: Path) -> tuple[int, int]:
+    state = checkpoint.read_json(directory / "trainer_state.json")
+    return state["epoch"], state["update_in_epoch"]

@@ -1,0 +1,92 @@
+"""The training samples of each epoch: from a file, or generated, kept or fresh every epoch."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+from coconut.config import RunConfig
+from coconut.curriculum import Sample
+from coconut.dataset import read_items, tokenize
+from coconut.errors import UserError
+from coconut.tokens import Tokenizer
+
+DEBUG_ITEMS = 5_000
+
+
+class TrainingData:
+    """Samples by epoch. With generate.fresh every epoch brings items never seen before."""
+
+    def __init__(self, config: RunConfig, tokenizer: Tokenizer, held_out: list[dict[str, Any]]):
+        self.config, self.tokenizer = config, tokenizer
+        self.limit = DEBUG_ITEMS if config.debug else None
+        self.generated = dict(config.generate)
+        self.fresh = bool(self.generated.pop("fresh", False))
+        self.n_items = int(self.generated.pop("items", 0))
+        self.seed = int(self.generated.pop("seed", config.seed))
+        self.held_out = held_out
+        self.cached: tuple[int, list[Sample]] | None = None
+        if self.generated or self.n_items:
+            _check_generate(config.generate)
+
+    def samples(self, epoch: int) -> list[Sample]:
+        """The samples of an epoch, tokenised."""
+        key = epoch if self.fresh else 0
+        if self.cached is None or self.cached[0] != key:
+            self.cached = (key, self._read(epoch)[: self.limit])
+        return self.cached[1]
+
+    def _read(self, epoch: int) -> list[Sample]:
+        path = self.config.train_path
+        if self.fresh or (self.n_items and path is None):
+            start = epoch * self.n_items if self.fresh else 0
+            items, where = list(self._generate(start)), "generated training data"
+        else:
+            assert path is not None, "checked with the configuration"
+            if not Path(path).exists():
+                self._write(Path(path))
+            items, where = read_items(path), path
+        if self.config.method == "recall":
+            items = [item | {"steps": sentences(item["question"])} for item in items]
+        return tokenize(items, self.tokenizer, where)
+
+    def _generate(self, start: int) -> Any:
+        from data import prosqa
+
+        exclude = frozenset(
+            key for item in self.held_out if "edges" in item for key in prosqa.keys(item)
+        )
+        options = prosqa.Options(**self.generated)
+        return prosqa.generate(options, self.seed, self.n_items, start, exclude)
+
+    def _write(self, path: Path) -> None:
+        from data import prosqa
+
+        prosqa.write(path, self._generate(0))
+
+
+def sentences(question: str) -> list[str]:
+    """The statements of a ProsQA question, without the question sentence."""
+    *statements, _ = question.split(". ")
+    return [statement + "." for statement in statements]
+
+
+def _check_generate(values: dict[str, Any]) -> None:
+    from data import prosqa
+
+    own = {"items": int, "fresh": bool, "seed": int}
+    known = set(own) | {f.name for f in fields(prosqa.Options)}
+    problems = [
+        f"{name}: unknown key; known: {', '.join(sorted(known))}"
+        for name in values
+        if name not in known
+    ]
+    for name, kind in own.items():
+        if name in values and (type(values[name]) is not kind or values[name] < 0):
+            problems.append(f"{name}: expected {kind.__name__}, got {values[name]!r}")
+    if not values.get("items"):
+        problems.append("items: missing; how many to make")
+    if problems:
+        raise UserError("generate", *problems)
+    prosqa.Options(**{k: v for k, v in values.items() if k not in own})
