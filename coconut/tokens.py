@@ -303,7 +303,7 @@ def gpt2_encoding() -> Tokenizer:
 def prosqa_encoding() -> Tokenizer:
     """A small encoding for models trained from scratch on ProsQA: two tokens a sentence.
 
-    557 tokens: the 256 bytes, the pieces of the 17 names and 38 concepts, end-of-text. Text of any
+    558 tokens: the 256 bytes, the pieces of the 17 names and 38 concepts, end-of-text. Text of any
     other kind costs a token a byte and comes back whole.
     """
     pattern = "|".join(
