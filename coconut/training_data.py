@@ -18,14 +18,14 @@ DEBUG_ITEMS = 5_000
 class TrainingData:
     """Samples by epoch. With generate.fresh every epoch brings items never seen before."""
 
-    def __init__(self, config: RunConfig, tokenizer: Tokenizer, held_out: list[dict[str, Any]]):
+    def __init__(self, config: RunConfig, tokenizer: Tokenizer, val_items: list[dict[str, Any]]):
         self.config, self.tokenizer = config, tokenizer
         self.limit = DEBUG_ITEMS if config.debug else None
         self.generated = dict(config.generate)
         self.fresh = bool(self.generated.pop("fresh", False))
         self.n_items = int(self.generated.pop("items", 0))
         self.seed = int(self.generated.pop("seed", config.seed))
-        self.held_out = held_out
+        self.has_graphs = all("edges" in item for item in val_items)
         self.cached: tuple[int, list[Sample]] | None = None
         if self.generated or self.n_items:
             _check_generate(config.generate)
@@ -54,16 +54,21 @@ class TrainingData:
     def _generate(self, start: int) -> Any:
         from data import prosqa
 
-        exclude = frozenset(
-            key for item in self.held_out if "edges" in item for key in prosqa.keys(item)
-        )
+        exclude = {key for path in self._held_out() for key in prosqa.read_keys(path)}
         options = prosqa.Options(**self.generated)
         return prosqa.generate(options, self.seed, self.n_items, start, exclude)
 
     def _write(self, path: Path) -> None:
         from data import prosqa
 
-        prosqa.write(path, self._generate(0))
+        options = prosqa.Options(**self.generated)
+        prosqa.write(path, options, self.seed, self.n_items, self._held_out())
+
+    def _held_out(self) -> list[Path]:
+        """ProsQA files that no training item may come from: those that ship, and val_path."""
+        shipped = Path(__file__).parents[1] / "data"
+        paths = [shipped / "prosqa_valid.json", shipped / "prosqa_test.json"]
+        return paths + [Path(str(self.config.val_path))] * self.has_graphs
 
 
 def sentences(question: str) -> list[str]:

@@ -63,3 +63,10 @@ def _pick(logits: mx.array, idx: np.ndarray, n_done: int, decoding: Decoding) ->
     seeds = [np.random.SeedSequence([decoding.seed, int(i), n_done]) for i in idx]
     noise = np.stack([np.random.default_rng(s).gumbel(size=logits.shape[-1]) for s in seeds])
     return mx.argmax(logits / decoding.temperature + mx.array(noise.astype(np.float32)), axis=-1)
+
+
+if __name__ == "__main__":
+    from coconut.ask import main
+    from mlx_coconut.run import make_backend
+
+    main("mlx_coconut", make_backend)
