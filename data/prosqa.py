@@ -138,7 +138,7 @@ def _raw_graph(draw: Callable[[], float], options: Options) -> _Raw | None:
         if n_parents > last:
             n_parents = last + 1
         chosen: list[int] = []
-        kind, depth = _NEITHER, node
+        kind, depth = _NEITHER, _MAX_NODES  # deeper than any node of a family
         while len(chosen) < n_parents:
             # Drawing again on a repeat is the same as drawing from the rest with its own weights.
             parent = pool[bisect_right(weights, draw() * weights[last], 0, last)]
@@ -146,10 +146,9 @@ def _raw_graph(draw: Callable[[], float], options: Options) -> _Raw | None:
                 continue
             chosen.append(parent)
             is_parent[parent] = True
-            if kinds[parent]:
-                kind |= kinds[parent]
-                if depths[parent] < depth:
-                    depth = depths[parent]
+            kind |= kinds[parent]
+            if depths[parent] < depth:
+                depth = depths[parent]
         depth += 1
         parents.append(chosen)
         kinds.append(kind)
