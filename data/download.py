@@ -165,8 +165,9 @@ def _stream(source: Source, part: Path, update: Callable[..., None]) -> None:
         headers["Range"] = f"bytes={begin}-"
     if source.is_hub and (token := get_token()):
         headers["Authorization"] = f"Bearer {token}"
-    request = {"headers": headers, "follow_redirects": True, "timeout": _TIMEOUT}
-    with get_session().stream("GET", source.url, **request) as response:
+    with get_session().stream(
+        "GET", source.url, headers=headers, follow_redirects=True, timeout=_TIMEOUT
+    ) as response:
         hf_raise_for_status(response)
         if response.status_code != 206:  # the server sends the whole file whatever was asked
             begin = 0

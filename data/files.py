@@ -60,7 +60,7 @@ def field(item: Any, name: str, kind: type, where: str) -> Any:
     # bool is an int to Python, but `"root": true` is a mistake.
     if not isinstance(value, kind) or isinstance(value, bool):
         raise UserError(where, f"field {name!r} must be {names[kind]}, got {type(value).__name__}")
-    if kind is not int and not (value.strip() if kind is str else value):
+    if kind is not int and not (value.strip() if isinstance(value, str) else value):
         raise UserError(where, f"field {name!r} is empty")
     return value
 
