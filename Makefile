@@ -1,0 +1,33 @@
+# setup, demo, test, lint and bench all work on a clean clone; only the first one takes time.
+PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11 python3.10; do \
+	$$p -c 'import sys, ensurepip; sys.exit(not (3, 10) <= sys.version_info < (3, 14))' \
+	2>/dev/null && { echo $$p; break; }; done)
+BIN := .venv/bin
+READY := .venv/.installed
+
+.PHONY: setup demo test lint bench
+.DELETE_ON_ERROR:
+
+setup: $(READY)
+
+# The stamp is newer than the requirements it was installed from; another file means another install.
+$(READY): requirements.txt requirements-dev.txt
+	@test -n "$(PYTHON)" || { echo "make: needs Python 3.10 to 3.13 with venv, as python3 or" \
+		"python3.N (Debian and Ubuntu: apt install python3-venv), or PYTHON=/path/to/it" >&2; exit 1; }
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install -q -r requirements-dev.txt
+	touch $@
+
+demo: setup
+	$(BIN)/python -m mlx_coconut.run args/prosqa_coconut_eval.yaml
+
+test: setup
+	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest $(ARGS)
+
+lint: setup
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+bench: setup
+	$(BIN)/python -m bench $(ARGS)
