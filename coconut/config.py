@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import math
+import os
+import stat
 import types
 import typing
 from collections.abc import Mapping
@@ -34,6 +36,8 @@ WITH_LATENTS = ("coconut", "coconut_no_curriculum", "pause", "pause_as_thought")
 """Methods whose rows hold the markers and latent positions."""
 WITH_FEEDBACK = ("coconut", "coconut_no_curriculum")
 """Methods whose latent positions receive a hidden state instead of a token's embedding."""
+SHOWN = 60
+"""Characters of a wrong value that a message repeats."""
 
 
 def key(default: Any, help: str, *, choices: tuple[str, ...] = (), low: float | None = None) -> Any:
@@ -164,8 +168,8 @@ def load_config(path: str | Path, overrides: typing.Sequence[str] = ()) -> RunCo
             problems.append(f"{override!r}: overrides are written key=value")
             continue
         try:
-            value = yaml.safe_load(text)
-        except yaml.YAMLError:
+            value = _parse_yaml(text)
+        except ValueError:
             problems.append(f"{name}: cannot read {text!r} as a YAML value; quote it")
             continue
         group, dot, inner = name.partition(".")
@@ -187,9 +191,8 @@ def check_config(
     config = RunConfig()
     for name, value in values.items():
         if name not in known:
-            near = difflib.get_close_matches(str(name), known, 1)
-            advice = f"did you mean {near[0]}?" if near else "see the table of keys in README.md"
-            problems.append(f"{name}: unknown key, {advice}")
+            advice = _nearest(name, known) or "see the table of keys in README.md"
+            problems.append(f"{_word(name)}: unknown key, {advice}")
             continue
         try:
             setattr(config, name, _convert(name, value, hints[name], known[name].metadata))
@@ -197,6 +200,7 @@ def check_config(
             problems.append(f"{name}: {error}")
     problems += _resolve_method(config)
     problems += _combinations(config)
+    problems += _generate_problems(config)
     problems += _missing_files(config)
     if problems:
         raise UserError(where, *problems)
@@ -211,17 +215,27 @@ def _read_yaml(path: str | Path) -> dict[Any, Any]:
     except (OSError, UnicodeDecodeError, ValueError) as error:
         raise UserError(str(path), f"cannot be read as a text file: {error}") from None
     try:
-        values = yaml.safe_load(text)
-    except (yaml.YAMLError, ValueError, TypeError, RecursionError) as error:
-        mark = getattr(error, "problem_mark", None)
-        place = f"line {mark.line + 1}: " if mark else ""
-        what = getattr(error, "problem", None) or str(error).split("\n")[0]
-        raise UserError(str(path), f"{place}not valid YAML: {what}") from None
+        values = _parse_yaml(text)
+    except ValueError as error:
+        raise UserError(str(path), str(error)) from None
     if values is None:
         values = {}
     if not isinstance(values, dict):
         raise UserError(str(path), "expected `key: value` lines")
     return values
+
+
+def _parse_yaml(text: str) -> Any:
+    """The value a YAML text stands for. Raises ValueError saying where it is broken."""
+    try:
+        return yaml.safe_load(text)
+    # The library raises whatever a malformed scalar makes it stumble over: KeyError on
+    # `!!bool x`, IndexError on `!!int`, AttributeError on `!!timestamp x`, and more.
+    except Exception as error:
+        mark = getattr(error, "problem_mark", None)
+        place = f"line {mark.line + 1}: " if mark else ""
+        what = getattr(error, "problem", None) or str(error).split("\n")[0]
+        raise ValueError(f"{place}not valid YAML: {what}") from None
 
 
 def _convert(name: str, value: Any, hint: Any, metadata: Mapping[str, Any]) -> Any:
@@ -239,17 +253,38 @@ def _convert(name: str, value: Any, hint: Any, metadata: Mapping[str, Any]) -> A
     value = _CONVERTERS[typing.get_origin(hint) or hint](value)
     choices, low = metadata["choices"], metadata["low"]
     if choices and value not in choices:
-        near = difflib.get_close_matches(str(value), choices, 1)
-        guess = f"; did you mean {near[0]}?" if near else ""
-        raise ValueError(f"expected one of {', '.join(choices)}, got {value!r}{guess}")
+        guess = _nearest(value, choices)
+        guess = f"; {guess}" if guess else ""
+        raise ValueError(f"expected one of {', '.join(choices)}, got {_shown(value)}{guess}")
     if low is not None and value < low:
-        raise ValueError(f"must be at least {low}, got {value!r}")
+        raise ValueError(f"must be at least {low}, got {_shown(value)}")
     return value
+
+
+def _nearest(name: Any, known: typing.Iterable[str]) -> str:
+    near = difflib.get_close_matches(name, known, 1) if isinstance(name, str) else []
+    return f"did you mean {near[0]}?" if near else ""
+
+
+def _word(name: Any) -> str:
+    """A key as a message names it: bare if that is readable."""
+    is_plain = isinstance(name, str) and name.isprintable() and len(name) <= SHOWN
+    return name if is_plain else _shown(name)
+
+
+def _shown(value: Any) -> str:
+    """A wrong value as a message repeats it: quoted, and never longer than a line."""
+    try:
+        text = repr(value)
+    # Python writes out neither endless nesting nor whole numbers of thousands of digits.
+    except (RecursionError, ValueError):
+        return f"a {type(value).__name__} too large to show"
+    return text if len(text) <= SHOWN else text[:SHOWN] + "..."
 
 
 def _bool(value: Any) -> bool:
     if not isinstance(value, bool):
-        raise ValueError(f"expected True or False, got {value!r}")
+        raise ValueError(f"expected True or False, got {_shown(value)}")
     return value
 
 
@@ -257,9 +292,9 @@ def _int(value: Any) -> int:
     if isinstance(value, float) and value.is_integer():
         value = int(value)
     if isinstance(value, bool) or not isinstance(value, int):
-        raise ValueError(f"expected a whole number, got {value!r}")
+        raise ValueError(f"expected a whole number, got {_shown(value)}")
     if abs(value) >= 2**53:
-        raise ValueError(f"too large: {value!r}")
+        raise ValueError(f"too large: {_shown(value)}")
     return value
 
 
@@ -270,9 +305,9 @@ def _float(value: Any) -> float:
             raise ValueError
         number = float(value)
     except (TypeError, ValueError, OverflowError):
-        raise ValueError(f"expected a number, got {value!r}") from None
+        raise ValueError(f"expected a number, got {_shown(value)}") from None
     if not math.isfinite(number):
-        raise ValueError(f"expected a finite number, got {value!r}")
+        raise ValueError(f"expected a finite number, got {_shown(value)}")
     return number
 
 
@@ -280,15 +315,15 @@ def _str(value: Any) -> str:
     if isinstance(value, (int, float)) and not isinstance(value, bool):
         value = str(value)
     if not isinstance(value, str):
-        raise ValueError(f"expected text, got {value!r}")
+        raise ValueError(f"expected text, got {_shown(value)}")
     if "\0" in value or not value.isprintable():
-        raise ValueError(f"holds characters that cannot be printed: {value!r}")
+        raise ValueError(f"holds characters that cannot be printed: {_shown(value)}")
     return value
 
 
 def _dict(value: Any) -> dict[str, Any]:
     if not isinstance(value, dict) or not all(isinstance(k, str) for k in value):
-        raise ValueError(f"expected `key: value` lines, got {value!r}")
+        raise ValueError(f"expected `key: value` lines, got {_shown(value)}")
     return value
 
 
@@ -376,7 +411,42 @@ def _combinations(config: RunConfig) -> list[str]:
         c.name in ("", ".", "..") or "/" in c.name or "\\" in c.name,
         f"name: must be a plain directory name, got {c.name!r}",
     )
+    # 255 bytes is the limit of the usual file systems; a name grows while it is being written.
+    check(len(c.name.encode()) > 200, f"name: longer than 200 bytes: {_shown(c.name)}")
     check(not c.save_path, "save_path: must not be empty")
+    return problems
+
+
+def _generate_problems(config: RunConfig) -> list[str]:
+    """What is wrong with the keys under `generate`: ours, and the options of data/prosqa.py."""
+    if not config.generate:
+        return []
+    from data import prosqa
+
+    values = dict(config.generate)
+    problems = []
+    known = {"items", "fresh", "seed"} | {f.name for f in fields(prosqa.Options)}
+    for name in [name for name in values if name not in known]:
+        del values[name]
+        advice = _nearest(name, known) or f"known: {', '.join(sorted(known))}"
+        problems.append(f"generate.{_word(name)}: unknown key, {advice}")
+    for name, convert, low in (("items", _int, 1), ("fresh", _bool, 0), ("seed", _int, 0)):
+        if name not in values:
+            continue
+        value = values.pop(name)
+        try:
+            if convert(value) < low:
+                raise ValueError(f"must be at least {low}, got {_shown(value)}")
+        except ValueError as error:
+            problems.append(f"generate.{name}: {error}")
+    for name in [n for n, v in values.items() if isinstance(v, int) and abs(v) >= 2**53]:
+        problems.append(f"generate.{name}: too large: {_shown(values.pop(name))}")
+    if "items" not in config.generate:
+        problems.append("generate.items: missing; how many items to make")
+    try:
+        prosqa.Options(**values)
+    except UserError as error:
+        problems += [f"generate.{problem}" for problem in error.problems]
     return problems
 
 
@@ -386,11 +456,19 @@ def _missing_files(config: RunConfig) -> list[str]:
     if not config.only_eval and not config.generate:
         wanted.append(("train_path", config.train_path))
     for name, path in wanted:
-        if path and not Path(path).is_file():
+        if path and not os.path.isfile(path):
             problems.append(f"{name}: no such file: {path}{_remedy(path)}")
     path = config.load_model_path
-    if path and not Path(path).exists():
+    if path and not os.path.exists(path):
         problems.append(f"load_model_path: no such checkpoint: {path}")
+    try:
+        if not stat.S_ISDIR(os.stat(config.run_dir).st_mode):
+            problems.append(f"name: {config.run_dir} is a file; the run needs a directory there")
+    except FileNotFoundError:
+        pass  # the usual case: the run makes it
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        problems.append(f"save_path: {_shown(str(config.run_dir))} cannot be used: {reason}")
     return problems
 
 

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 from coconut.config import RunConfig
 from coconut.curriculum import Sample
-from coconut.dataset import read_items, tokenize
+from coconut.dataset import SHOWN_PROBLEMS, read_items, tokenize
 from coconut.errors import UserError
 from coconut.tokens import Tokenizer
 
@@ -22,13 +21,11 @@ class TrainingData:
         self.config, self.tokenizer = config, tokenizer
         self.limit = DEBUG_ITEMS if config.debug else None
         self.generated = dict(config.generate)
-        self.fresh = bool(self.generated.pop("fresh", False))
+        self.fresh = self.generated.pop("fresh", False)
         self.n_items = int(self.generated.pop("items", 0))
         self.seed = int(self.generated.pop("seed", config.seed))
         self.has_graphs = all("edges" in item for item in val_items)
         self.cached: tuple[int, list[Sample]] | None = None
-        if self.generated or self.n_items:
-            _check_generate(config.generate)
 
     def samples(self, epoch: int) -> list[Sample]:
         """The samples of an epoch, tokenised."""
@@ -49,6 +46,11 @@ class TrainingData:
             items, where = read_items(path), path
         if self.config.method == "recall":
             items = [item | {"steps": sentences(item["question"])} for item in items]
+            empty = [
+                f"item {i}: no sentence to recall" for i, x in enumerate(items) if not x["steps"]
+            ]
+            if empty:
+                raise UserError(where, *empty[:SHOWN_PROBLEMS])
         return tokenize(items, self.tokenizer, where)
 
     def _generate(self, start: int) -> Any:
@@ -75,23 +77,3 @@ def sentences(question: str) -> list[str]:
     """The statements of a ProsQA question, without the question sentence."""
     *statements, _ = question.split(". ")
     return [statement + "." for statement in statements]
-
-
-def _check_generate(values: dict[str, Any]) -> None:
-    from data import prosqa
-
-    own = {"items": int, "fresh": bool, "seed": int}
-    known = set(own) | {f.name for f in fields(prosqa.Options)}
-    problems = [
-        f"{name}: unknown key; known: {', '.join(sorted(known))}"
-        for name in values
-        if name not in known
-    ]
-    for name, kind in own.items():
-        if name in values and (type(values[name]) is not kind or values[name] < 0):
-            problems.append(f"{name}: expected {kind.__name__}, got {values[name]!r}")
-    if not values.get("items"):
-        problems.append("items: missing; how many to make")
-    if problems:
-        raise UserError("generate", *problems)
-    prosqa.Options(**{k: v for k, v in values.items() if k not in own})
