@@ -90,6 +90,14 @@ def test_the_log_keeps_every_field_as_json(tmp_path):
     }
 
 
+def test_a_name_that_is_no_unicode_is_still_shown_and_logged(tmp_path):
+    stream = io.TextIOWrapper(io.BytesIO(), encoding="utf-8")
+    with Console(tmp_path, stream=stream) as console:
+        console.event("saved", path="run\udc80")
+    assert stream.buffer.getvalue() == b"saved run\\udc80\n"
+    assert log_of(tmp_path)[0]["path"] == "run\udc80"
+
+
 def test_numbers_that_are_not_finite_are_null_and_named(tmp_path):
     with Console(tmp_path, stream=io.StringIO()) as console:
         console.event("train", loss=float("nan"), norms={"a": float("-inf"), "b": [1.0, 2.0]})
@@ -219,4 +227,4 @@ def test_a_terminal_has_bars_and_colour_unless_refused(no_color):
     for n in (3, 2, 1):
         assert f"epoch 07/50 | loss {n}.0000 | note {'w' * 200}" in plain.replace("\r\n", "\n")
     has_colour = re.search(r"\x1b\[[0-9;]*3[0-9]", text) is not None
-    assert has_colour == (not no_color)
+    assert has_colour == ("\x1b[1mepoch" in text) == (not no_color)

@@ -316,6 +316,7 @@ SETTINGS = {"name": "s", "pat_str": r"[\s\S]", "special_tokens": {"<|endoftext|>
         (BYTES[: len(BYTES) // 2], SETTINGS, r"encoding\.tiktoken"),
         (BYTES + b"!!!! 256\n", SETTINGS, r"encoding\.tiktoken:257: expected: base64"),
         (BYTES.replace(b" 255", b" 254"), SETTINGS, "without gap or repetition"),
+        (BYTES.replace(b"/w==", b"YWI="), SETTINGS, "each of the 256 bytes needs a token"),
         (None, SETTINGS, r"encoding\.tiktoken: cannot be read"),
         (BYTES, None, r"encoding\.json: cannot be read"),
     ],
