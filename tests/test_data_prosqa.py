@@ -18,7 +18,9 @@ from hypothesis import strategies as st
 
 from coconut.errors import UserError
 from data import prosqa
-from data.prosqa import Options, generate, keys, shortcut_accuracies, shortcuts, statistics, swap
+from data.graphs import distances, shortest_path
+from data.prosqa import Options, generate, keys, swap
+from data.prosqa_stats import shortcut_accuracies, shortcuts, statistics
 
 ROOT = Path(__file__).parents[1]
 HERE = ROOT / "tests" / "data"
@@ -71,7 +73,7 @@ def sentence(symbols, parents, parent, child):
     return f"{every}{symbols[parent]} is a {symbols[child]}."
 
 
-def assert_structure(item, is_walk=False):
+def assert_structure(item):
     """Every property that held for all official items."""
     symbols, edges = item["idx_to_symbol"], item["edges"]
     root, target, wrong = item["root"], item["target"], item["neg_target"]
@@ -103,9 +105,8 @@ def assert_structure(item, is_walk=False):
         subject, _, concept = step[:-1].removeprefix("Every ").partition(" is a ")
         assert subject == path[-1]
         path.append(concept)
-    if not is_walk:
-        assert path[-1] == symbols[target]
-        assert len(item["steps"]) == below[target]
+    assert path[-1] == symbols[target]
+    assert len(item["steps"]) == below[target]
 
 
 def test_generated_items_have_every_property_of_the_official_ones(sample, official):
@@ -251,10 +252,11 @@ def test_same_seed_gives_the_same_bytes_as_the_shipped_files():
 
 
 def test_first_items_of_the_training_set_never_change():
-    text = json.dumps(list(generate(Options(), prosqa.TRAIN_SEED, 100)))
+    text = json.dumps(list(generate(Options(), TRAIN_SEED, 100)))
     assert sha256(text.encode()).hexdigest() == FIRST_100_OF_TRAIN
 
 
+TRAIN_SEED = 1  # as in args/prosqa_*.yaml
 FIRST_100_OF_TRAIN = "a71e366c4fc60e88622d31eb09d03334e557dc7aace2acb0755cfb90659696d5"
 
 
@@ -310,7 +312,7 @@ def test_shipped_files_share_no_item_and_no_graph_with_each_other():
 @pytest.mark.slow
 def test_training_set_shares_nothing_with_the_official_validation_file():
     official = prosqa.read_keys(shared("prosqa_valid.json"))
-    train = generate(Options(), prosqa.TRAIN_SEED, prosqa.TRAIN_ITEMS)
+    train = generate(Options(), TRAIN_SEED, 17_886)
     assert not official & {key for item in train for key in keys(item)}
     for name in ("valid", "test"):
         assert not official & prosqa.read_keys(ROOT / "data" / f"prosqa_{name}.json")
@@ -364,31 +366,46 @@ def test_other_sizes_and_hops_keep_the_properties(options):
         assert len(item["idx_to_symbol"]) <= options.nodes
 
 
-def test_walk_goes_down_from_the_asked_head_to_a_leaf_and_leaves_the_answer():
-    plain = list(generate(Options(), 3, 300))
-    walks = list(generate(Options(steps="walk"), 3, 300))
-    n_right = 0
-    for item, path in zip(walks, plain, strict=True):
-        assert_structure(item, is_walk=True)
-        assert item["answer"] == path["answer"] and item["question"] == path["question"]
-        symbols = item["idx_to_symbol"]
-        end = item["steps"][-1][:-1].split(" is a ")[1]
-        is_leaf = symbols.index(end) not in {parent for parent, _ in item["edges"]}
-        assert is_leaf or len(item["steps"]) == 6
-        n_right += end == symbols[item["target"]]
-    # 16 % of walks end in the right concept of official items.
-    assert n_right / 300 == pytest.approx(0.16, abs=0.09)
-    assert max(len(item["steps"]) for item in generate(Options(steps="walk"), 3, 300)) > 3
+def test_exploration_says_its_latents_and_prints_what_that_many_hops_reach():
+    items = list(generate(Options(steps="explore"), 3, 300))
+    assert Counter(item["latents"] for item in items).keys() == set(range(7))
+    n_far = n_facts = 0
+    for item in items:
+        symbols, edges, root = item["idx_to_symbol"], item["edges"], item["root"]
+        hops = distances(edges, [root])
+        others = distances(edges, [1 - root])
+        target, wrong = item["target"], item["neg_target"]
+        assert item["answer"] == f"{symbols[root]} is a {symbols[target]}."
+        assert target not in others and wrong not in hops
+        assert 1 <= hops[target] <= max(item["latents"], 1)
+        assert 1 <= others[wrong] <= max(item["latents"], 1)
+        assert len(item["steps"]) == 8
+        named = [symbols.index(step[:-1].rsplit(" ", 1)[1]) for step in item["steps"]]
+        if item["latents"]:
+            assert all(step.startswith(f"{symbols[root]} is a ") for step in item["steps"])
+            assert all(1 <= hops[node] <= item["latents"] for node in named)
+            reach = min(item["latents"], max(hops.values()))
+            n_far += sum(hops[node] == reach for node in named) if reach > 1 else 0
+            n_facts += len(named) if reach > 1 else 0
+        else:
+            node = root
+            for step, child in zip(item["steps"], named, strict=True):
+                subject = step.split(" is a ")[0].removeprefix("Every ")
+                node = symbols.index(subject) if subject else node
+                assert [node, child] in edges
+                node = child
+    # Half at the frontier, the other half spread over 1 to k hops, the frontier included.
+    assert 0.6 < n_far / n_facts < 0.8
 
 
 def test_shortest_path_is_drawn_uniformly_among_all():
     # Three shortest paths 0-1-4-6, 0-2-4-6, 0-3-5-6 and a longer one.
     edges = [[0, 1], [0, 2], [0, 3], [1, 4], [2, 4], [3, 5], [4, 5], [4, 6], [5, 6]]
     draw = Random(1).random
-    counts = Counter(tuple(prosqa._shortest_path(edges, 0, 6, draw)) for _ in range(3_000))
+    counts = Counter(tuple(shortest_path(edges, 0, 6, draw)) for _ in range(3_000))
     assert set(counts) == {(0, 1, 4, 6), (0, 2, 4, 6), (0, 3, 5, 6)}
     assert all(abs(count - 1_000) < 4 * math.sqrt(3_000 * 2 / 9) for count in counts.values())
-    assert prosqa._shortest_path(edges, 0, 6) == [0, 1, 4, 6]
+    assert shortest_path(edges, 0, 6) == [0, 1, 4, 6]
 
 
 def test_words_and_places_are_drawn_uniformly(sample):
@@ -405,7 +422,7 @@ def test_words_and_places_are_drawn_uniformly(sample):
 
 def test_all_wrong_options_are_reported_at_once():
     with pytest.raises(UserError) as caught:
-        Options(nodes=3, min_hops=5, max_hops=2, swapped=2, equal_depth=1, steps="walks")
+        Options(nodes=3, min_hops=5, max_hops=2, swapped=2, equal_depth=1, steps="explor")
     assert len(caught.value.problems) == 6
     with pytest.raises(UserError, match="5 hops need at least 12, got 10"):
         Options(nodes=10, min_hops=5, equal_depth=True)
@@ -480,14 +497,14 @@ def run(*arguments, cwd=ROOT):
 
 
 def test_command_writes_the_same_bytes_as_a_script_and_as_a_module(tmp_path):
-    options = ["--items", 20, "--seed", 4, "--hops", "2-4", "--nodes", 14, "--steps", "walk"]
+    options = ["--items", 20, "--seed", 4, "--hops", "2-4", "--nodes", 14, "--steps", "explore"]
     one, two = tmp_path / "one.json", tmp_path / "two.json"
     script = run(ROOT / "data" / "prosqa.py", *options, "--out", one, cwd=tmp_path)
     module = run("-m", "data.prosqa", *options, "--out", two)
     assert (script.returncode, script.stderr, module.returncode) == (0, "", 0)
     assert script.stdout == f"wrote 20 items | {one} | seed 4\n"
     assert one.read_bytes() == two.read_bytes()
-    expected = generate(Options(nodes=14, min_hops=2, max_hops=4, steps="walk"), 4, 20)
+    expected = generate(Options(nodes=14, min_hops=2, max_hops=4, steps="explore"), 4, 20)
     assert json.loads(one.read_text()) == list(expected)
 
 
@@ -548,16 +565,6 @@ def test_a_write_that_breaks_off_leaves_the_old_file_and_nothing_else(tmp_path, 
         prosqa.write(path, Options(), 2, 3)
     assert path.read_bytes() == before
     assert list(tmp_path.iterdir()) == [path]
-
-
-def test_training_set_is_made_on_first_use_only(tmp_path, monkeypatch):
-    monkeypatch.setattr(prosqa, "TRAIN_ITEMS", 5)
-    path = tmp_path / "deep" / "prosqa_train.json"
-    prosqa.ensure_train(path)
-    assert json.loads(path.read_text()) == list(generate(Options(), prosqa.TRAIN_SEED, 5))
-    path.write_text("mine")
-    prosqa.ensure_train(path)
-    assert path.read_text() == "mine"
 
 
 def test_defaults_are_the_official_distribution():
