@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import difflib
 import math
 import os
@@ -482,8 +481,9 @@ def _remedy(path: str) -> str:
 def keys_table() -> list[tuple[str, str, str, str]]:
     """(key, type, default, help) of every key, for --help and the README."""
     rows = []
+    defaults = RunConfig()
     for f in fields(RunConfig):
-        default = f.default if f.default is not dataclasses.MISSING else f.default_factory()  # type: ignore[misc]
+        default = getattr(defaults, f.name)
         kind = " | ".join(f.metadata["choices"]) or str(f.type).split("[")[0]
         rows.append((f.name, kind, str(default), f.metadata["help"]))
     return rows

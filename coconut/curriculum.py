@@ -8,8 +8,9 @@ beyond M  question <start> L .. L <end> ### answer          (M = max_latent_stag
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -56,8 +57,13 @@ def n_stages(config: RunConfig) -> int:
     """Number of the last stage that differs from the one before it."""
     if config.method not in ("coconut", "pause_as_thought", "no_thoughts"):
         return 0
-    growth = config.c_thought if config.latent_growth == "one" else 1
-    return config.max_latent_stage * max(growth, 1) + 1
+    return config.max_latent_stage * _stages_per_step(config) + 1
+
+
+def _stages_per_step(config: RunConfig) -> int:
+    """Stages it takes to replace one step: c_thought of them if latents are added singly."""
+    grows = config.latent_growth == "one" and config.method in ("coconut", "pause_as_thought")
+    return config.c_thought if grows else 1
 
 
 def stage_of_epoch(config: RunConfig, epoch: int) -> int:
@@ -80,7 +86,7 @@ def plan(config: RunConfig, stage: int, n_steps: int) -> tuple[int, int]:
         return 0, 0
     if config.method == "no_cot":
         return n_steps, 0
-    if config.latent_growth == "one" and config.method in ("coconut", "pause_as_thought"):
+    if _stages_per_step(config) > 1:
         most = m * c if config.pad_latent_to_max else min(n_steps, m) * c
         skipped = n_steps if stage > m * c else min(-(-stage // c), n_steps)
         return skipped, min(stage, most)
@@ -92,11 +98,11 @@ def plan(config: RunConfig, stage: int, n_steps: int) -> tuple[int, int]:
 def draw_stage(config: RunConfig, stage: int, n_steps: int, rng: np.random.Generator) -> int:
     """The stage an item is trained at: the scheduled one, or a draw over earlier or all stages.
 
-    uniform_prob: with this chance one of 0..n_steps (Coconut's released code).
+    uniform_prob: with this chance one that drops 0..n_steps steps (Coconut's released code).
     stage_mixing item: i <= stage with weight i + 1.
     """
     if config.uniform_prob > 0 and rng.random() < config.uniform_prob:
-        return int(rng.integers(n_steps + 1))
+        return int(rng.integers(n_steps * _stages_per_step(config) + 1))
     if config.stage_mixing == "item":
         return mixed_stage(stage, rng)
     return stage
@@ -153,6 +159,42 @@ def question_row(
     return Row(sample.idx, prompt, None, first, n_latents)
 
 
+def evaluation_stage(config: RunConfig, made_with: Mapping[str, Any] | None) -> tuple[int, str]:
+    """(stage, why) of a run that only evaluates.
+
+    made_with: the checkpoint's coconut.json, None for a plain model.
+    """
+    if config.stage is not None:
+        return config.stage, "key stage"
+    if config.resume:
+        why = f"resume: {config.resume} // {config.epochs_per_stage} epochs per stage"
+        return stage_of_epoch(config, config.resume), why
+    if made_with is not None and "stage" in made_with:
+        return made_with["stage"], "the checkpoint's own"
+    return stage_of_epoch(config, 0), "epoch 0"
+
+
+def longest_row(config: RunConfig, sample: Sample, stages: Iterable[int]) -> int:
+    """Tokens of the longest sequence that an item can become in training at any of the stages.
+
+    Draws count too: uniform_prob may draw any stage up to the item's steps, mixing any earlier one.
+    """
+    fixed = len(sample.question) + len(sample.answer)
+    if config.method == "recall":
+        return len(sample.question) + config.recall_sentences * max(map(len, sample.steps))
+    if config.method in WITH_LATENTS:
+        fixed += 2
+    n = len(sample.steps)
+    drawn = set(stages)
+    if config.stage_mixing != "none":
+        drawn |= set(range(max(drawn)))
+    if config.uniform_prob > 0:
+        drawn |= set(range(n * _stages_per_step(config) + 1))
+    lengths = [len(step) for step in sample.steps]
+    plans = {plan(config, stage, n) for stage in drawn}
+    return fixed + max(sum(lengths[skipped:]) + latents for skipped, latents in plans)
+
+
 def remaining_steps(config: RunConfig, stage: int, n_steps: int) -> int:
     """Steps that the model is expected to print at a stage."""
     if config.method == "icot":
@@ -174,7 +216,7 @@ def _icot_removed(
     removed = int(config.icot_tokens_per_epoch * progress)
     if config.icot_smoothing > 0:
         # P(o) is proportional to exp(-rate * o): a geometric draw that starts at 0.
-        removed += int(rng.geometric(1 - np.exp(-config.icot_smoothing))) - 1
+        removed += int(rng.geometric(-np.expm1(-config.icot_smoothing))) - 1
     if config.icot_remove_all_after is not None and removed >= config.icot_remove_all_after:
         return n_tokens
     return min(removed, n_tokens)
