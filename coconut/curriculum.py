@@ -22,12 +22,16 @@ IGNORED = -100
 
 @dataclass(frozen=True)
 class Sample:
-    """One tokenised item: question and steps with their newlines, answer with eos."""
+    """One tokenised item: question and steps with their newlines, answer with eos.
+
+    latents: set if the item says its own number of latents; it then keeps all of its steps.
+    """
 
     idx: int
     question: list[int]
     steps: list[list[int]]
     answer: list[int]
+    latents: int | None = None
 
 
 @dataclass(frozen=True)
@@ -129,6 +133,8 @@ def training_row(
     if config.method == "recall":
         return _recall_row(sample, config.recall_sentences, rng)
     skipped, n_latents = plan(config, stage, len(sample.steps))
+    if sample.latents is not None and config.method in WITH_LATENTS:
+        skipped, n_latents = 0, sample.latents
     rest = [token for step in sample.steps[skipped:] for token in step]
     if config.method == "icot":
         rest = rest[_icot_removed(config, len(rest), progress, rng) :]

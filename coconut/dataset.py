@@ -54,6 +54,9 @@ def _complaints(item: Any) -> list[str]:
         found.append("steps must be a list of texts")
     else:
         found += [f"step {i} is empty" for i, step in enumerate(steps) if not step.strip()]
+    latents = item.get("latents", 0)
+    if type(latents) is not int or latents < 0:
+        found.append(f"latents must be a number of latents, got {latents!r}")
     try:
         json.dumps(item, ensure_ascii=False).encode("utf-8")
     except UnicodeEncodeError:
@@ -81,7 +84,8 @@ def tokenize(items: Sequence[dict[str, Any]], tokenizer: Tokenizer, where: str) 
                     f"item {idx}: its parts, tokenised alone, are not the tokens of the whole text;"
                     " remove white space at the ends of question, steps and answer"
                 )
-        samples.append(Sample(idx, question, steps, [*answer, tokenizer.eos_id]))
+        latents = item.get("latents")
+        samples.append(Sample(idx, question, steps, [*answer, tokenizer.eos_id], latents))
     _raise_all(where, problems)
     return samples
 
