@@ -1,0 +1,209 @@
+"""Data files: what is read, what is refused and how it is said, generated training data."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from coconut.config import RunConfig
+from coconut.curriculum import Sample
+from coconut.dataset import SHOWN_PROBLEMS, check_lengths, read_items, tokenize
+from coconut.errors import UserError
+from coconut.tokens import TiktokenTokenizer, prosqa_encoding
+from coconut.training_data import DEBUG_ITEMS, TrainingData, sentences
+from data import prosqa
+
+GOOD = {"question": "Tom is a wumpus. Is Tom a wumpus or impus?", "answer": "yes", "steps": ["a."]}
+TOKENIZER = prosqa_encoding()
+VALID = Path(prosqa.__file__).with_name("prosqa_valid.json")
+
+
+def file_of(tmp_path: Path, content: object) -> Path:
+    path = tmp_path / "items.json"
+    text = content if isinstance(content, str) else json.dumps(content)
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def message(path: Path) -> str:
+    with pytest.raises(UserError) as caught:
+        read_items(path)
+    return str(caught.value)
+
+
+# ---- reading
+
+
+def test_items_are_read_with_their_extra_keys(tmp_path: Path) -> None:
+    items = [GOOD | {"root": 1}, GOOD | {"steps": []}]
+    assert read_items(file_of(tmp_path, items)) == items
+
+
+@pytest.mark.parametrize(
+    "content, complaint",
+    [
+        ("[1,\n2,,]", "line 2: not valid JSON: Expecting value"),
+        ("", "line 1: not valid JSON"),
+        ("[" * 5_000, "cannot be read as JSON"),
+        ({"question": "x"}, "expected a JSON list of items with question, answer and steps"),
+        ([], "holds no items"),
+        ([GOOD, 3], "item 1: expected an object, got int"),
+        ([GOOD, {"answer": "x", "steps": []}], "item 1: question is missing"),
+        ([GOOD | {"answer": 5}], "item 0: answer must be text, got int"),
+        ([GOOD | {"answer": None}], "item 0: answer must be text, got NoneType"),
+        ([GOOD | {"question": " \n"}], "item 0: question is empty"),
+        ([{"question": "a", "answer": "b"}], "item 0: steps is missing (an empty list is allowed)"),
+        ([GOOD | {"steps": "a b"}], "item 0: steps must be a list of texts"),
+        ([GOOD | {"steps": ["a", 1]}], "item 0: steps must be a list of texts"),
+        ([GOOD | {"steps": ["a", " "]}], "item 0: step 1 is empty"),
+        ([GOOD | {"answer": "\ud800"}], "item 0: holds a lone surrogate"),
+        ('[{"question": ' + "1" * 5000 + "}]", "cannot be read as JSON"),
+    ],
+)
+def test_broken_files_are_named_with_item_and_field(
+    tmp_path: Path, content: object, complaint: str
+) -> None:
+    path = file_of(tmp_path, content)
+    said = message(path)
+    assert said.startswith(f"{path}: {complaint}") and "\n" not in said
+
+
+def test_a_missing_folder_like_or_binary_file_is_named(tmp_path: Path) -> None:
+    missing = tmp_path / "none.json"
+    assert message(missing) == f"{missing}: no such file; data/README.md says how to make it"
+    assert "cannot be read as JSON" in message(tmp_path)
+    (tmp_path / "binary").write_bytes(b"\xff\xfe[")
+    assert "cannot be read as JSON" in message(tmp_path / "binary")
+
+
+def test_many_problems_are_counted_not_all_shown(tmp_path: Path) -> None:
+    lines = message(file_of(tmp_path, [{}] * 4)).splitlines()
+    assert len(lines) == 1 + SHOWN_PROBLEMS + 1
+    assert lines[1] == "  item 0: question is missing"
+    assert lines[-1] == f"  ... and {4 * 3 - SHOWN_PROBLEMS} more problems"
+
+
+# ---- tokens
+
+
+def test_parts_are_tokenised_as_published() -> None:
+    (sample,) = tokenize([GOOD | {"steps": ["Tom is a wumpus.", "b"]}], TOKENIZER, "x")
+    assert sample.question == TOKENIZER.encode(GOOD["question"] + "\n")
+    assert sample.steps == [TOKENIZER.encode("Tom is a wumpus.\n"), TOKENIZER.encode("b\n")]
+    assert sample.answer == [*TOKENIZER.encode("### yes"), TOKENIZER.eos_id]
+    assert sample.idx == 0
+
+
+def test_parts_that_do_not_add_up_to_the_whole_are_named() -> None:
+    # A vocabulary that joins a line's end to the b after it, as GPT-2's joins "\n\n".
+    ranks = {bytes([b]): b for b in range(256)} | {b"\nb": 256}
+    joining = TiktokenTokenizer("joining", r"[\s\S]+", ranks, {"<|endoftext|>": 257})
+    torn = GOOD | {"steps": ["a", "b"]}
+    with pytest.raises(UserError) as caught:
+        tokenize([GOOD, torn, GOOD, torn], joining, "file.json")
+    lines = str(caught.value).splitlines()
+    assert lines[0] == "file.json: 2 problems"
+    assert lines[1].startswith("  item 1: its parts, tokenised alone, are not the tokens of the")
+    assert lines[2].startswith("  item 3: ")
+
+
+def test_every_shipped_item_adds_up() -> None:
+    items = read_items(VALID)
+    assert len(tokenize(items, TOKENIZER, str(VALID))) == len(items)
+
+
+def test_an_item_too_long_for_the_model_is_named() -> None:
+    samples = [Sample(i, [1] * n, [[2, 2]], [3, 3]) for i, n in enumerate((3, 6, 4))]
+    check_lengths(samples, extra=2, n_positions=12, where="x")
+    check_lengths(samples, extra=2, n_positions=None, where="x")
+    with pytest.raises(
+        UserError, match=r"x: item 1: up to 12 tokens .* the model has 11 positions"
+    ):
+        check_lengths(samples, extra=2, n_positions=11, where="x")
+
+
+# ---- training data
+
+
+def data(val_items: list | None = None, **keys) -> TrainingData:
+    keys = {"method": "coconut", "val_path": str(VALID), **keys}
+    return TrainingData(RunConfig(**keys), TOKENIZER, val_items or [GOOD])
+
+
+def texts(samples: list[Sample]) -> list[str]:
+    return [TOKENIZER.decode(s.question) for s in samples]
+
+
+def test_a_training_file_is_read_once_and_gives_every_epoch_the_same(tmp_path: Path) -> None:
+    path = file_of(tmp_path, [GOOD, GOOD])
+    training = data(train_path=str(path))
+    first = training.samples(0)
+    path.unlink()
+    assert training.samples(5) is first and len(first) == 2
+
+
+def test_a_debug_run_takes_the_first_items(tmp_path: Path) -> None:
+    path = file_of(tmp_path, [GOOD | {"answer": str(i)} for i in range(DEBUG_ITEMS + 5)])
+    assert len(data(train_path=str(path), debug=True).samples(0)) == DEBUG_ITEMS
+
+
+def test_generated_data_are_written_on_first_use_and_then_read(tmp_path: Path) -> None:
+    path = tmp_path / "train.json"
+    made = data(train_path=str(path), generate={"items": 6, "seed": 1, "nodes": 12}).samples(0)
+    assert len(json.loads(path.read_text())) == len(made) == 6
+    before = path.read_bytes()
+    again = data(train_path=str(path), generate={"items": 6, "seed": 1, "nodes": 12}).samples(0)
+    assert texts(again) == texts(made) and path.read_bytes() == before
+    assert [p.name for p in tmp_path.iterdir()] == ["train.json"]
+
+
+def test_generated_data_without_a_file_stay_the_same_in_every_epoch() -> None:
+    training = data(generate={"items": 4, "nodes": 12})
+    assert texts(training.samples(0)) == texts(training.samples(1))
+    assert texts(training.samples(0)) == texts(data(generate={"items": 4, "nodes": 12}).samples(3))
+
+
+def test_fresh_data_are_new_in_every_epoch_and_the_same_after_a_resume() -> None:
+    generate = {"items": 8, "fresh": True, "nodes": 12}
+    training = data(generate=generate)
+    epochs = [texts(training.samples(epoch)) for epoch in range(3)]
+    assert len({text for epoch in epochs for text in epoch}) == 24
+    assert texts(data(generate=generate).samples(2)) == epochs[2]
+    assert texts(data(generate=generate, seed=5).samples(0)) != epochs[0]
+
+
+def test_no_generated_item_is_one_of_the_shipped_sets() -> None:
+    # Seed 3 made the shipped test set.
+    made = data(generate={"items": 30, "seed": 3}).samples(0)
+    shipped = {
+        q for name in ("valid", "test") for q in questions(VALID.with_name(f"prosqa_{name}.json"))
+    }
+    assert not shipped & {text.strip() for text in texts(made)}
+
+
+def questions(path: Path) -> list[str]:
+    return [item["question"] for item in json.loads(path.read_text())]
+
+
+def test_no_generated_item_is_one_of_the_validation_file(tmp_path: Path) -> None:
+    options = prosqa.Options(nodes=12)
+    held_out = list(prosqa.generate(options, 7, 10))
+    path = file_of(tmp_path, held_out)
+    generate = {"items": 10, "seed": 7, "nodes": 12}
+    made = data(held_out, val_path=str(path), generate=generate).samples(0)
+    assert not {item["question"] for item in held_out} & {text.strip() for text in texts(made)}
+
+
+def test_recall_repeats_the_statements_of_the_question(tmp_path: Path) -> None:
+    assert sentences("A b. Every c is a d. Is A a d or e?") == ["A b.", "Every c is a d."]
+    path = file_of(tmp_path, [GOOD])
+    (sample,) = data(method="recall", train_path=str(path)).samples(0)
+    assert [TOKENIZER.decode(s) for s in sample.steps] == ["Tom is a wumpus.\n"]
+
+
+def test_recall_of_a_question_without_statements_is_refused(tmp_path: Path) -> None:
+    path = file_of(tmp_path, [GOOD, GOOD | {"question": "Who?"}])
+    with pytest.raises(UserError, match=r"items.json: item 1: no sentence to recall"):
+        data(method="recall", train_path=str(path)).samples(0)
