@@ -13,6 +13,8 @@ def masked_cross_entropy(
     logits (N, V), targets (N,) int, weights (N,) 0 or 1. Computed in float32; all weights 0 give
     (0, 0), not NaN.
     """
+    if not targets.size:  # logsumexp refuses an empty array
+        return mx.array(0.0), mx.array(0.0)
     logits = logits.astype(mx.float32)
     picked = mx.take_along_axis(logits, targets[:, None], axis=-1)[:, 0]
     nats = mx.logsumexp(logits, axis=-1) - picked

@@ -90,6 +90,9 @@ def checkpointed(block) -> Callable[..., mx.array]:
     @mx.checkpoint
     def pure(parameters, x, mask, keys, values, key):
         block.update(parameters)
+        if key is not None:
+            # Recomputing asks for every input's gradient; drawing random bits has none.
+            key = mx.stop_gradient(key)
         past = SegmentCache(1)
         past.keys[0], past.values[0] = keys, values
         out = block(x, mask, past, 0, key)

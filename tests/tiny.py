@@ -1,0 +1,137 @@
+"""Tiny models and runs for tests: copies of a golden model, one training step, one whole run."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+from golden_models import MODELS, as_row
+from safetensors.numpy import load_file
+
+from coconut.batch import Batch
+from coconut.config import RunConfig, check_config
+from coconut.curriculum import Row
+from coconut.runner import Runner
+from data import prosqa
+
+MODEL = MODELS / "gpt2-tiny"
+REPOSITORY = Path(__file__).parent.parent
+
+
+def model_directory(path: Path, **changes: Any) -> Path:
+    """The golden GPT-2 in a directory of its own, with changes to its config.json."""
+    path.mkdir()
+    config = json.loads((MODEL / "config.json").read_text()) | changes
+    (path / "config.json").write_text(json.dumps(config))
+    (path / "model.safetensors").symlink_to(MODEL / "model.safetensors")
+    return path
+
+
+def dropout(**rates: float) -> dict[str, float]:
+    """The rates of a config.json, 0 unless given."""
+    return {"embd_pdrop": 0.0, "attn_pdrop": 0.0, "resid_pdrop": 0.0} | rates
+
+
+def dropout_key(twin: ModuleType, number: int) -> Any:
+    """What a twin's `latent_forward` takes to turn dropout on."""
+    if twin.__name__ == "cuda_coconut":
+        return (number,)
+    import mlx.core as mx
+
+    return mx.random.key(number)
+
+
+def rows_of(batch: Batch) -> list[Row]:
+    """The rows of a collated batch, unpadded."""
+    rows = []
+    for i, real in enumerate(batch.mask):
+        ids, labels = batch.ids[i][real].tolist(), batch.labels[i][real].tolist()
+        rows.append(as_row(int(batch.idx[i]), ids, labels))
+    return rows
+
+
+def gradients(
+    twin: ModuleType,
+    directory: Path,
+    micro_batches: list[Batch],
+    scratch: Path,
+    key: tuple[int, ...] = (0,),
+    **options: Any,
+) -> tuple[Any, dict[str, np.ndarray]]:
+    """(StepStats, gradients by Hugging Face name) of a training step.
+
+    Read from AdamW's first moment, which a first step leaves at a tenth of the gradient: so it is
+    what the optimizer was given, divided by the targets and clipped.
+    """
+    model, module, _ = twin.weights.load_model(directory)
+    trainer = twin.train.Trainer(model, weight_decay=0.0, **options)
+    stats = trainer.step(micro_batches, 0.0, key)
+    twin.weights.save_moments(trainer.optimizer, module, scratch)
+    moments = load_file(scratch / "optimizer.safetensors")
+    return stats, {n[2:]: m * np.float32(10) for n, m in moments.items() if n.startswith("m.")}
+
+
+def assert_same_gradients(
+    ours: dict[str, np.ndarray], theirs: dict[str, np.ndarray], tolerance: float
+) -> None:
+    """Every tensor's gap is below `tolerance` of its norm."""
+    assert ours.keys() == theirs.keys()
+    for name, g in theirs.items():
+        assert np.linalg.norm(ours[name] - g) < tolerance * gradient_scale(theirs, name), name
+
+
+def gradient_scale(grads: dict[str, np.ndarray], name: str) -> float:
+    """Norm of a gradient; for one that is all rounding (the key bias) that of its neighbours."""
+    floor = 1e-3 * max(float(np.linalg.norm(g)) for g in grads.values())
+    return max(float(np.linalg.norm(grads[name])), floor)
+
+
+def write_items(path: Path, n: int, seed: int = 7) -> Path:
+    """A data file of n small ProsQA items."""
+    items = list(prosqa.generate(prosqa.Options(nodes=16, max_hops=4), seed, n, 0, frozenset()))
+    path.write_text(json.dumps(items))
+    return path
+
+
+def run_config(folder: Path, **keys: Any) -> RunConfig:
+    """A run of a tiny random GPT-2 on 8 items, validated on 4: one update an epoch, two epochs."""
+    train, val = folder / "train.json", folder / "val.json"
+    if not train.exists():
+        write_items(train, 8)
+        write_items(val, 4, seed=8)
+    values = {
+        "save_path": str(folder / "runs"),
+        "name": "tiny",
+        "model_config_path": str(REPOSITORY / "args/models/tiny_gpt2.json"),
+        "tokenizer": "prosqa",
+        "train_path": str(train),
+        "val_path": str(val),
+        "max_latent_stage": 1,
+        "epochs_per_stage": 1,
+        "num_epochs": 2,
+        "batch_size_training": 8,
+        "pad_multiple": 64,
+        "lr": 1e-3,
+        "max_new_tokens": 4,
+    }
+    if "method" not in keys:
+        values["method"] = "coconut"
+    return check_config(values | keys)
+
+
+def start(twin: ModuleType, config: RunConfig) -> Runner:
+    """A Runner of a twin, as its command makes it."""
+    return Runner(config, twin.run.make_backend, twin.__name__)
+
+
+def read_log(config: RunConfig, event: str) -> list[dict[str, Any]]:
+    """The events of one kind in a run's log.jsonl, without their time."""
+    lines = (config.run_dir / "log.jsonl").read_text().splitlines()
+    return [
+        {k: v for k, v in record.items() if k not in ("time", "tokens_per_second")}
+        for record in map(json.loads, lines)
+        if record["event"] == event
+    ]
