@@ -175,7 +175,7 @@ def evaluation_stage(config: RunConfig, made_with: Mapping[str, Any] | None) -> 
     if config.resume:
         why = f"resume: {config.resume} // {config.epochs_per_stage} epochs per stage"
         return stage_of_epoch(config, config.resume), why
-    if made_with is not None and "stage" in made_with:
+    if made_with is not None and made_with.get("stage") is not None:
         return made_with["stage"], "the checkpoint's own"
     return stage_of_epoch(config, 0), "epoch 0"
 
@@ -185,18 +185,19 @@ def longest_row(config: RunConfig, sample: Sample, stages: Iterable[int]) -> int
 
     Draws count too: uniform_prob may draw any stage up to the item's steps, mixing any earlier one.
     """
-    fixed = len(sample.question) + len(sample.answer)
     if config.method == "recall":
         return len(sample.question) + config.recall_sentences * max(map(len, sample.steps))
+    n, lengths = len(sample.steps), [len(step) for step in sample.steps]
+    fixed = len(sample.question) + len(sample.answer)
     if config.method in WITH_LATENTS:
         fixed += 2
-    n = len(sample.steps)
+        if sample.latents is not None:
+            return fixed + sample.latents + sum(lengths)
     drawn = set(stages)
     if config.stage_mixing != "none":
         drawn |= set(range(max(drawn)))
     if config.uniform_prob > 0:
         drawn |= set(range(n * _stages_per_step(config) + 1))
-    lengths = [len(step) for step in sample.steps]
     plans = {plan(config, stage, n) for stage in drawn}
     return fixed + max(sum(lengths[skipped:]) + latents for skipped, latents in plans)
 

@@ -64,19 +64,26 @@ def _complaints(item: Any) -> list[str]:
     return found
 
 
-def tokenize(items: Sequence[dict[str, Any]], tokenizer: Tokenizer, where: str) -> list[Sample]:
+def tokenize(
+    items: Sequence[dict[str, Any]],
+    tokenizer: Tokenizer,
+    where: str,
+    numbers: Sequence[int] | None = None,
+) -> list[Sample]:
     """Tokens of every item, part by part as published, and compared with those of the whole text.
 
-    where: the file's name, for messages. Raises UserError naming items whose parts do not add up.
+    where: the file's name, for messages. numbers: the items' numbers in that file, if they are a
+    selection. Raises UserError naming items whose parts do not add up.
     """
     samples = []
     stride = max(1, len(items) // CHECKED_ITEMS)
     problems = []
-    for idx, item in enumerate(items):
+    for i, item in enumerate(items):
+        idx = i if numbers is None else numbers[i]
         question = tokenizer.encode_question(item["question"] + "\n")
         steps = [tokenizer.encode(step + "\n") for step in item["steps"]]
         answer = tokenizer.encode("### " + item["answer"])
-        if idx % stride == 0:
+        if i % stride == 0:
             whole = "\n".join([item["question"], *item["steps"], "### " + item["answer"]])
             parts = [*question, *(token for step in steps for token in step), *answer]
             if tokenizer.encode_question(whole) != parts:

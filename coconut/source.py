@@ -7,13 +7,15 @@ from pathlib import Path
 from typing import Any
 
 from coconut.backend import Source
-from coconut.checkpoint import describe, read_json, verify
-from coconut.config import WITH_LATENTS, RunConfig
+from coconut.checkpoint import COCONUT, CONFIG, describe, latest, read_json, verify
+from coconut.config import METHODS, WITH_LATENTS, RunConfig
 from coconut.errors import UserError
 from coconut.tokens import Tokenizer, load_tokenizer
 
 HUB_FILES = ("*.json", "*.safetensors", "*.txt", "tokenizer.model")
 """What is fetched from the hub: never pickled weights."""
+LAST = "last"
+"""Directory of a run's checkpoint inside an epoch (save_every); the others are epoch_NN."""
 
 
 @dataclass(frozen=True)
@@ -50,15 +52,23 @@ def open_source(config: RunConfig, resume_from: Path | None = None) -> Opened:
     if (directory / "checksums.json").exists():
         verify(directory)
     found = describe(directory)
-    tokenizer = load_tokenizer(config.tokenizer or directory)
     made_with = found["coconut"]
-    if made_with is not None and config.method not in WITH_LATENTS and made_with["latent_ids"]:
+    # A run's own checkpoint is read as it was written, whatever the configuration says now.
+    own_tokenizer = resume_from is not None or config.tokenizer is None
+    tokenizer = load_tokenizer(directory if own_tokenizer else str(config.tokenizer))
+    if made_with is not None:
+        _check_made_with(directory / COCONUT, made_with)
+    if made_with is not None and config.method not in WITH_LATENTS and made_with.get("latent_ids"):
         raise UserError(
             str(directory),
-            f"holds a model trained with latents ({made_with['method']}), which method"
+            f"holds a model trained with latents ({made_with.get('method')}), which method"
             f" {config.method} cannot run; choose a method with latents or a plain checkpoint",
         )
-    rows = found["config"].get("vocab_size", 0)
+    rows = found["config"].get("vocab_size")
+    if type(rows) is not int:
+        raise UserError(
+            str(directory / CONFIG), f"vocab_size: expected a whole number, got {rows!r}"
+        )
     if len(tokenizer) > rows:
         raise UserError(
             str(directory),
@@ -82,17 +92,60 @@ def _opened(
     made_with: dict[str, Any] | None,
 ) -> Opened:
     before = len(tokenizer)
+    trained = made_with.get("latent_ids") if made_with is not None else None
     if config.method in WITH_LATENTS:
         tokenizer = tokenizer.with_latents()
+    ids = [tokenizer.start_id, tokenizer.end_id, tokenizer.latent_id]
+    if trained and trained != ids:
+        raise UserError(
+            str(directory),
+            f"was trained with the latent tokens {trained}, but its tokenizer numbers them {ids};"
+            " give the tokenizer it was trained with (key tokenizer)",
+        )
     source = Source(
         config=model,
         directory=directory,
         vocab_size=len(tokenizer),
         # Only rows that are new: markers that a checkpoint has trained are left as they are.
-        new_tokens=range(before, len(tokenizer)),
+        new_tokens=range(0) if trained else range(before, len(tokenizer)),
         copy_from=tokenizer.token_id("<<"),
     )
     return Opened(source, tokenizer, made_with)
+
+
+def _check_made_with(path: Path, made_with: dict[str, Any]) -> None:
+    """Raise UserError for wrong fields of coconut.json; a converter may leave some out."""
+    found = {name: value for name, value in made_with.items() if value is not None}
+    ids = found.get("latent_ids", [0, 0, 0])
+    problems = []
+    if found.get("method", "coconut") not in METHODS:
+        problems.append(f"method: expected one of {', '.join(METHODS)}")
+    if not isinstance(ids, list) or len(ids) != 3 or any(type(i) is not int for i in ids):
+        problems.append("latent_ids: expected three ids, or null for a model without latents")
+    for name in ("stage", "c_thought", "max_latent_stage"):
+        value = found.get(name, 0)
+        if type(value) is not int or not 0 <= value < 2**31:
+            problems.append(f"{name}: expected a whole number")
+    if type(found.get("pad_latent_to_max", True)) is not bool:
+        problems.append("pad_latent_to_max: expected true or false")
+    if problems:
+        raise UserError(str(path), *problems)
+
+
+def newest_checkpoint(run_dir: Path) -> Path | None:
+    """The checkpoint of a run that got furthest, None if there is none."""
+    found = [path for path in (latest(run_dir), run_dir / LAST) if path and path.is_dir()]
+    return max(found, key=progress_of, default=None)
+
+
+def progress_of(directory: Path) -> tuple[int, int]:
+    """(epochs done, updates done in the next one) of a run's checkpoint. Raises UserError."""
+    path = directory / "trainer_state.json"
+    state = read_json(path)
+    epoch, update = state.get("epoch"), state.get("update_in_epoch")
+    if type(epoch) is not int or type(update) is not int:
+        raise UserError(str(path), "expected epoch and update_in_epoch; the file is damaged")
+    return epoch, update
 
 
 def fetch(model_id: str) -> Path:

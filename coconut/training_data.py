@@ -12,6 +12,7 @@ from coconut.errors import UserError
 from coconut.tokens import Tokenizer
 
 DEBUG_ITEMS = 5_000
+GENERATED = "generated training data"
 
 
 class TrainingData:
@@ -34,16 +35,32 @@ class TrainingData:
             self.cached = (key, self._read(epoch)[: self.limit])
         return self.cached[1]
 
+    def preview(self, n: int) -> tuple[list[dict[str, Any]], str, int]:
+        """(items, where they are from, how many there will be), nothing written.
+
+        Of items still to be made the first n are made.
+        """
+        path = self.config.train_path
+        if path is not None and not self.fresh and Path(path).exists():
+            items = read_items(path)
+            total = len(items)
+        else:
+            total, start = self.n_items, self.config.resume * self.n_items if self.fresh else 0
+            items, path = list(self._generate(start, min(n, total))), GENERATED
+        return self._prepared(items, path), path, min(total, self.limit or total)
+
     def _read(self, epoch: int) -> list[Sample]:
         path = self.config.train_path
-        if self.fresh or (self.n_items and path is None):
+        if self.fresh or path is None:
             start = epoch * self.n_items if self.fresh else 0
-            items, where = list(self._generate(start)), "generated training data"
+            items, path = list(self._generate(start, self.n_items)), GENERATED
         else:
-            assert path is not None, "checked with the configuration"
             if not Path(path).exists():
                 self._write(Path(path))
-            items, where = read_items(path), path
+            items = read_items(path)
+        return tokenize(self._prepared(items, path), self.tokenizer, path)
+
+    def _prepared(self, items: list[dict[str, Any]], where: str) -> list[dict[str, Any]]:
         if self.config.method == "recall":
             items = [item | {"steps": sentences(item["question"])} for item in items]
             empty = [
@@ -51,14 +68,14 @@ class TrainingData:
             ]
             if empty:
                 raise UserError(where, *empty[:SHOWN_PROBLEMS])
-        return tokenize(items, self.tokenizer, where)
+        return items
 
-    def _generate(self, start: int) -> Any:
+    def _generate(self, start: int, n_items: int) -> Any:
         from data import prosqa
 
         exclude = {key for path in self._held_out() for key in prosqa.read_keys(path)}
         options = prosqa.Options(**self.generated)
-        return prosqa.generate(options, self.seed, self.n_items, start, exclude)
+        return prosqa.generate(options, self.seed, n_items, start, exclude)
 
     def _write(self, path: Path) -> None:
         from data import prosqa

@@ -350,11 +350,11 @@ def test_generated_data_need_no_training_file(valid: dict) -> None:
 
 def test_all_problems_of_generate_are_listed_with_the_others(valid: dict) -> None:
     generate = {"item": 5, "fresh": "yes", "seed": -1, "nodes": 2.5, "swapped": 2, "zzz": 1}
-    assert problems_of(valid | {"generate": generate, "lr": "x"}) == [
-        "lr: expected a number, got 'x'",
-        "generate.item: unknown key, did you mean items?",
-        "generate.zzz: unknown key, known: equal_depth, fresh, items, max_hops, min_hops, nodes,"
-        " seed, steps, swapped",
+    first, second, unknown, *rest = problems_of(valid | {"generate": generate, "lr": "x"})
+    assert first == "lr: expected a number, got 'x'"
+    assert second == "generate.item: unknown key, did you mean items?"
+    assert unknown.startswith("generate.zzz: unknown key, known: equal_depth, fresh, items, ")
+    assert rest == [
         "generate.fresh: expected True or False, got 'yes'",
         "generate.seed: must be at least 0, got -1",
         "generate.items: missing; how many items to make",
@@ -379,7 +379,7 @@ def test_a_generator_option_may_be_any_value_without_a_traceback(valid: dict) ->
 
 @pytest.mark.parametrize("run", RUNS.values(), ids=RUNS)
 def test_the_resolved_file_loads_to_the_same_run(folder: Path, run: dict) -> None:
-    config = load_config(published(folder, run), ["generate={items: 3, steps: walk}"])
+    config = load_config(published(folder, run), ["generate={items: 3, nodes: 12}"])
     (folder / "resolved.yaml").write_text(config.to_yaml())
     assert load_config(folder / "resolved.yaml") == config
 
