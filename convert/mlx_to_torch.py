@@ -1,0 +1,25 @@
+"""From MLX to torch: any known checkpoint to our directory, or to the published state dict.
+
+python convert/mlx_to_torch.py runs/prosqa-coconut/epoch_50 runs/prosqa-coconut-torch
+python convert/mlx_to_torch.py runs/prosqa-coconut/epoch_50 --official checkpoint_50
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+if not __package__:  # run as `python convert/mlx_to_torch.py`
+    sys.path[0] = str(Path(__file__).resolve().parent.parent)
+
+from convert import command
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Convert SRC to DST; bad input is one message on stderr and status 2."""
+    command.main("mlx_to_torch", "-torch", writes_official=True, argv=argv)
+
+
+if __name__ == "__main__":
+    main()

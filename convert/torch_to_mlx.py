@@ -1,0 +1,25 @@
+"""From torch to MLX: any known checkpoint to a directory that MLX opens as it is.
+
+python convert/torch_to_mlx.py runs/official/checkpoint_33 runs/prosqa-official
+python -m mlx_coconut.run args/prosqa_coconut_eval.yaml load_model_path=runs/prosqa-official
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+if not __package__:  # run as `python convert/torch_to_mlx.py`
+    sys.path[0] = str(Path(__file__).resolve().parent.parent)
+
+from convert import command
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Convert SRC to DST; bad input is one message on stderr and status 2."""
+    command.main("torch_to_mlx", "-mlx", writes_official=False, argv=argv)
+
+
+if __name__ == "__main__":
+    main()
