@@ -124,7 +124,7 @@ def test_batch_without_targets_has_loss_0_and_changes_nothing(twin, tmp_path):
 
 def test_head_runs_only_where_a_label_counts(twin, tmp_path, monkeypatch):
     batch = ragged_batch(7)
-    cls, seen = twin.models.gpt2.Model, []
+    cls, seen = type(twin.weights.load_model(MODEL)[0]), []
     head = cls.head
     monkeypatch.setattr(cls, "head", lambda self, h: seen.append(h.shape[:-1]) or head(self, h))
     gradients(twin, MODEL, [batch], tmp_path)
