@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import resource
 import sys
 from collections.abc import Sequence
@@ -93,7 +92,7 @@ class Backend:
 
     def save(self, directory: Path, with_optimizer: bool) -> None:
         """Write config.json, model.safetensors and, if asked, optimizer.safetensors."""
-        (directory / "config.json").write_text(json.dumps(self.config, indent=2) + "\n")
+        weights.save_config(self.config, self.model.args, directory)
         weights.save_weights(weights.hf_weights(self.model, self.module), directory)
         if with_optimizer:
             weights.save_moments(self.trainer.optimizer, self.module, directory)

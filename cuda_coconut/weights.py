@@ -16,6 +16,9 @@ from cuda_coconut import models
 SHARD_BYTES = 5 * 2**30
 WEIGHTS = "model.safetensors"
 OPTIMIZER = "optimizer.safetensors"
+HEAD = "lm_head.weight"
+WRITTEN_OUT = ("num_key_value_heads", "rope_theta", "tie_word_embeddings")
+"""Fields of config.json that readers know by different defaults, or in one spelling only."""
 MOMENTS = {"m": "exp_avg", "v": "exp_avg_sq"}
 """Names in the file -> names in the state of torch's AdamW."""
 
@@ -35,8 +38,20 @@ def load_model(directory: Path) -> tuple[Any, Any, dict[str, Any]]:
 
 
 def set_weights(model, weights: dict[str, torch.Tensor], where: str) -> None:
-    """Put weights into a model, strictly; floating types become float32."""
+    """Put weights into a model, strictly; floating types become float32.
+
+    A tied head may be there once more, equal to the embedding.
+    """
     shapes = {name: w.shape for name, w in model.named_parameters()}
+    if HEAD in weights and HEAD not in shapes:
+        weights = dict(weights)
+        head = weights.pop(HEAD)
+        if not any(torch.equal(head, w) for w in weights.values()):
+            raise UserError(
+                where,
+                f"{HEAD}: differs from the embedding that config.json ties it to; set"
+                " tie_word_embeddings to false there",
+            )
     problems = [f"{name}: missing" for name in shapes if name not in weights]
     problems += [f"{name}: not a tensor of this model" for name in weights if name not in shapes]
     problems += [
@@ -65,6 +80,15 @@ def weight_files(directory: Path) -> list[Path]:
 def hf_weights(model, module) -> dict[str, torch.Tensor]:
     """The model's parameters under Hugging Face names, in Hugging Face layout."""
     return module.to_hf({name: w.detach() for name, w in model.named_parameters()})
+
+
+def save_config(config: dict[str, Any], args: Any, directory: Path) -> None:
+    """Write config.json for float32 weights; args: what the architecture made of config."""
+    fields = {name: getattr(args, name) for name in WRITTEN_OUT if hasattr(args, name)}
+    # Both spellings name the type of the weights; transformers casts to it on loading.
+    dtypes = {name: "float32" for name in ("dtype", "torch_dtype") if name in config}
+    text = json.dumps(config | fields | dtypes, indent=2)
+    (directory / "config.json").write_text(text + "\n")
 
 
 def save_weights(weights: dict[str, torch.Tensor], directory: Path) -> None:

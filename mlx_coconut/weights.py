@@ -16,6 +16,9 @@ from mlx_coconut import models
 SHARD_BYTES = 5 * 2**30
 WEIGHTS = "model.safetensors"
 OPTIMIZER = "optimizer.safetensors"
+HEAD = "lm_head.weight"
+WRITTEN_OUT = ("num_key_value_heads", "rope_theta", "tie_word_embeddings")
+"""Fields of config.json that readers know by different defaults, or in one spelling only."""
 
 
 def load_model(directory: Path) -> tuple[Any, Any, dict[str, Any]]:
@@ -33,8 +36,20 @@ def load_model(directory: Path) -> tuple[Any, Any, dict[str, Any]]:
 
 
 def set_weights(model, weights: dict[str, mx.array], where: str) -> None:
-    """Put weights into a model, strictly; floating types become float32."""
+    """Put weights into a model, strictly; floating types become float32.
+
+    A tied head may be there once more, equal to the embedding.
+    """
     shapes = {name: w.shape for name, w in tree_flatten(model.parameters())}
+    if HEAD in weights and HEAD not in shapes:
+        weights = dict(weights)
+        head = weights.pop(HEAD)
+        if not any(mx.array_equal(head, w) for w in weights.values()):
+            raise UserError(
+                where,
+                f"{HEAD}: differs from the embedding that config.json ties it to; set"
+                " tie_word_embeddings to false there",
+            )
     problems = [f"{name}: missing" for name in shapes if name not in weights]
     problems += [f"{name}: not a tensor of this model" for name in weights if name not in shapes]
     problems += [
@@ -62,6 +77,15 @@ def weight_files(directory: Path) -> list[Path]:
 def hf_weights(model, module) -> dict[str, mx.array]:
     """The model's parameters under Hugging Face names, in Hugging Face layout."""
     return module.to_hf(dict(tree_flatten(model.parameters())))
+
+
+def save_config(config: dict[str, Any], args: Any, directory: Path) -> None:
+    """Write config.json for float32 weights; args: what the architecture made of config."""
+    fields = {name: getattr(args, name) for name in WRITTEN_OUT if hasattr(args, name)}
+    # Both spellings name the type of the weights; transformers casts to it on loading.
+    dtypes = {name: "float32" for name in ("dtype", "torch_dtype") if name in config}
+    text = json.dumps(config | fields | dtypes, indent=2)
+    (directory / "config.json").write_text(text + "\n")
 
 
 def save_weights(weights: dict[str, mx.array], directory: Path) -> None:

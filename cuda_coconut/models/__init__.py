@@ -10,7 +10,7 @@ import torch
 
 from coconut.errors import UserError
 
-SUPPORTED = ("gpt2",)
+SUPPORTED = ("gpt2", "qwen2")
 
 
 def build(config: dict[str, Any], where: str) -> tuple[Any, Any]:

@@ -103,20 +103,21 @@ def split_key(key: Key | None, n: int) -> list[Key | None]:
 def checkpointed(block) -> Callable[..., torch.Tensor]:
     """The block, recomputed in the backward pass instead of keeping its activations.
 
+    Whatever else all blocks of a pass are given (rotations) may follow the key.
     As a pure function: the earlier keys and values go in, the new ones come out.
     """
 
-    def pure(x, mask, keys, values, key):
+    def pure(x, mask, keys, values, key, *shared):
         past = SegmentCache(1)
         past.keys[0], past.values[0] = keys, values
-        out = block(x, mask, past, 0, key)
+        out = block(x, mask, past, 0, key, *shared)
         return out, past.keys[0][-1], past.values[0][-1]
 
-    def run(x, mask, cache, layer, key):
+    def run(x, mask, cache, layer, key, *shared):
         past = (cache.keys[layer], cache.values[layer])
         # Dropout has keys of its own: the global random state need not be kept and restored.
         out, k, v = checkpoint(
-            pure, x, mask, *past, key, use_reentrant=False, preserve_rng_state=False
+            pure, x, mask, *past, key, *shared, use_reentrant=False, preserve_rng_state=False
         )
         cache.update(layer, k, v)
         return out

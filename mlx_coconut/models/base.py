@@ -84,23 +84,25 @@ def split_key(key: mx.array | None, n: int) -> list[mx.array | None]:
 def checkpointed(block) -> Callable[..., mx.array]:
     """The block, recomputed in the backward pass instead of keeping its activations.
 
+    Whatever else all blocks of a pass are given (rotations) may follow the key.
     As a pure function: parameters and the earlier keys and values go in, the new ones come out.
     """
 
     @mx.checkpoint
-    def pure(parameters, x, mask, keys, values, key):
+    def pure(parameters, x, mask, keys, values, key, *shared):
         block.update(parameters)
         if key is not None:
             # Recomputing asks for every input's gradient; drawing random bits has none.
             key = mx.stop_gradient(key)
         past = SegmentCache(1)
         past.keys[0], past.values[0] = keys, values
-        out = block(x, mask, past, 0, key)
+        out = block(x, mask, past, 0, key, *shared)
         return out, past.keys[0][-1], past.values[0][-1]
 
-    def run(x, mask, cache, layer, key):
+    def run(x, mask, cache, layer, key, *shared):
         parameters = block.trainable_parameters()
-        out, k, v = pure(parameters, x, mask, cache.keys[layer], cache.values[layer], key)
+        past = (cache.keys[layer], cache.values[layer])
+        out, k, v = pure(parameters, x, mask, *past, key, *shared)
         cache.update(layer, k, v)
         return out
 
