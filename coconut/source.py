@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -44,8 +45,8 @@ def open_source(config: RunConfig, resume_from: Path | None = None) -> Opened:
                 f"{directory} DIRECTORY, then give the directory",
             )
     if directory is None and config.model_id:
-        local = Path(config.model_id)
-        directory = local if local.is_dir() else fetch(config.model_id)
+        is_local = os.path.isdir(config.model_id)
+        directory = Path(config.model_id) if is_local else fetch(config.model_id)
     if directory is None:
         return _from_config(config)
 

@@ -16,9 +16,14 @@ GENERATED = "generated training data"
 
 
 class TrainingData:
-    """Samples by epoch. With generate.fresh every epoch brings items never seen before."""
+    """Samples by epoch. With generate.fresh every epoch brings items never seen before.
 
-    def __init__(self, config: RunConfig, tokenizer: Tokenizer, val_items: list[dict[str, Any]]):
+    tokenizer: may be None where only `preview` is called.
+    """
+
+    def __init__(
+        self, config: RunConfig, tokenizer: Tokenizer | None, val_items: list[dict[str, Any]]
+    ):
         self.config, self.tokenizer = config, tokenizer
         self.limit = DEBUG_ITEMS if config.debug else None
         self.generated = dict(config.generate)
@@ -46,10 +51,12 @@ class TrainingData:
             total = len(items)
         else:
             total, start = self.n_items, self.config.resume * self.n_items if self.fresh else 0
-            items, path = list(self._generate(start, min(n, total))), GENERATED
+            path = GENERATED if path is None or self.fresh else f"{path} (made on first use)"
+            items = list(self._generate(start, min(n, total)))
         return self._prepared(items, path), path, min(total, self.limit or total)
 
     def _read(self, epoch: int) -> list[Sample]:
+        assert self.tokenizer is not None, "given wherever samples are asked for"
         path = self.config.train_path
         if self.fresh or path is None:
             start = epoch * self.n_items if self.fresh else 0

@@ -1,0 +1,501 @@
+"""What --check prints: a run's stages, lengths, size and memory, without building a model."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from coconut.config import WITH_LATENTS, RunConfig
+from coconut.console import Console
+from coconut.curriculum import (
+    IGNORED,
+    Markers,
+    Row,
+    Sample,
+    draw_stage,
+    evaluation_stage,
+    item_rng,
+    longest_row,
+    mixed_stage,
+    n_stages,
+    plan,
+    question_row,
+    stage_of_epoch,
+    training_row,
+)
+from coconut.dataset import SHOWN_PROBLEMS, read_items, tokenize
+from coconut.errors import UserError
+from coconut.evaluate import markers_of
+from coconut.source import newest_checkpoint, open_source, progress_of
+from coconut.tokens import Tokenizer, load_tokenizer
+from coconut.training_data import TrainingData
+
+SPREAD, LONGEST = 1_000, 200
+"""Of a larger data set, this many evenly spread and this many longest items are tokenised."""
+DEBUG_VALIDATION = 32
+
+_GPT2: dict[str, Any] = {"model_type": "gpt2", "vocab_size": 50257, "n_positions": 1024}
+PUBLISHED_SHAPES = {
+    "gpt2": _GPT2 | {"n_embd": 768, "n_layer": 12, "n_head": 12},
+    "gpt2-medium": _GPT2 | {"n_embd": 1024, "n_layer": 24, "n_head": 16},
+    "gpt2-large": _GPT2 | {"n_embd": 1280, "n_layer": 36, "n_head": 20},
+    "gpt2-xl": _GPT2 | {"n_embd": 1600, "n_layer": 48, "n_head": 25},
+}
+"""config.json of the published GPT-2 models; their hub names may carry `openai-community/`."""
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What the size of a model follows from. kv_width: keys of all groups of a position."""
+
+    vocab_size: int
+    n_positions: int
+    width: int
+    n_layers: int
+    n_heads: int
+    kv_width: int
+    inner: int
+    n_params: int
+
+
+@dataclass(frozen=True)
+class Model:
+    """What is known of a run's model. None where it has to be downloaded first."""
+
+    name: str
+    shape: Shape | None
+    tokenizer: Tokenizer | None
+    coconut: dict[str, Any] | None
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Data:
+    """A data set, tokenised in part. n_items: all of it. Without a tokenizer parts are empty."""
+
+    where: str
+    n_items: int
+    samples: list[Sample]
+
+
+def print_plan(config: RunConfig, twin: str) -> None:
+    """Check everything that needs no weights and print the plan of the run.
+
+    Builds and downloads no model, opens no framework, writes nothing. Raises UserError.
+    """
+    newest = None if config.only_eval else newest_checkpoint(config.run_dir)
+    model = _find_model(config, newest)
+    assert config.val_path is not None, "checked with the configuration"
+    val_items = read_items(config.val_path)
+    if config.debug:
+        val_items = val_items[:DEBUG_VALIDATION]
+    val = _tokenised(config.val_path, val_items, len(val_items), model.tokenizer)
+
+    console = Console()
+    console.say(_headline(config, twin, model))
+    if model.note:
+        console.say(model.note)
+    shape, lengths = model.shape, model.tokenizer is not None
+    limit = shape.n_positions if shape else None
+    if config.only_eval:
+        stage, why = evaluation_stage(config, model.coconut)
+        console.say(f"evaluates {config.load_model_path} once, at stage {stage} ({why})")
+        prompts = _questions(config, val, stage, model)
+        _check_fit(val.where, {row.idx: len(row.ids) for row in prompts}, limit)
+        _say_evaluation(console, [(stage, val, prompts)], lengths)
+        memory = []
+    else:
+        console.say(resume_in_words(config, newest))
+        train = _training_data(config, model, val_items)
+        stages = sorted(
+            {stage_of_epoch(config, e) for e in range(config.resume, config.num_epochs)}
+        )
+        for data in (train, val):
+            _check_fit(data.where, _longest(config, data, stages, lengths), limit)
+        rows = _say_stages(console, config, train, model)
+        evaluated = [(stage, val, _questions(config, val, stage, model)) for stage in _few(stages)]
+        _say_evaluation(console, evaluated, lengths)
+        prompts = evaluated[-1][2]
+        memory = [_training_memory(config, shape, train, rows)] if shape and lengths else []
+    if shape and lengths:
+        longest = max(len(row.ids) for row in prompts)
+        memory.append(_evaluation_memory(config, shape, val, longest))
+        console.table(
+            "estimated peak memory of a batch of the longest rows:",
+            ("in", "rows", "tokens", "GB"),
+            [(name, n, tokens, f"{size / 1e9:.2f}") for name, n, tokens, size in memory],
+        )
+        room = shape.n_positions - longest
+        if room < config.new_tokens:
+            console.say(
+                f"note: the longest question leaves {room} of {shape.n_positions} positions, fewer"
+                f" than the {config.new_tokens} new tokens allowed; set max_new_tokens: {room}"
+            )
+    console.say("checked: no model was built or downloaded, nothing was written")
+
+
+def resume_in_words(config: RunConfig, newest: Path | None) -> str:
+    """What the run starts from and where in its schedule. newest: its own last checkpoint."""
+    if newest is not None:
+        epoch, update = progress_of(newest)
+        if epoch >= config.num_epochs:
+            return (
+                f"{newest} has all {config.num_epochs} epochs behind it: nothing is left to train;"
+                " raise num_epochs, or choose another name"
+            )
+        done = f"{epoch} of {config.num_epochs} epochs"
+        done += f" and {update} updates of the next" if update else ""
+        return (
+            f"continues {newest} with {done} done: at epoch {epoch + 1}, stage"
+            f" {stage_of_epoch(config, epoch)}; keys resume and load_model_path are not read"
+        )
+    source = config.load_model_path or config.model_id
+    weights = f"the weights of {source}" if source else f"random weights, seed {config.seed}"
+    if not config.resume:
+        return f"starts from {weights} at epoch 1, stage {stage_of_epoch(config, 0)}"
+    return (
+        f"resume {config.resume}: starts from {weights} at epoch {config.resume + 1}, stage"
+        f" {stage_of_epoch(config, config.resume)}; the first {config.resume} epochs of the"
+        " schedule are skipped, no file of theirs is read"
+    )
+
+
+# ---- the model
+
+
+def _find_model(config: RunConfig, newest: Path | None) -> Model:
+    name = str(newest or config.load_model_path or config.model_id or config.model_config_path)
+    directory = newest
+    if newest is None and not config.load_model_path and config.model_id:
+        if not os.path.isdir(name):
+            directory = _cached(name)
+            if directory is None:
+                return _not_downloaded(config, name)
+    opened = open_source(config, directory)
+    source = opened.source
+    where, rows = str(config.model_config_path), 0
+    if source.directory is not None:
+        where, rows = str(source.directory / "config.json"), source.config["vocab_size"]
+    shape = shape_of(source.config, max(source.vocab_size, rows), where)
+    return Model(name, shape, opened.tokenizer, opened.coconut)
+
+
+def _cached(model_id: str) -> Path | None:
+    """Directory of a hub model in the local cache, None if it is not there whole."""
+    import huggingface_hub
+    from huggingface_hub.errors import HFValidationError
+
+    try:
+        found = huggingface_hub.try_to_load_from_cache(model_id, "config.json")
+    except HFValidationError:
+        raise UserError(
+            model_id, "neither a directory nor a valid hub name (owner/name); check model_id"
+        ) from None
+    directory = Path(found).parent if isinstance(found, str) else None
+    return directory if directory and any(directory.glob("*.safetensors")) else None
+
+
+def _not_downloaded(config: RunConfig, name: str) -> Model:
+    known = PUBLISHED_SHAPES.get(name.removeprefix("openai-community/"))
+    which = config.tokenizer or ("gpt2" if known else None)
+    note = f"{name}: not downloaded yet; "
+    note += "published shape" if known else "its size is unknown until it is"
+    tokenizer = None
+    if which is None:
+        note += ", and so are its tokens"
+    else:
+        try:
+            tokenizer = load_tokenizer(which)
+        except UserError as error:
+            # The vocabulary is fetched with the model; all that needs no tokens can be checked.
+            if which != "gpt2":
+                raise
+            note += f"; lengths are unknown: {error}"
+    if tokenizer is not None and config.method in WITH_LATENTS:
+        tokenizer = tokenizer.with_latents()
+    shape = None
+    if known:
+        n_markers = 3 if config.method in WITH_LATENTS else 0
+        rows = known["vocab_size"] + n_markers if tokenizer is None else len(tokenizer)
+        shape = shape_of(known, max(known["vocab_size"], rows), name)
+    return Model(name, shape, tokenizer, None, note)
+
+
+def shape_of(model: dict[str, Any], vocab_size: int, where: str) -> Shape:
+    """Sizes of a GPT-2 or Qwen2 from its config.json, with vocab_size rows in the embedding.
+
+    Raises UserError naming what is missing or is no size.
+    """
+    is_gpt2 = model.get("model_type") == "gpt2"
+    if not is_gpt2 and model.get("model_type") != "qwen2":
+        kind = model.get("model_type")
+        raise UserError(where, f"model_type {kind!r} is not supported; supported: gpt2, qwen2")
+    names = ["n_positions", "n_embd", "n_layer", "n_head"]
+    if not is_gpt2:
+        names = ["max_position_embeddings", "hidden_size", "num_hidden_layers"]
+        names += ["num_attention_heads", "num_key_value_heads", "intermediate_size"]
+    elif model.get("n_inner") is not None:
+        names.append("n_inner")
+    problems = [
+        f"{name}: expected a whole number above 0, got {model.get(name)!r}"
+        for name in names
+        if type(model.get(name)) is not int or not 0 < model[name] < 2**31
+    ]
+    if problems:
+        raise UserError(where, *problems)
+    positions, width, layers, heads, *rest = (model[name] for name in names)
+    if width % heads:
+        raise UserError(where, f"width {width} cannot be divided among {heads} heads")
+    if is_gpt2:
+        kv, inner = width, rest[0] if rest else 4 * width
+        block = 4 * width + (4 * width + 4) * width + 2 * inner * width + inner + width
+        n_params = (vocab_size + positions) * width + layers * block + 2 * width
+    else:
+        kv, inner = width // heads * rest[0], rest[1]
+        attention = 2 * width * width + 2 * width * kv + width + 2 * kv
+        block = attention + 3 * width * inner + 2 * width
+        tables = 1 if model.get("tie_word_embeddings", False) else 2
+        n_params = tables * vocab_size * width + layers * block + width
+    return Shape(vocab_size, positions, width, layers, heads, kv, inner, n_params)
+
+
+def training_bytes(
+    shape: Shape,
+    n_rows: int,
+    length: int,
+    n_targets: int,
+    bf16: bool = False,
+    checkpointing: bool = False,
+) -> int:
+    """Estimated peak of a training step on a micro-batch of n_rows * length tokens.
+
+    A parameter costs 16 bytes: weight 4, gradient 4, AdamW's moments 8; with bf16 2 more for its
+    copy. A token keeps, in each layer, 10 vectors of the width, 2 of the MLP's inner width and 2
+    attention rows (heads * length), of 4 bytes (bf16 2). With gradient checkpointing it keeps, in
+    each layer, its input and its keys and values, and one layer at a time the rest. A label keeps
+    3 rows of the vocabulary, 4 bytes. The counts are fitted to GPT-2 small.
+    """
+    size = 2 if bf16 else 4
+    tokens = n_rows * length
+    inside = 10 * shape.width + 2 * shape.inner + 2 * shape.n_heads * length
+    kept = shape.n_layers * inside
+    if checkpointing:
+        kept = shape.n_layers * (shape.width + 2 * shape.kv_width) + inside
+    parameters = shape.n_params * (16 + 2 * bf16)
+    return parameters + tokens * kept * size + 3 * 4 * n_targets * shape.vocab_size
+
+
+def evaluation_bytes(
+    shape: Shape, n_rows: int, length: int, new_tokens: int, bf16: bool = False
+) -> int:
+    """Estimated peak of decoding a batch: prompts of `length` tokens and the new ones.
+
+    A parameter costs 4 bytes (with bf16 2 more for its copy). A token keeps its keys and values in
+    each layer; while the prompts are read, one layer holds 6 vectors of the width, 2 of the MLP's
+    inner width and one attention row a token. The logits are one row of the vocabulary a question.
+    """
+    size = 2 if bf16 else 4
+    cache = n_rows * (length + new_tokens) * 2 * shape.kv_width * shape.n_layers
+    inside = 6 * shape.width + 2 * shape.inner + shape.n_heads * length
+    parameters = shape.n_params * (4 + 2 * bf16)
+    return parameters + (cache + n_rows * length * inside) * size + 4 * n_rows * shape.vocab_size
+
+
+# ---- the data
+
+
+def _training_data(config: RunConfig, model: Model, val_items: list[dict[str, Any]]) -> Data:
+    training = TrainingData(config, model.tokenizer, val_items)
+    items, where, total = training.preview(SPREAD)
+    return _tokenised(where, items[:total], total, model.tokenizer)
+
+
+def _tokenised(
+    where: str, items: list[dict[str, Any]], n_items: int, tokenizer: Tokenizer | None
+) -> Data:
+    numbers = list(range(len(items)))
+    if len(items) > SPREAD + LONGEST:
+        spread = np.linspace(0, len(items) - 1, SPREAD).astype(int)
+        sizes = np.array([len(i["question"]) + sum(map(len, i["steps"])) for i in items])
+        numbers = sorted({*spread.tolist(), *np.argsort(sizes)[-LONGEST:].tolist()})
+    chosen = [items[i] for i in numbers]
+    if tokenizer is not None:
+        return Data(where, n_items, tokenize(chosen, tokenizer, where, numbers))
+    samples = [
+        Sample(i, [], [[] for _ in item["steps"]], [], item.get("latents"))
+        for i, item in zip(numbers, chosen, strict=True)
+    ]
+    return Data(where, n_items, samples)
+
+
+def _check_fit(where: str, lengths: dict[int, int], limit: int | None) -> None:
+    """Raise UserError naming the items whose longest row has more tokens than positions."""
+    problems = [
+        f"item {idx}: up to {n} tokens with its latents, but the model has {limit} positions;"
+        " shorten or remove the item"
+        for idx, n in lengths.items()
+        if limit is not None and n > limit
+    ]
+    if problems:
+        raise UserError(where, *problems[:SHOWN_PROBLEMS])
+
+
+def _longest(
+    config: RunConfig, data: Data, stages: Sequence[int], has_tokens: bool
+) -> dict[int, int]:
+    if not has_tokens:
+        return {}
+    return {sample.idx: longest_row(config, sample, stages) for sample in data.samples}
+
+
+def _markers(config: RunConfig, model: Model) -> Markers | None:
+    if model.tokenizer is not None:
+        return markers_of(model.tokenizer)
+    return Markers(0, 0, 0) if config.method in WITH_LATENTS else None
+
+
+def _questions(config: RunConfig, val: Data, stage: int, model: Model) -> list[Row]:
+    markers = _markers(config, model)
+    return [question_row(config, s, stage, markers, config.n_latents) for s in val.samples]
+
+
+# ---- what is said
+
+
+def _headline(config: RunConfig, twin: str, model: Model) -> str:
+    size = f" {model.shape.n_params:,} params" if model.shape else ""
+    dtype = "bfloat16" if config.bf16 else "float32"
+    return (
+        f"{twin} | {model.name}{size} | {dtype} | run {config.name} | method {config.method}"
+        f" | seed {config.seed}"
+    )
+
+
+def _say_stages(console: Console, config: RunConfig, train: Data, model: Model) -> list[Row]:
+    """The table of stages. Returns the rows it was made from."""
+    per_update = config.batch_size_training * config.gradient_accumulation_steps
+    n_updates = -(-train.n_items // per_update)
+    removed = "tokens removed" if config.method == "icot" else "steps dropped"
+    has_tokens = model.tokenizer is not None
+    table, all_rows = [], []
+    for first, last in _groups(config):
+        rows, dropped = _rows(config, train, first, _markers(config, model))
+        all_rows += rows
+        table.append(
+            (
+                _span([first + 1, last + 1]),
+                _span([stage_of_epoch(config, first), stage_of_epoch(config, last)]),
+                _span(dropped) if has_tokens or config.method != "icot" else "?",
+                _span([row.n_latents for row in rows]),
+                train.n_items,
+                n_updates * (last - first + 1),
+                *_three([len(row.ids) for row in rows], has_tokens),
+            )
+        )
+    columns = ("epochs", "stage", removed, "latents", "examples", "updates")
+    console.table(f"training on {train.where}:", (*columns, "tokens min", "mean", "max"), table)
+    _say_sample(console, train)
+    return all_rows
+
+
+def _groups(config: RunConfig) -> Iterator[tuple[int, int]]:
+    """(first epoch, last epoch) of epochs that are alike, counted from 0."""
+
+    def kind(epoch: int) -> int:
+        if config.method == "icot":
+            return epoch  # removes more with every epoch
+        stage = stage_of_epoch(config, epoch)
+        # Stages beyond the last differ only in how often an earlier one is drawn.
+        return stage if config.stage_mixing != "none" else min(stage, n_stages(config))
+
+    for _, epochs in groupby(range(config.resume, config.num_epochs), kind):
+        first, *rest = epochs
+        yield first, rest[-1] if rest else first
+
+
+def _rows(
+    config: RunConfig, train: Data, epoch: int, markers: Markers | None
+) -> tuple[list[Row], list[int]]:
+    """The rows of an epoch, and what each lost: steps, or for iCoT tokens of its chain."""
+    rows, dropped = [], []
+    stage = stage_of_epoch(config, epoch)
+    for sample in train.samples:
+        rng = item_rng(config.seed, epoch, sample.idx)
+        drawn = mixed_stage(stage, rng) if config.stage_mixing == "batch" else stage
+        drawn = draw_stage(config, drawn, len(sample.steps), rng)
+        row = training_row(config, sample, drawn, markers, rng, float(epoch))
+        rows.append(row)
+        if config.method == "icot":
+            whole = len(sample.question) + sum(map(len, sample.steps)) + len(sample.answer)
+            dropped.append(whole - len(row.ids))
+        elif sample.latents is not None and config.method in WITH_LATENTS:
+            dropped.append(0)
+        else:
+            dropped.append(plan(config, drawn, len(sample.steps))[0])
+    return rows, dropped
+
+
+def _say_evaluation(
+    console: Console, evaluated: Sequence[tuple[int, Data, list[Row]]], has_tokens: bool
+) -> None:
+    table = [
+        (
+            stage,
+            _span([row.n_latents for row in rows]),
+            val.n_items,
+            *_three([len(row.ids) for row in rows], has_tokens),
+        )
+        for stage, val, rows in evaluated
+    ]
+    val = evaluated[0][1]
+    columns = ("stage", "latents", "questions", "tokens min", "mean", "max")
+    console.table(f"evaluation on {val.where}:", columns, table)
+    _say_sample(console, val)
+
+
+def _say_sample(console: Console, data: Data) -> None:
+    if len(data.samples) < data.n_items:
+        console.say(f"  (from a sample of {len(data.samples):,} of {data.n_items:,} items)")
+
+
+def _training_memory(
+    config: RunConfig, shape: Shape, train: Data, rows: list[Row]
+) -> tuple[str, int, int, int]:
+    length = max(len(row.ids) for row in rows)
+    length = -(-length // config.pad_multiple) * config.pad_multiple
+    targets = max(sum(label != IGNORED for label in row.labels or ()) for row in rows)
+    n_rows = min(config.batch_size_training, train.n_items)
+    size = training_bytes(
+        shape, n_rows, length, n_rows * targets, config.bf16, config.gradient_checkpointing
+    )
+    return "training", n_rows, length, size
+
+
+def _evaluation_memory(
+    config: RunConfig, shape: Shape, val: Data, length: int
+) -> tuple[str, int, int, int]:
+    n_rows = min(config.eval_batch_size, val.n_items)
+    size = evaluation_bytes(shape, n_rows, length, config.new_tokens, config.bf16)
+    return "evaluation", n_rows, length, size
+
+
+def _few(stages: Sequence[int]) -> Sequence[int]:
+    """First and last: the questions of the stages between lie between."""
+    return [stages[0], stages[-1]] if len(stages) > 1 else stages
+
+
+def _span(numbers: Sequence[int]) -> str:
+    low, high = min(numbers), max(numbers)
+    return str(low) if low == high else f"{low}-{high}"
+
+
+def _three(lengths: Sequence[int], known: bool) -> tuple[Any, Any, Any]:
+    if not known:
+        return "?", "?", "?"
+    return min(lengths), round(sum(lengths) / len(lengths)), max(lengths)
