@@ -1,4 +1,4 @@
-"""`python -m TWIN.generate --model DIR --question TEXT`: ask a checkpoint questions of one's own."""
+"""`python -m TWIN.generate --model DIR --question TEXT`: ask a checkpoint questions."""
 
 from __future__ import annotations
 

@@ -442,10 +442,14 @@ def _generate_problems(config: RunConfig) -> list[str]:
         problems.append(f"generate.{name}: too large: {_shown(values.pop(name))}")
     if "items" not in config.generate:
         problems.append("generate.items: missing; how many items to make")
-    try:
-        prosqa.Options(**values)
-    except UserError as error:
-        problems += [f"generate.{problem}" for problem in error.problems]
+    nodes = values.get("nodes", prosqa.Options.nodes)
+    if nodes == []:
+        return [*problems, "generate.nodes: the list is empty"]
+    for number in nodes if isinstance(nodes, list) else [nodes]:
+        try:
+            prosqa.Options(**{**values, "nodes": number})
+        except UserError as error:
+            problems += [f"generate.{problem}" for problem in error.problems]
     return problems
 
 

@@ -35,7 +35,7 @@ class TrainingData:
 
     def samples(self, epoch: int) -> list[Sample]:
         """The samples of an epoch, tokenised."""
-        key = epoch if self.fresh else 0
+        key = epoch if self.fresh else 0  # what is not fresh never changes
         if self.cached is None or self.cached[0] != key:
             self.cached = (key, self._read(epoch)[: self.limit])
         return self.cached[1]
@@ -52,7 +52,7 @@ class TrainingData:
         else:
             total, start = self.n_items, self.config.resume * self.n_items if self.fresh else 0
             path = GENERATED if path is None or self.fresh else f"{path} (made on first use)"
-            items = list(self._generate(start, min(n, total)))
+            items = list(self._generate(start, min(n, total), self.config.resume))
         return self._prepared(items, path), path, min(total, self.limit or total)
 
     def _read(self, epoch: int) -> list[Sample]:
@@ -60,7 +60,7 @@ class TrainingData:
         path = self.config.train_path
         if self.fresh or path is None:
             start = epoch * self.n_items if self.fresh else 0
-            items, path = list(self._generate(start, self.n_items)), GENERATED
+            items, path = list(self._generate(start, self.n_items, epoch)), GENERATED
         else:
             if not Path(path).exists():
                 self._write(Path(path))
@@ -77,18 +77,25 @@ class TrainingData:
                 raise UserError(where, *empty[:SHOWN_PROBLEMS])
         return items
 
-    def _generate(self, start: int, n_items: int) -> Any:
+    def _generate(self, start: int, n_items: int, epoch: int) -> Any:
         from data import prosqa
 
         exclude = {key for path in self._held_out() for key in prosqa.read_keys(path)}
-        options = prosqa.Options(**self.generated)
-        return prosqa.generate(options, self.seed, n_items, start, exclude)
+        return prosqa.generate(self._options(epoch), self.seed, n_items, start, exclude)
 
     def _write(self, path: Path) -> None:
         from data import prosqa
 
-        options = prosqa.Options(**self.generated)
-        prosqa.write(path, options, self.seed, self.n_items, self._held_out())
+        prosqa.write(path, self._options(0), self.seed, self.n_items, self._held_out())
+
+    def _options(self, epoch: int) -> Any:
+        """The generator's options in an epoch: a list of nodes grows the graphs, one an epoch."""
+        from data import prosqa
+
+        nodes = self.generated.get("nodes", prosqa.Options.nodes)
+        if isinstance(nodes, list):
+            nodes = nodes[min(epoch, len(nodes) - 1)]
+        return prosqa.Options(**{**self.generated, "nodes": nodes})
 
     def _held_out(self) -> list[Path]:
         """ProsQA files that no training item may come from: those that ship, and val_path."""

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from coconut.errors import UserError
 from data import prosqa
-from data.graphs import distances, shortest_path
+from data.graphs import shortest_path
 from data.prosqa import Options, generate, keys, swap
 from data.prosqa_stats import shortcut_accuracies, shortcuts, statistics
 
@@ -367,35 +367,38 @@ def test_other_sizes_and_hops_keep_the_properties(options):
 
 
 def test_exploration_says_its_latents_and_prints_what_that_many_hops_reach():
-    items = list(generate(Options(steps="explore"), 3, 300))
-    assert Counter(item["latents"] for item in items).keys() == set(range(7))
-    n_far = n_facts = 0
-    for item in items:
-        symbols, edges, root = item["idx_to_symbol"], item["edges"], item["root"]
-        hops = distances(edges, [root])
-        others = distances(edges, [1 - root])
-        target, wrong = item["target"], item["neg_target"]
-        assert item["answer"] == f"{symbols[root]} is a {symbols[target]}."
-        assert target not in others and wrong not in hops
-        assert 1 <= hops[target] <= max(item["latents"], 1)
-        assert 1 <= others[wrong] <= max(item["latents"], 1)
-        assert len(item["steps"]) == 8
-        named = [symbols.index(step[:-1].rsplit(" ", 1)[1]) for step in item["steps"]]
-        if item["latents"]:
-            assert all(step.startswith(f"{symbols[root]} is a ") for step in item["steps"])
-            assert all(1 <= hops[node] <= item["latents"] for node in named)
-            reach = min(item["latents"], max(hops.values()))
-            n_far += sum(hops[node] == reach for node in named) if reach > 1 else 0
-            n_facts += len(named) if reach > 1 else 0
+    plain = list(generate(Options(swapped=0.5), 3, 400))
+    items = list(generate(Options(swapped=0.5, steps="explore"), 3, 400))
+    kinds = Counter()
+    for item, source in zip(items, plain, strict=True):
+        assert item["question"] == source["question"]
+        symbols, edges, latents = item["idx_to_symbol"], item["edges"], item["latents"]
+        if not item["steps"]:
+            kinds["final"] += 1
+            assert latents == 6 and item["answer"] == source["answer"]
+            continue
+        assert len(item["steps"]) == 6
+        children = {p: [c for q, c in edges if q == p] for p, _ in edges}
+        frontier = {item["root"]}
+        for _ in range(max(latents, 1)):
+            frontier = {c for node in frontier for c in children.get(node, [node])}
+        named = [symbols.index(s[:-1].rsplit(" ", 1)[1]) for s in [*item["steps"], item["answer"]]]
+        name = symbols[item["root"]]
+        if latents:
+            kinds[latents] += 1
+            assert all(step.startswith(f"{name} is a ") for step in item["steps"])
+            assert set(named) <= frontier
         else:
-            node = root
-            for step, child in zip(item["steps"], named, strict=True):
+            kinds["walk"] += 1
+            assert named[-1] in frontier
+            node = item["root"]
+            for step, child in zip(item["steps"], named, strict=False):
                 subject = step.split(" is a ")[0].removeprefix("Every ")
                 node = symbols.index(subject) if subject else node
-                assert [node, child] in edges
+                assert child in children.get(node, [node])
                 node = child
-    # Half at the frontier, the other half spread over 1 to k hops, the frontier included.
-    assert 0.6 < n_far / n_facts < 0.8
+    assert kinds.keys() == {"final", "walk", *range(1, 7)}
+    assert 0.4 < kinds["final"] / 400 < 0.6 and kinds[6] > 5 * kinds[1]
 
 
 def test_shortest_path_is_drawn_uniformly_among_all():
