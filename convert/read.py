@@ -98,7 +98,7 @@ def _read_bare(source: Path, config_path: Path | None) -> Checkpoint:
     raw, is_torch = read_file(source)
     foreign, found, has_latents = _named(raw, str(source))
     notes = []
-    where = str(source)
+    where = str(source)  # of the config, where there is one
     if config_path is not None:
         path = config_path / CONFIG if config_path.is_dir() else config_path
         where, config = str(path), read_json(path)
@@ -119,7 +119,7 @@ def _read_bare(source: Path, config_path: Path | None) -> Checkpoint:
         raise UserError(
             where, f"a {found.model_type} state dict does not say its heads: give --config FILE"
         )
-    tensors, fitted = _fit(foreign, found, config, where)
+    tensors, fitted = _fit(foreign, found, config, str(source), where)
     what = "Coconut" if has_latents else "CoT"
     official = {COCONUT_PREFIX * has_latents + found.body + found.hub_name(found.embedding)}
     if official <= foreign.keys():
@@ -145,7 +145,7 @@ def _read_directory(source: Path) -> Checkpoint:
             str(source / CONFIG),
             f"model_type {config['model_type']}, but the weights are {found.model_type}'s",
         )
-    tensors, notes = _fit(foreign, found, config, str(source))
+    tensors, notes = _fit(foreign, found, config, str(source), str(source / CONFIG))
     coconut = None
     if (source / COCONUT).exists():
         coconut = describe(source)["coconut"]
@@ -221,7 +221,11 @@ def _named(raw: Mapping[str, Tensor], where: str) -> tuple[dict[str, Tensor], Ar
 
 
 def _fit(
-    foreign: Mapping[str, Tensor], found: Architecture, config: Mapping[str, Any], where: str
+    foreign: Mapping[str, Tensor],
+    found: Architecture,
+    config: Mapping[str, Any],
+    where: str,
+    config_where: str,
 ) -> tuple[dict[str, Tensor], list[str]]:
     """(tensors by hub name in the hub's layout, what was joined or dropped).
 
@@ -234,7 +238,7 @@ def _fit(
         raise UserError(
             where, f"{n_layers} layers in the config, {found.n_layers(hub)} in the file"
         )
-    expected = found.shapes(config, where)
+    expected = found.shapes(config, config_where)
     tensors: dict[str, Tensor] = {}
     copies: list[tuple[str, Tensor]] = []
     n_buffers = 0
@@ -308,7 +312,8 @@ def _check_trainer(source: Path, tensors: Mapping[str, Tensor]) -> None:
     expected = {f"{kind}.{n}": t.shape for kind in ("m", "v") for n, t in tensors.items()}
     entries = safetensors_header(source / OPTIMIZER)
     shapes = {name: entry.shape for name, entry in entries.items() if name != "step"}
-    wrong = sorted(n for n in expected.keys() | shapes if expected.get(n) != shapes.get(n))
+    wrong = [n for n in expected if expected[n] != shapes.get(n)]
+    wrong += [n for n in shapes if n not in expected]
     if wrong or "step" not in entries:
         raise UserError(
             str(source / OPTIMIZER),
