@@ -491,3 +491,24 @@ def keys_table() -> list[tuple[str, str, str, str]]:
         kind = " | ".join(f.metadata["choices"]) or str(f.type).split("[")[0]
         rows.append((f.name, kind, str(default), f.metadata["help"]))
     return rows
+
+
+def keys_markdown() -> str:
+    """docs/keys.md: `python -m coconut.config > docs/keys.md` writes it, a test compares."""
+    lines = [
+        "# Keys of a run",
+        "",
+        "In a YAML file, or as `key=value` behind it on the command line (`generate.items=100` for"
+        " keys inside a key). Made from `coconut/config.py`.",
+        "",
+        "| key | values | default | meaning |",
+        "| --- | --- | --- | --- |",
+    ]
+    for name, kind, default, text in keys_table():
+        values = kind.replace(" | ", ", ")
+        lines.append(f"| `{name}` | {values} | `{default}` | {text} |")
+    return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    print(keys_markdown(), end="")
