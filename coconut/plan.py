@@ -91,52 +91,36 @@ def print_plan(config: RunConfig, twin: str) -> None:
     """
     newest = None if config.only_eval else newest_checkpoint(config.run_dir)
     model = _find_model(config, newest)
+    shape = model.shape
     assert config.val_path is not None, "checked with the configuration"
     val_items = read_items(config.val_path)
     if config.debug:
         val_items = val_items[:DEBUG_VALIDATION]
     val = _tokenised(config.val_path, val_items, len(val_items), model.tokenizer)
+    train = None if config.only_eval else _training_data(config, model, val_items)
+    if train is None:
+        stage, why = evaluation_stage(config, model.coconut)
+        stages = [stage]
+    else:
+        epochs = range(config.resume, config.num_epochs)
+        stages = sorted({stage_of_epoch(config, epoch) for epoch in epochs})
+    prompts = {stage: _questions(config, val, stage, model) for stage in stages}
+    if shape and model.tokenizer:
+        _check_fit(config, train, val, stages, prompts, shape.n_positions)
 
     console = Console()
     console.say(_headline(config, twin, model))
     if model.note:
         console.say(model.note)
-    shape, lengths = model.shape, model.tokenizer is not None
-    limit = shape.n_positions if shape else None
-    if config.only_eval:
-        stage, why = evaluation_stage(config, model.coconut)
+    if train is None:
         console.say(f"evaluates {config.load_model_path} once, at stage {stage} ({why})")
-        prompts = _questions(config, val, stage, model)
-        _check_fit(val.where, {row.idx: len(row.ids) for row in prompts}, limit)
-        _say_evaluation(console, [(stage, val, prompts)], lengths)
-        memory = []
+        rows = []
     else:
         console.say(resume_in_words(config, newest))
-        train = _training_data(config, model, val_items)
-        stages = sorted(
-            {stage_of_epoch(config, e) for e in range(config.resume, config.num_epochs)}
-        )
-        for data in (train, val):
-            _check_fit(data.where, _longest(config, data, stages, lengths), limit)
         rows = _say_stages(console, config, train, model)
-        evaluated = [(stage, val, _questions(config, val, stage, model)) for stage in _few(stages)]
-        _say_evaluation(console, evaluated, lengths)
-        prompts = evaluated[-1][2]
-        memory = [_training_memory(config, shape, train, rows)] if shape and lengths else []
-    if shape and lengths:
-        longest = max(len(row.ids) for row in prompts)
-        memory.append(_evaluation_memory(config, shape, val, longest))
-        console.table(
-            "estimated peak memory of a batch of the longest rows:",
-            ("in", "rows", "tokens", "GB"),
-            [(name, n, tokens, f"{size / 1e9:.2f}") for name, n, tokens, size in memory],
-        )
-        room = shape.n_positions - longest
-        if room < config.new_tokens:
-            console.say(
-                f"note: the longest question leaves {room} of {shape.n_positions} positions, fewer"
-                f" than the {config.new_tokens} new tokens allowed; set max_new_tokens: {room}"
-            )
+    _say_evaluation(console, val, prompts, model)
+    if shape and model.tokenizer:
+        _say_memory(console, config, shape, rows, prompts)
     console.say("checked: no model was built or downloaded, nothing was written")
 
 
@@ -334,24 +318,31 @@ def _tokenised(
     return Data(where, n_items, samples)
 
 
-def _check_fit(where: str, lengths: dict[int, int], limit: int | None) -> None:
+def _check_fit(
+    config: RunConfig,
+    train: Data | None,
+    val: Data,
+    stages: Sequence[int],
+    prompts: dict[int, list[Row]],
+    limit: int,
+) -> None:
     """Raise UserError naming the items whose longest row has more tokens than positions."""
-    problems = [
-        f"item {idx}: up to {n} tokens with its latents, but the model has {limit} positions;"
-        " shorten or remove the item"
-        for idx, n in lengths.items()
-        if limit is not None and n > limit
-    ]
-    if problems:
-        raise UserError(where, *problems[:SHOWN_PROBLEMS])
-
-
-def _longest(
-    config: RunConfig, data: Data, stages: Sequence[int], has_tokens: bool
-) -> dict[int, int]:
-    if not has_tokens:
-        return {}
-    return {sample.idx: longest_row(config, sample, stages) for sample in data.samples}
+    lengths = [(val.where, row.idx, len(row.ids)) for rows in prompts.values() for row in rows]
+    if train is not None:
+        for data in (train, val):
+            lengths += [
+                (data.where, sample.idx, longest_row(config, sample, stages))
+                for sample in data.samples
+            ]
+    for where in dict.fromkeys(where for where, _, _ in lengths):
+        longest = {idx: n for place, idx, n in sorted(lengths) if place == where and n > limit}
+        problems = [
+            f"item {idx}: up to {n} tokens with its latents, but the model has {limit} positions;"
+            " shorten or remove the item"
+            for idx, n in longest.items()
+        ]
+        if problems:
+            raise UserError(where, *problems[:SHOWN_PROBLEMS])
 
 
 def _markers(config: RunConfig, model: Model) -> Markers | None:
@@ -442,18 +433,19 @@ def _rows(
 
 
 def _say_evaluation(
-    console: Console, evaluated: Sequence[tuple[int, Data, list[Row]]], has_tokens: bool
+    console: Console, val: Data, prompts: dict[int, list[Row]], model: Model
 ) -> None:
+    # The questions of the stages between lie between those of the first and the last.
+    ends = {stage: prompts[stage] for stage in (min(prompts), max(prompts))}
     table = [
         (
             stage,
             _span([row.n_latents for row in rows]),
             val.n_items,
-            *_three([len(row.ids) for row in rows], has_tokens),
+            *_three([len(row.ids) for row in rows], model.tokenizer is not None),
         )
-        for stage, val, rows in evaluated
+        for stage, rows in ends.items()
     ]
-    val = evaluated[0][1]
     columns = ("stage", "latents", "questions", "tokens min", "mean", "max")
     console.table(f"evaluation on {val.where}:", columns, table)
     _say_sample(console, val)
@@ -464,30 +456,35 @@ def _say_sample(console: Console, data: Data) -> None:
         console.say(f"  (from a sample of {len(data.samples):,} of {data.n_items:,} items)")
 
 
-def _training_memory(
-    config: RunConfig, shape: Shape, train: Data, rows: list[Row]
-) -> tuple[str, int, int, int]:
-    length = max(len(row.ids) for row in rows)
-    length = -(-length // config.pad_multiple) * config.pad_multiple
-    targets = max(sum(label != IGNORED for label in row.labels or ()) for row in rows)
-    n_rows = min(config.batch_size_training, train.n_items)
-    size = training_bytes(
-        shape, n_rows, length, n_rows * targets, config.bf16, config.gradient_checkpointing
-    )
-    return "training", n_rows, length, size
-
-
-def _evaluation_memory(
-    config: RunConfig, shape: Shape, val: Data, length: int
-) -> tuple[str, int, int, int]:
-    n_rows = min(config.eval_batch_size, val.n_items)
-    size = evaluation_bytes(shape, n_rows, length, config.new_tokens, config.bf16)
-    return "evaluation", n_rows, length, size
-
-
-def _few(stages: Sequence[int]) -> Sequence[int]:
-    """First and last: the questions of the stages between lie between."""
-    return [stages[0], stages[-1]] if len(stages) > 1 else stages
+def _say_memory(
+    console: Console,
+    config: RunConfig,
+    shape: Shape,
+    rows: list[Row],
+    prompts: dict[int, list[Row]],
+) -> None:
+    """Memory of batches of the longest rows, and whether an answer has room behind its question."""
+    table = []
+    if rows:
+        length = max(len(row.ids) for row in rows)
+        length = -(-length // config.pad_multiple) * config.pad_multiple
+        targets = max(sum(label != IGNORED for label in row.labels or ()) for row in rows)
+        n_rows = config.batch_size_training
+        options = (config.bf16, config.gradient_checkpointing)
+        size = training_bytes(shape, n_rows, length, n_rows * targets, *options)
+        table.append(("training", n_rows, length, f"{size / 1e9:.2f}"))
+    questions = [len(row.ids) for asked in prompts.values() for row in asked]
+    longest, n_rows = max(questions), min(config.eval_batch_size, len(prompts[min(prompts)]))
+    size = evaluation_bytes(shape, n_rows, longest, config.new_tokens, config.bf16)
+    table.append(("evaluation", n_rows, longest, f"{size / 1e9:.2f}"))
+    title = "estimated peak memory of a batch of the longest rows:"
+    console.table(title, ("in", "rows", "tokens", "GB"), table)
+    room = shape.n_positions - longest
+    if room < config.new_tokens:
+        console.say(
+            f"note: the longest question leaves {room} of {shape.n_positions} positions, fewer"
+            f" than the {config.new_tokens} new tokens allowed; set max_new_tokens: {room}"
+        )
 
 
 def _span(numbers: Sequence[int]) -> str:
