@@ -190,7 +190,7 @@ def check_config(
     config = RunConfig()
     for name, value in values.items():
         if name not in known:
-            advice = _nearest(name, known) or "see the table of keys in README.md"
+            advice = _nearest(name, known) or "docs/keys.md lists them"
             problems.append(f"{_word(name)}: unknown key, {advice}")
             continue
         try:

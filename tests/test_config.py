@@ -8,7 +8,14 @@ from pathlib import Path
 import pytest
 import yaml
 
-from coconut.config import METHODS, RunConfig, check_config, keys_table, load_config
+from coconut.config import (
+    METHODS,
+    RunConfig,
+    check_config,
+    keys_markdown,
+    keys_table,
+    load_config,
+)
 from coconut.errors import UserError
 
 PUBLISHED = """
@@ -199,7 +206,7 @@ def test_all_problems_are_listed_at_once_with_the_file(folder: Path) -> None:
     [("epochs_per_stag", "epochs_per_stage"), ("learning", None), (3, None), ("batch", None)],
 )
 def test_unknown_key_suggests_the_nearest(valid: dict, key: object, guess: str | None) -> None:
-    advice = f"did you mean {guess}?" if guess else "see the table of keys in README.md"
+    advice = f"did you mean {guess}?" if guess else "docs/keys.md lists them"
     assert problems_of(valid | {key: 1}) == [f"{key}: unknown key, {advice}"]
 
 
@@ -402,3 +409,8 @@ def test_every_key_has_a_help_line_and_the_table_names_them_all() -> None:
 def test_a_changed_default_of_one_run_is_not_seen_by_another() -> None:
     RunConfig().generate["items"] = 1
     assert RunConfig().generate == {}
+
+
+def test_the_reference_of_keys_is_made_from_the_dataclass() -> None:
+    written = (Path(__file__).parents[1] / "docs" / "keys.md").read_text()
+    assert written == keys_markdown(), "run: python -m coconut.config > docs/keys.md"
