@@ -101,6 +101,7 @@ def run_config(folder: Path, **keys: Any) -> RunConfig:
     train, val = folder / "train.json", folder / "val.json"
     if not train.exists():
         write_items(train, 8)
+    if not val.exists():
         write_items(val, 4, seed=8)
     values = {
         "save_path": str(folder / "runs"),
