@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import naive
 import numpy as np
 import pytest
-from golden_models import TOKENS, as_row, golden
+from golden_models import MODELS, TOKENS, as_row, golden
 from tiny import MODEL, run_config
 
 from coconut.backend import Decoding, Source
@@ -15,7 +16,6 @@ from coconut.batch import collate
 from coconut.curriculum import Row
 
 EOS, LATENT = TOKENS["eos"], TOKENS["latent"]
-CASES = [case for case in golden("generate") if case["model"] == "gpt2-tiny"]
 N_NEW = 12
 WORDS = np.setdiff1d(np.arange(200), list(TOKENS.values()))
 
@@ -33,9 +33,14 @@ def prompts(seed: int, latents: tuple[int, ...]) -> list[Row]:
 
 
 def decode(
-    twin, rows: list[Row], decoding: Decoding, n_passes: int | None = None, pad_multiple: int = 1
+    twin,
+    rows: list[Row],
+    decoding: Decoding,
+    n_passes: int | None = None,
+    pad_multiple: int = 1,
+    directory: Path = MODEL,
 ) -> list[list[int]]:
-    model, _, _ = twin.weights.load_model(MODEL)
+    model, _, _ = twin.weights.load_model(directory)
     batch = collate(rows, EOS, pad_multiple)
     n_passes = batch.n_passes if n_passes is None else n_passes
     return twin.generate.generate(model, batch, n_passes, decoding)
@@ -66,13 +71,16 @@ def counted_runs(twin, monkeypatch) -> list[int]:
     return runs
 
 
-@pytest.mark.parametrize("case", CASES, ids=lambda case: case["name"])
+@pytest.mark.parametrize(
+    "case", golden("generate"), ids=lambda case: f"{case['model']}-{case['name']}"
+)
 def test_golden_ids_but_for_a_tested_first_and_a_kept_last_token(twin, case):
     inputs, golden_ids = case["inputs"], case["outputs"]["new_tokens"]
     eos, most = inputs["eos_token_id"], inputs["max_new_tokens"]
     thinks = case["kind"] == "coconut"
     row = as_row(0, inputs["input_ids"], None)
-    (ours,) = decode(twin, [row], Decoding(most, eos), n_passes=None if thinks else 0)
+    n_passes, directory = None if thinks else 0, MODELS / case["model"]
+    (ours,) = decode(twin, [row], Decoding(most, eos), n_passes, directory=directory)
     # Declared differences: the reference leaves the eos of its own loop out, and goes on after an
     # eos in the first place. Ours ends with the first eos there is.
     expected = golden_ids[: golden_ids.index(eos) + 1] if eos in golden_ids else golden_ids
