@@ -50,5 +50,6 @@ def grown_rows(
     fresh = rng.standard_normal((len(rows), old.shape[1])) * old.std()
     rows[len(old) :] = fresh[len(old) :]
     for row in new:
-        rows[row] = fresh[row] if copy_from is None else old[copy_from]
+        # One row for all of them, as in the published start.
+        rows[row] = fresh[new[0]] if copy_from is None else old[copy_from]
     return rows

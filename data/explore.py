@@ -27,9 +27,11 @@ N_STEPS = 6
 """Facts or walked concepts printed before the answer."""
 
 
-def explore(item: dict[str, Any], max_hops: int, draw: Callable[[], float]) -> dict[str, Any]:
+def explore(
+    item: dict[str, Any], max_hops: int, draw: Callable[[], float], only_walks: bool = False
+) -> dict[str, Any]:
     """An exploration item on a ProsQA item's graph; draw gives uniform numbers in [0, 1)."""
-    kind = draw()
+    kind = 1.0 if only_walks else draw()
     if kind < SHARE_FINAL:
         return item | {"steps": [], "latents": max_hops}
     symbols, root = item["idx_to_symbol"], item["root"]

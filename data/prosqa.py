@@ -55,6 +55,7 @@ _PARENT_COUNTS = list(
 )
 _FAMILY_A, _FAMILY_B = 0.35, 0.7  # the second is drawn only if the first fails: 0.35/0.455/0.195
 _DEPTH_SLOPE = 1.5
+STEPS = ("path", "explore", "walk")
 
 
 @dataclass(frozen=True)
@@ -72,7 +73,7 @@ class Options:
     equal_depth: bool = False
     """Only items whose two concepts are equally far from their heads."""
     steps: str = "path"
-    """"path": a shortest path to the answer; "explore": what thoughts should hold (explore.py)."""
+    """"path": a shortest path to the answer; "explore", "walk": see explore.py."""
 
     def __post_init__(self) -> None:
         problems = []
@@ -84,8 +85,8 @@ class Options:
             problems.append(f"swapped: expected a share from 0 to 1, got {self.swapped!r}")
         if not isinstance(self.equal_depth, bool):
             problems.append(f"equal_depth: expected true or false, got {self.equal_depth!r}")
-        if self.steps not in ("path", "explore"):
-            problems.append(f"steps: expected path or explore, got {self.steps!r}")
+        if self.steps not in STEPS:
+            problems.append(f"steps: expected {', '.join(STEPS)}, got {self.steps!r}")
         if not any(p.startswith(("nodes", "min_hops", "max_hops")) for p in problems):
             if not 4 <= self.nodes <= _MAX_NODES:
                 problems.append(f"nodes: expected 4 to {_MAX_NODES}, got {self.nodes}")
@@ -254,7 +255,9 @@ def _write(draw: Callable[[], float], raw: _Raw, options: Options) -> Item | Non
         "target": target,
         "neg_target": neg_target,
     }
-    return explore(item, options.max_hops, draw) if options.steps == "explore" else item
+    if options.steps == "path":
+        return item
+    return explore(item, options.max_hops, draw, options.steps == "walk")
 
 
 def keys(item: Item) -> tuple[bytes, bytes]:
@@ -436,9 +439,7 @@ def main() -> None:
         help="ask the other head (%(default)s)",
     )
     parser.add_argument("--equal-depth", action="store_true", help="both concepts equally deep")
-    parser.add_argument(
-        "--steps", choices=("path", "explore"), default="path", help="(%(default)s)"
-    )
+    parser.add_argument("--steps", choices=STEPS, default="path", help="(%(default)s)")
     parser.add_argument(
         "--disjoint", nargs="+", default=[], metavar="FILE", help="files to share no item with"
     )

@@ -366,6 +366,12 @@ def test_other_sizes_and_hops_keep_the_properties(options):
         assert len(item["idx_to_symbol"]) <= options.nodes
 
 
+def test_walks_have_no_latents_and_print_one_concept_a_step():
+    for item in generate(Options(nodes=8, min_hops=1, steps="walk"), 3, 50):
+        assert item["latents"] == 0 and len(item["steps"]) == 6
+        assert item["steps"][0].startswith(" is a ")
+
+
 def test_exploration_says_its_latents_and_prints_what_that_many_hops_reach():
     plain = list(generate(Options(swapped=0.5), 3, 400))
     items = list(generate(Options(swapped=0.5, steps="explore"), 3, 400))
