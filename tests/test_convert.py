@@ -250,10 +250,13 @@ def test_both_twins_read_bfloat16_as_the_same_float32(tmp_path, twin):
         {n: torch.from_numpy(w).bfloat16() for n, w in official().items()}, tmp_path / "half"
     )
     torch_to_mlx.main([str(tmp_path / "half"), str(tmp_path / "out"), *CONFIG, *LATENTS])
+    found = read(tmp_path / "out")
     model, module, _ = twin.weights.load_model(tmp_path / "out")
     ours = twin.weights.to_numpy(twin.weights.hf_weights(model, module))
     for name, w in hub().items():
-        assert np.array_equal(ours[name], torch.from_numpy(w).bfloat16().float().numpy()), name
+        expected = torch.from_numpy(w).bfloat16().float().numpy()
+        assert np.array_equal(ours[name], expected), name
+        assert np.array_equal(found.tensors[name].float32(), expected), name
 
 
 @pytest.mark.parametrize("is_coconut", [True, False])
