@@ -279,3 +279,12 @@ def test_eight_items_are_learnt_by_heart_through_all_stages(twin, tmp_path):
     start(twin, config).train()
     stages = [(e["stage"], e["answer"]["share"]) for e in read_log(config, "eval")]
     assert stages == [(0, 1.0), (1, 1.0), (2, 1.0), (3, 1.0)]
+
+
+def test_gradient_norm_is_exact_for_large_matrices() -> None:
+    mx = pytest.importorskip("mlx.core")
+    from mlx_coconut.train import norm_of
+
+    large = np.full((50_260, 64), 0.5, np.float32)
+    norm = norm_of({"a": mx.array(large)}).item()
+    assert norm == pytest.approx(np.linalg.norm(large.astype(np.float64)), rel=1e-5)
