@@ -55,6 +55,8 @@ class Backend(Protocol):
     """mlx_coconut or cuda_coconut."""
     device: str
     dtype: str
+    note: str
+    """A line for the log about the libraries underneath; may be empty."""
     model_type: str
     n_params: int
     n_positions: int | None

@@ -121,6 +121,9 @@ def _check_made_with(path: Path, made_with: dict[str, Any]) -> None:
     problems = []
     if found.get("method", "coconut") not in METHODS:
         problems.append(f"method: expected one of {', '.join(METHODS)}")
+    if found.get("feedback", "last") not in ("last", "-1"):  # -1: the fork's name for it
+        rule = found["feedback"]
+        problems.append(f"feedback: rule {rule!r} is not supported, only last; train it anew")
     if not isinstance(ids, list) or len(ids) != 3 or any(type(i) is not int for i in ids):
         problems.append("latent_ids: expected three ids, or null for a model without latents")
     for name in ("stage", "c_thought", "max_latent_stage"):

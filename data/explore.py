@@ -62,8 +62,10 @@ def _walk(
     children: dict[int, list[int]], symbols: Sequence[str], root: int, draw: Callable[[], float]
 ) -> list[str]:
     """A walk down from the asked name; from a leaf, told twice, it starts again anywhere."""
-    inner, below = sorted(children), {child for group in children.values() for child in group}
-    node, subject, steps = root, "", []
+    inner = sorted(children)
+    below = {child for group in children.values() for child in group}
+    node, subject = root, ""
+    steps: list[str] = []
     while len(steps) < N_STEPS:
         node = _one(children[node], draw)
         # The subject goes without saying unless the walk starts anew.
