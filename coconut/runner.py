@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import os
 import shutil
 import time
 from collections.abc import Callable, Iterator
@@ -31,6 +32,7 @@ from coconut.dataset import check_lengths, read_items, tokenize
 from coconut.errors import UserError
 from coconut.evaluate import Evaluation, evaluate, markers_of
 from coconut.source import open_source
+from coconut.tokens import Tokenizer
 from coconut.training_data import TrainingData
 
 DEBUG_VALIDATION = 32
@@ -63,13 +65,14 @@ class Runner:
             first = self.data.samples(config.resume)
             check_lengths(first, self._extra_tokens(), n_positions, str(config.train_path))
 
-        self.backend = make_backend(config, opened.source)
-        self.console = Console(self.run_dir, wandb=tracker(config) if config.wandb else None)
-        write_text(self.run_dir / "config.yaml", config.to_yaml())
+        self.backend = make_backend(config, _described(opened.source, self.tokenizer))
         self.epoch, self.update_in_epoch, self.n_updates = config.resume, 0, 0
         self.evaluations: dict[str, Any] = {}
         if self.resumed is not None:
             self._restore(self.resumed)
+        # Last: a run that cannot be continued leaves its directory as it was.
+        self.console = Console(self.run_dir, wandb=tracker(config) if config.wandb else None)
+        write_text(self.run_dir / "config.yaml", config.to_yaml())
 
     # ---- training
 
@@ -358,7 +361,11 @@ class Runner:
             self.evaluations = checkpoint.read_json(path)
 
     def _prune(self) -> None:
-        shutil.rmtree(self.run_dir / LAST, ignore_errors=True)
+        last = self.run_dir / LAST
+        if last.is_dir():
+            # By a rename first: killed halfway, it must not be taken for a checkpoint.
+            last.rename(doomed := last.with_name(f".{LAST}.deleted-{os.getpid()}"))
+            shutil.rmtree(doomed)
         keep = self.config.keep_checkpoints
         if self.config.save_only_improve and not keep:
             keep = 1
@@ -376,7 +383,7 @@ class Runner:
             f"{self.twin} | {b.model_type} {b.n_params / 1e6:.1f}M params | {b.device} {b.dtype}"
             f" | run {config.name} | method {config.method} | seed {config.seed}"
         )
-        if getattr(b, "note", ""):
+        if b.note:
             self.console.say(b.note)
         if self.resumed is not None:
             self.console.say(
@@ -424,6 +431,15 @@ def tracker(config: RunConfig) -> dict[str, Any] | None:
     if config.debug:
         return None
     return {"project": config.project, "name": config.name, "config": dataclasses.asdict(config)}
+
+
+def _described(source: Source, tokenizer: Tokenizer) -> Source:
+    """The source with what other programs want to find in config.json: the token that ends a text
+    (transformers would take GPT-2's own id), and n_ctx, without which mlx_lm opens no GPT-2."""
+    known = {"bos_token_id": tokenizer.eos_id, "eos_token_id": tokenizer.eos_id}
+    if "n_positions" in source.config:
+        known["n_ctx"] = source.config["n_positions"]
+    return dataclasses.replace(source, config=known | source.config)
 
 
 def write_text(path: Path, text: str) -> None:

@@ -128,16 +128,16 @@ def load_moments(optimizer, model, module, directory: Path) -> None:
     if not path.exists():
         raise UserError(str(path), "missing; this checkpoint cannot be resumed, only started from")
     raw = mx.load(str(path))
-    step = int(raw.pop("step").item())
+    step = raw.pop("step", None)
     optimizer.init(model.trainable_parameters())
     flat = dict(tree_flatten(optimizer.state))
     for kind in ("m", "v"):
         own = module.sanitize({n[2:]: w for n, w in raw.items() if n.startswith(f"{kind}.")})
         shapes = {n: w.shape for n, w in flat.items() if n.endswith(f".{kind}")}
-        if {f"{n}.{kind}": w.shape for n, w in own.items()} != shapes:
+        if step is None or {f"{n}.{kind}": w.shape for n, w in own.items()} != shapes:
             raise UserError(str(path), "its moments do not fit the model; remove it to start anew")
         flat.update({f"{n}.{kind}": w for n, w in own.items()})
-    flat["step"] = mx.array(step, mx.uint64)
+    flat["step"] = mx.array(int(step.item()), mx.uint64)
     optimizer.state = tree_unflatten(list(flat.items()))
     mx.eval(optimizer.state)
 
