@@ -1,16 +1,42 @@
 """Elementwise functions for MLX's CPU back end, whose tanh and exp are scalar on x86.
 
-Rational and polynomial forms are plain arithmetic, which the compiler vectorises: measured on
-x86-64, 2.6 M float32 elements, tanh 37 ms -> 5.4 ms. On a GPU MLX's own functions are used.
+Rational and polynomial forms are plain arithmetic, which the compiler vectorises: measured on one
+x86-64 core, float32: tanh 14 -> 2 ns an element, softmax 10 -> 3 ns. On a GPU MLX's own functions
+are used.
 """
 
 from __future__ import annotations
 
+import ctypes
 import math
+import sys
 from functools import partial
 
 import mlx.core as mx
 import mlx.nn as nn
+
+
+def _keep_freed_memory() -> None:
+    """Let glibc's malloc keep large blocks that MLX frees, for the next array of that size.
+
+    By default it returns each to the kernel, which then clears every page anew: measured on
+    x86-64, a product of 9.7 M elements 18 ms -> 2.2 ms, GELU 75 -> 16 ms.
+    """
+    m_trim_threshold, m_mmap_max = -1, -4  # names and numbers of malloc.h
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:  # other C libraries have no such setting
+        mallopt(m_mmap_max, 0)
+        mallopt(m_trim_threshold, 2**31 - 1)
+
+
+if sys.platform == "linux":
+    _keep_freed_memory()
+
+
+def replaces(x: mx.array) -> bool:
+    """Whether this file's functions compute x: float32 on the CPU."""
+    return mx.default_device() == mx.cpu and x.dtype == mx.float32
+
 
 _TANH_LIMIT = 7.90531110763549805
 """Beyond this float32's tanh is 1 to the last bit."""
@@ -72,6 +98,88 @@ def _gelu_vjp(x: mx.array, cotangent: mx.array, output: mx.array) -> mx.array:
 
 def gelu_new(x: mx.array) -> mx.array:
     """GELU in the tanh form that GPT-2 was trained with, in x's dtype."""
-    if mx.default_device() == mx.cpu and x.dtype == mx.float32:
-        return _gelu(x)
-    return nn.gelu_approx(x)
+    return _gelu(x) if replaces(x) else nn.gelu_approx(x)
+
+
+_EXP_LIMIT = -87.0
+"""At this argument and below the result is 0; the least one above it is a normal float32."""
+_LOG2_E = 1.4426950408889634
+_LN_2_HIGH, _LN_2_LOW = 0.693359375, -2.12194440e-4
+_ROUNDS, _ROUNDS_BITS = 1.5 * 2**23, 0x4B400000
+"""Added to a small float32 it leaves the nearest integer in the lowest bits."""
+_EXP_P = (
+    1.9875691500e-4,
+    1.3981999507e-3,
+    8.3334519073e-3,
+    4.1665795894e-2,
+    1.6666665459e-1,
+    5.0000001201e-1,
+)
+
+
+@partial(mx.compile, shapeless=True)
+def _exp_parts(x: mx.array, shift: mx.array) -> tuple[mx.array, mx.array]:
+    """(n in the lowest bits, exp(f)) of exp(x - shift) = 2^n exp(f)."""
+    x = mx.maximum(x - shift, _EXP_LIMIT)
+    t = x * _LOG2_E + _ROUNDS
+    n = t - _ROUNDS
+    f = x - n * _LN_2_HIGH - n * _LN_2_LOW
+    p = mx.array(_EXP_P[0], x.dtype)
+    for c in _EXP_P[1:]:
+        p = p * f + c
+    return t, p * f * f + f + 1
+
+
+@partial(mx.compile, shapeless=True)
+def _add_exponent(bits: mx.array, n: mx.array) -> mx.array:
+    # 0 below the limit, so that no denormal numbers reach the products, which they slow down.
+    too_small = mx.right_shift(n - (_ROUNDS_BITS - 125), 31)
+    return mx.bitwise_and(bits + mx.left_shift(n, 23), mx.bitwise_invert(too_small))
+
+
+def exp_shifted(x: mx.array, shift: mx.array) -> mx.array:
+    """exp(x - shift) for x <= shift; relative error under 1e-7; 0 at x - shift <= -87.
+
+    Source: coefficients as in Cephes' `expf` (numbers, not code).
+    """
+    t, p = _exp_parts(x, shift)
+    # view, outside of compile: it cannot be traced without shapes.
+    bits = _add_exponent(mx.view(p, mx.int32), mx.view(t, mx.int32))
+    return mx.view(bits, mx.float32)
+
+
+@mx.custom_function
+def _softmax(x: mx.array) -> mx.array:
+    e = exp_shifted(x, x.max(axis=-1, keepdims=True))
+    return e * (1 / e.sum(axis=-1, keepdims=True))
+
+
+@_softmax.vjp
+def _softmax_vjp(x: mx.array, cotangent: mx.array, output: mx.array) -> mx.array:
+    return _softmax_backward(output, cotangent, (cotangent * output).sum(axis=-1, keepdims=True))
+
+
+@partial(mx.compile, shapeless=True)
+def _softmax_backward(p: mx.array, cotangent: mx.array, mean: mx.array) -> mx.array:
+    return p * (cotangent - mean)
+
+
+def softmax(x: mx.array) -> mx.array:
+    """Softmax over the last axis, computed in float32, in x's dtype."""
+    return _softmax(x) if replaces(x) else mx.softmax(x, axis=-1, precise=True)
+
+
+@mx.custom_function
+def _logsumexp(x: mx.array) -> mx.array:
+    top = x.max(axis=-1, keepdims=True)
+    return mx.log(exp_shifted(x, top).sum(axis=-1)) + top[..., 0]
+
+
+@_logsumexp.vjp
+def _logsumexp_vjp(x: mx.array, cotangent: mx.array, output: mx.array) -> mx.array:
+    return exp_shifted(x, output[..., None]) * cotangent[..., None]
+
+
+def logsumexp(x: mx.array) -> mx.array:
+    """log of the sum of exponentials over the last axis, in x's dtype."""
+    return _logsumexp(x) if replaces(x) else mx.logsumexp(x, axis=-1)

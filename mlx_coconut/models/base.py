@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 import mlx.core as mx
 
 from mlx_coconut.cache import SegmentCache
+from mlx_coconut.cpu import replaces, softmax
 
 NEVER = -1e9
 """Added to the score of a key that must not be seen; finite, so that no row can become NaN."""
@@ -44,7 +45,7 @@ def attend(
     """
     scale = q.shape[-1] ** -0.5
     drops = key is not None and dropout_rate > 0
-    if len(keys) == 1 and not drops:
+    if len(keys) == 1 and not drops and not replaces(q):
         return mx.fast.scaled_dot_product_attention(q, keys[0], values[0], scale=scale, mask=mask)
     B, H, T, d = q.shape
     G = keys[0].shape[1]
@@ -53,7 +54,7 @@ def attend(
     scores = parts[0] if len(parts) == 1 else mx.concatenate(parts, axis=-1)
     if mask is not None:
         scores = (scores.reshape(B, H, T, -1) + mask).reshape(scores.shape)
-    p = mx.softmax(scores, axis=-1, precise=True)
+    p = softmax(scores)
     if drops:
         p = dropout(p, dropout_rate, key)
     out, start = None, 0
