@@ -121,7 +121,7 @@ class Notes:
     """Answers the protocol and remembers what was asked."""
 
     name = device = dtype = model_type = "notes"
-    n_params, n_positions = 1, None
+    note, n_params, n_positions = "", 1, None
 
     def __init__(self, config, source):
         self.resets: list[int] = []
