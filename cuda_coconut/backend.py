@@ -15,6 +15,7 @@ from coconut.batch import Batch
 from coconut.config import WITH_FEEDBACK, RunConfig
 from coconut.initial import grown_rows, initial_weights
 from cuda_coconut import models, weights
+from cuda_coconut.cpu import keep_freed_memory
 from cuda_coconut.generate import generate
 from cuda_coconut.train import Trainer
 
@@ -45,6 +46,8 @@ class Backend:
             if source.vocab_size > self.config["vocab_size"] or source.new_tokens:
                 self._grow(source, config.seed)
         self.model.to("cuda" if self.on_gpu else "cpu")
+        if not self.on_gpu:
+            keep_freed_memory()
         self.trainer = Trainer(
             self.model,
             weight_decay=config.weight_decay,

@@ -16,17 +16,17 @@ class Cache(Protocol):
 
 
 class SegmentCache:
-    """Keeps each pass's keys and values as they are; differentiable, and nothing is copied."""
+    """Keeps the first pass's keys and values apart from the later ones; differentiable."""
 
     def __init__(self, n_layers: int):
         self.keys: list[list[torch.Tensor]] = [[] for _ in range(n_layers)]
         self.values: list[list[torch.Tensor]] = [[] for _ in range(n_layers)]
 
     def update(self, layer, k, v):
-        """k, v (B, G, T, d) of the pass. Returns lists of all segments so far, in order."""
+        """k, v (B, G, T, d) of the pass. Returns one or two segments, in order."""
         # New lists: a recomputed block is handed the old ones and must not grow them.
-        self.keys[layer] = [*self.keys[layer], k]
-        self.values[layer] = [*self.values[layer], v]
+        self.keys[layer] = _grown(self.keys[layer], k)
+        self.values[layer] = _grown(self.values[layer], v)
         return self.keys[layer], self.values[layer]
 
 
@@ -57,6 +57,15 @@ class DecodeCache:
         """Keep only these rows of the batch."""
         self.keys = [k[rows] for k in self.keys]
         self.values = [v[rows] for v in self.values]
+
+
+def _grown(segments: list[torch.Tensor], new: torch.Tensor) -> list[torch.Tensor]:
+    if not segments:
+        return [new]
+    # twin: torch starts a kernel for every product, so the few columns behind the first latent are
+    # joined. The long first segment is made contiguous once; products would copy it in each pass.
+    first, *later = segments
+    return [first.contiguous(), torch.cat([*later, new], dim=2) if later else new]
 
 
 def _join(segments: list[torch.Tensor]) -> torch.Tensor:

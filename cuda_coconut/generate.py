@@ -66,3 +66,10 @@ def _pick(logits: torch.Tensor, idx: np.ndarray, n_done: int, decoding: Decoding
     noise = np.stack([np.random.default_rng(s).gumbel(size=logits.shape[-1]) for s in seeds])
     noise = to_device(noise.astype(np.float32), logits.device)
     return (logits / decoding.temperature + noise).argmax(dim=-1)
+
+
+if __name__ == "__main__":
+    from coconut.ask import main
+    from cuda_coconut.run import make_backend
+
+    main("cuda_coconut", make_backend)

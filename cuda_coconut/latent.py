@@ -78,14 +78,17 @@ def latent_forward(
         mask = pass_mask(inputs, start, end, x.dtype)
         return model.trunk(x, inputs.positions[:, start:end], mask, cache, keys[i], checkpointing)
 
-    end = first_latent if n_passes else T
-    hidden, thoughts = [run(embedded[:, :end], 0, end, 0)], []
+    # Split once: the gradient of each slice would be as large as the whole.
+    sizes = [first_latent, *[1] * (n_passes - 1), T - first_latent - n_passes + 1]
+    pieces = embedded.split(sizes if n_passes else T, dim=1)
+    end = pieces[0].shape[1]
+    hidden, thoughts = [run(pieces[0], 0, end, 0)], []
     for i in range(1, n_passes + 1):
         # ln_f's output, not the residual stream: published checkpoints were trained on it.
         thought = hidden[-1][:, -1]
-        start, end = end, T if i == n_passes else end + 1
-        x = torch.where(inputs.is_latent[:, start, None], thought, embedded[:, start])
-        x = torch.cat([x[:, None], embedded[:, start + 1 : end]], dim=1)
+        start, end = end, end + pieces[i].shape[1]
+        x = torch.where(inputs.is_latent[:, start, None], thought, pieces[i][:, 0])
+        x = torch.cat([x[:, None], pieces[i][:, 1:]], dim=1)
         hidden.append(run(x, start, end, i))
         thoughts.append(thought)
     joined = hidden[0] if len(hidden) == 1 else torch.cat(hidden, dim=1)

@@ -51,6 +51,11 @@ def attend(
     backward pass.
     """
     drops = key is not None and dropout_rate > 0
+    if q.device.type == "cpu" and q.dtype == torch.bfloat16:
+        # twin: on a CPU, torch's attention in bfloat16 takes twice the time of float32's.
+        with torch.autocast("cpu", enabled=False):
+            q, keys, values = q.float(), [k.float() for k in keys], [v.float() for v in values]
+            return attend(q, keys, values, mask, dropout_rate, key)
     B, H, T, d = q.shape
     G = keys[0].shape[1]
     causal = isinstance(mask, str)
@@ -73,11 +78,8 @@ def attend(
     p = scores.softmax(dim=-1, dtype=torch.float32).to(values[0].dtype)
     if drops:
         p = dropout(p, dropout_rate, key)
-    out, start = None, 0
-    for v in values:
-        part = p[..., start : start + v.shape[2]] @ v
-        out = part if out is None else out + part
-        start += v.shape[2]
+    shares = p.split([v.shape[2] for v in values], dim=-1)
+    out = sum(share @ v for share, v in zip(shares, values, strict=True))
     return out.view(B, H, T, d)
 
 
@@ -104,22 +106,21 @@ def checkpointed(block) -> Callable[..., torch.Tensor]:
     """The block, recomputed in the backward pass instead of keeping its activations.
 
     Whatever else all blocks of a pass are given (rotations) may follow the key.
-    As a pure function: the earlier keys and values go in, the new ones come out.
+    As a pure function: the earlier keys and values go in, all of them come out.
     """
 
     def pure(x, mask, keys, values, key, *shared):
         past = SegmentCache(1)
         past.keys[0], past.values[0] = keys, values
         out = block(x, mask, past, 0, key, *shared)
-        return out, past.keys[0][-1], past.values[0][-1]
+        return out, past.keys[0], past.values[0]
 
     def run(x, mask, cache, layer, key, *shared):
         past = (cache.keys[layer], cache.values[layer])
         # Dropout has keys of its own: the global random state need not be kept and restored.
-        out, k, v = checkpoint(
+        out, cache.keys[layer], cache.values[layer] = checkpoint(
             pure, x, mask, *past, key, *shared, use_reentrant=False, preserve_rng_state=False
         )
-        cache.update(layer, k, v)
         return out
 
     return run

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from cuda_coconut.cache import Cache
+from cuda_coconut.cpu import Linear
 from cuda_coconut.models.base import Key, Mask, attend, checkpointed, dropout, split_key
 
 CONV1D = ("attn.c_attn.weight", "attn.c_proj.weight", "mlp.c_fc.weight", "mlp.c_proj.weight")
@@ -44,8 +45,8 @@ class Attention(nn.Module):
         super().__init__()
         self.n_head = args.n_head
         self.attn_pdrop, self.resid_pdrop = args.attn_pdrop, args.resid_pdrop
-        self.c_attn = nn.Linear(args.n_embd, 3 * args.n_embd)
-        self.c_proj = nn.Linear(args.n_embd, args.n_embd)
+        self.c_attn = Linear(args.n_embd, 3 * args.n_embd)
+        self.c_proj = Linear(args.n_embd, args.n_embd)
 
     def forward(self, x, mask, cache, layer, key=None):
         B, T, D = x.shape
@@ -65,8 +66,8 @@ class MLP(nn.Module):
         super().__init__()
         self.resid_pdrop = args.resid_pdrop
         inner = args.n_inner or 4 * args.n_embd
-        self.c_fc = nn.Linear(args.n_embd, inner)
-        self.c_proj = nn.Linear(inner, args.n_embd)
+        self.c_fc = Linear(args.n_embd, inner)
+        self.c_proj = Linear(inner, args.n_embd)
 
     def forward(self, x, key=None):
         return dropout(self.c_proj(F.gelu(self.c_fc(x), approximate="tanh")), self.resid_pdrop, key)

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from cuda_coconut.cache import Cache
+from cuda_coconut.cpu import Linear
 from cuda_coconut.models.base import Key, Mask, attend, checkpointed, split_key
 
 VOCABULARY_ROWS = ("model.embed_tokens.weight", "lm_head.weight")
@@ -98,10 +99,10 @@ class Attention(nn.Module):
         own, shared = (
             n * args.head_dim for n in (args.num_attention_heads, args.num_key_value_heads)
         )
-        self.q_proj = nn.Linear(args.hidden_size, own)
-        self.k_proj = nn.Linear(args.hidden_size, shared)
-        self.v_proj = nn.Linear(args.hidden_size, shared)
-        self.o_proj = nn.Linear(own, args.hidden_size, bias=False)
+        self.q_proj = Linear(args.hidden_size, own)
+        self.k_proj = Linear(args.hidden_size, shared)
+        self.v_proj = Linear(args.hidden_size, shared)
+        self.o_proj = Linear(own, args.hidden_size, bias=False)
 
     def forward(self, x, mask, cache, layer, key, rotation):
         B, T, _ = x.shape
@@ -118,9 +119,9 @@ class Attention(nn.Module):
 class MLP(nn.Module):
     def __init__(self, args: ModelArgs):
         super().__init__()
-        self.gate_proj = nn.Linear(args.hidden_size, args.intermediate_size, bias=False)
-        self.up_proj = nn.Linear(args.hidden_size, args.intermediate_size, bias=False)
-        self.down_proj = nn.Linear(args.intermediate_size, args.hidden_size, bias=False)
+        self.gate_proj = Linear(args.hidden_size, args.intermediate_size, bias=False)
+        self.up_proj = Linear(args.hidden_size, args.intermediate_size, bias=False)
+        self.down_proj = Linear(args.intermediate_size, args.hidden_size, bias=False)
 
     def forward(self, x):
         return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
