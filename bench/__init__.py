@@ -1,0 +1,1 @@
+"""`make bench`: this code against the published way and against transformers, in one run."""

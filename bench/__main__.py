@@ -1,0 +1,230 @@
+"""`python -m bench [PART ...]`: every figure of one run in one table, equal results required.
+
+Each contender runs in a process of its own, so that peak memory and threads are its own; contenders
+take turns for --rounds rounds and the fastest round of each counts. Exits 1 where ids or losses
+differ: a faster wrong answer is no result.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from bench.plot import plot
+from bench.workload import (
+    Workload,
+    checkpoint_prompts,
+    random_gpt2_small,
+    random_prompts,
+    random_sequences,
+)
+from coconut.cli import guarded
+
+ROOT = Path(__file__).parent.parent
+LOSS_TOLERANCE = 1e-4
+"""Largest relative gap of losses; observed 2e-6."""
+PARTS = ("generation", "shipped", "training", "sweep")
+
+
+class Bench:
+    """Runs contenders and collects rows of the table."""
+
+    def __init__(self, directory: Path, rounds: int):
+        self.directory, self.rounds = directory, rounds
+        self.rows: list[dict[str, Any]] = []
+        self.versions: set[str] = set()
+        self.is_equal = True
+
+    def contend(
+        self, module: str, task: str, workload: Workload, size: int, repeats: int = 1
+    ) -> dict[str, Any]:
+        """One contender in its own process; its line of JSON."""
+        file = workload.save(self.directory / "workload.json")
+        command = [sys.executable, "-m", f"bench.{module}", task, str(file), str(size)]
+        done = subprocess.run(
+            [*command, str(repeats)], cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True
+        )
+        result = json.loads(done.stdout.splitlines()[-1])
+        self.versions.add(result["versions"])
+        return result
+
+    def compare(
+        self,
+        title: str,
+        contenders: Sequence[tuple[str, Callable[[], dict[str, Any]], int]],
+        is_same: Callable[[dict[str, Any], dict[str, Any]], bool],
+    ) -> None:
+        """Rows of a table: (name, how to run, units of work in it); the first is ours."""
+        best: dict[str, dict[str, Any]] = {}
+        for _ in range(self.rounds):
+            for name, run, units in contenders:
+                result = run()
+                each = min(result["seconds"]) / units
+                if name not in best or each < best[name]["each"]:
+                    best[name] = result | {"each": each}
+        first = next(iter(best.values()))
+        print(f"\n{title}")
+        for name, result in best.items():
+            same = is_same(first, result)
+            self.is_equal &= same
+            row = {
+                "part": title,
+                "contender": name,
+                "seconds": result["each"],
+                "ratio": result["each"] / first["each"],
+                "rss_peak_bytes": result["rss_peak_bytes"],
+                "mlx_peak_bytes": result.get("mlx_peak_bytes"),
+                "is_equal": same,
+            }
+            self.rows.append(row)
+            mlx = f"{row['mlx_peak_bytes'] / 1e9:6.2f}" if row["mlx_peak_bytes"] else "     -"
+            print(
+                f"  {name:44} {row['seconds']:9.4f} s {row['ratio']:7.2f}x"
+                f" | rss {row['rss_peak_bytes'] / 1e9:6.2f} GB, arrays {mlx} GB"
+                f" | {'equal' if same else 'DIFFERENT'}",
+                flush=True,
+            )
+
+    def decoding(self, title: str, workload: Workload, sizes: Sequence[int], n_slow: int) -> None:
+        """Seconds a question: ours, transformers' generate, and the published way on n_slow."""
+        slow = replace(workload, rows=workload.rows[:n_slow])
+        n = len(workload.rows)
+
+        def run(module: str, task: str, part: Workload, size: int) -> Callable[[], dict[str, Any]]:
+            return lambda: self.contend(module, task, part, size)
+
+        contenders = [(f"ours, batch {s}", run("ours", "decode", workload, s), n) for s in sizes]
+        contenders += [
+            (f"transformers, batch {s}", run("reference", "decode", workload, s), n)
+            for s in (1, *sizes)
+        ]
+        name = f"the published way, batch 1 ({n_slow} questions)"
+        contenders.append((name, run("ours", "published", slow, 1), n_slow))
+        self.compare(
+            f"{title}: seconds a question",
+            contenders,
+            lambda a, b: a["ids"][: len(b["ids"])] == b["ids"],
+        )
+
+    def training(self, title: str, workload: Workload, repeats: int) -> None:
+        """Seconds an update: ours with and without gradient checkpointing, torch's."""
+
+        def run(module: str, task: str) -> Callable[[], dict[str, Any]]:
+            return lambda: self.contend(module, task, workload, len(workload.rows), repeats)
+
+        def is_same(a: dict[str, Any], b: dict[str, Any]) -> bool:
+            pairs = zip(a["losses"], b["losses"], strict=True)
+            return all(abs(x - y) <= LOSS_TOLERANCE * abs(x) for x, y in pairs)
+
+        contenders = [
+            ("ours", run("ours", "train"), 1),
+            ("ours, gradient checkpointing", run("ours", "checkpointed"), 1),
+            ("transformers and torch", run("reference", "train"), 1),
+        ]
+        self.compare(f"{title}: seconds an update", contenders, is_same)
+
+    def sweep(self, model: Path) -> list[dict[str, Any]]:
+        """Ours against length, batch and latents, one at a time around 360 tokens, 4 rows, 6."""
+        points = []
+        base = {"length": 360, "batch": 4, "latents": 6}
+        for axis, values in (
+            ("length", (90, 180, 360, 720)),
+            ("batch", (1, 2, 4, 8)),
+            ("latents", (0, 3, 6, 12)),
+        ):
+            for value in values:
+                at = base | {axis: value}
+                prompts = random_prompts(at["batch"], at["latents"], length=at["length"])
+                prompts = replace(prompts, model=str(model), max_new_tokens=16)
+                rows = random_sequences(at["batch"], at["length"], at["latents"])
+                rows = replace(rows, model=str(model))
+                question = self.contend("ours", "decode", prompts, at["batch"])["seconds"]
+                update = self.contend("ours", "train", rows, at["batch"])["seconds"]
+                points.append(
+                    at
+                    | {
+                        "axis": axis,
+                        "seconds_a_question": min(question) / at["batch"],
+                        "seconds_an_update": min(update),
+                    }
+                )
+                print(f"  {points[-1]}", flush=True)
+        return points
+
+
+def machine() -> dict[str, Any]:
+    """What the figures depend on."""
+    cpu = platform.processor() or platform.machine()
+    info = Path("/proc/cpuinfo")
+    if info.exists():
+        names = [line for line in info.read_text().splitlines() if line.startswith("model name")]
+        cpu = names[0].split(":")[1].strip() if names else cpu
+    cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count()
+    commit = subprocess.run(
+        ["git", "describe", "--always", "--dirty"], cwd=ROOT, stdout=subprocess.PIPE, text=True
+    ).stdout.strip()
+    return {"cpu": cpu, "cores": cores, "system": platform.platform(terse=True), "commit": commit}
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
+    parser.add_argument("parts", nargs="*", metavar="PART", help=f"{', '.join(PARTS)}; all if none")
+    parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--questions", type=int, default=16, help="for the random GPT-2 small")
+    parser.add_argument("--published", type=int, default=2, help="questions for the slow way")
+    parser.add_argument("--new-tokens", type=int, default=64)
+    parser.add_argument("--batch", type=int, nargs="+", default=[8, 16])
+    parser.add_argument("--repeats", type=int, default=2, help="timed updates a round")
+    parser.add_argument("--model", type=Path, help="shipped checkpoint; default data/checkpoints/*")
+    parser.add_argument("--data", type=Path, default=ROOT / "data" / "prosqa_test.json")
+    options = parser.parse_args()
+    if unknown := set(options.parts) - set(PARTS):
+        parser.error(f"unknown part: {', '.join(sorted(unknown))}; known: {', '.join(PARTS)}")
+    parts = options.parts or PARTS
+
+    about = machine()
+    print(" | ".join(str(value) for value in about.values()))
+    with tempfile.TemporaryDirectory() as directory:
+        bench = Bench(Path(directory), options.rounds)
+        results: dict[str, Any] = {"machine": about, "rows": bench.rows}
+        gpt2 = random_gpt2_small(Path(directory) / "gpt2")
+        if "generation" in parts:
+            prompts = random_prompts(options.questions, n_latents=6)
+            prompts = replace(prompts, model=str(gpt2), max_new_tokens=options.new_tokens)
+            title = f"random GPT-2 small, 6 latents, {options.new_tokens} new tokens"
+            bench.decoding(title, prompts, options.batch, options.published)
+        if "shipped" in parts:
+            checkpoints = sorted((ROOT / "data" / "checkpoints").glob("*/coconut.json"))
+            model = options.model or (checkpoints[0].parent if checkpoints else None)
+            if model is None:
+                parser.error("no checkpoint in data/checkpoints; name one with --model")
+            prompts = checkpoint_prompts(model, options.data, n=100)
+            prompts = replace(prompts, max_new_tokens=options.new_tokens)
+            bench.decoding(f"{model.name}, 100 questions", prompts, [8, 64], n_slow=10)
+        if "training" in parts:
+            rows = replace(random_sequences(4, 450, n_latents=6), model=str(gpt2))
+            title = "GPT-2 small, batch 4 x 450 tokens, 6 latents, float32"
+            bench.training(title, rows, options.repeats)
+        if "sweep" in parts:
+            print("\nours, random GPT-2 small, 16 new tokens")
+            results["sweep"] = bench.sweep(gpt2)
+            plot(results["sweep"], about, ROOT / "docs" / "bench.png")
+    about["versions"] = sorted(bench.versions)
+    (ROOT / "bench" / "results.json").write_text(json.dumps(results, indent=1) + "\n")
+    print("\nwritten: bench/results.json" + (", docs/bench.png" if "sweep" in parts else ""))
+    if not bench.is_equal:
+        print("results differ: the figures above do not count", file=sys.stderr)
+    return 0 if bench.is_equal else 1
+
+
+if __name__ == "__main__":
+    guarded(lambda: sys.exit(main()))
