@@ -120,6 +120,7 @@ class RunConfig:
     log_every: int = key(50, "updates between lines on the terminal; log.jsonl has all", low=1)
     save_every: int = key(0, "updates between checkpoints inside an epoch; 0: none", low=0)
     keep_checkpoints: int = key(0, "checkpoints kept, the newest; 0: all", low=0)
+    adam_beta2: float = key(0.999, "AdamW's second beta; 0.99 forgets sooner", low=0)
     max_grad_norm: float = key(0.0, "clip the gradient to this norm; 0: never", low=0)
     warmup_updates: int = key(0, "updates of linear warm-up", low=0)
     lr_schedule: str = key(
@@ -360,6 +361,7 @@ def _combinations(config: RunConfig) -> list[str]:
         c.uniform_prob > 0 and not staged,
         f"uniform_prob: draws stages, which {c.method} does not have; set it to 0",
     )
+    check(c.adam_beta2 >= 1, f"adam_beta2: must be below 1, got {c.adam_beta2}")
     check(c.uniform_prob > 1, f"uniform_prob: a probability, at most 1, got {c.uniform_prob}")
     check(
         c.stage_mixing != "none" and not staged,

@@ -17,7 +17,8 @@ def initial_weights(
 ) -> dict[str, np.ndarray]:
     """float32 weights for Hugging Face names and shapes.
 
-    Matrices are normal with config's initializer_range, biases 0, norm weights 1. Every tensor has
+    Matrices are normal with config's initializer_range, biases 0, norm weights 1; GPT-2's positions
+    are sinusoids if config's position_initializer (a field of ours) says so. Every tensor has
     a stream of its own, made from its name and the seed.
     """
     std = config.get("initializer_range", 0.02)
@@ -28,12 +29,23 @@ def initial_weights(
             w = np.zeros(shape)
         elif len(shape) == 1:
             w = np.ones(shape)
+        elif name == "wpe.weight" and config.get("position_initializer") == "sinusoid":
+            w = _sinusoids(*shape) * std * math.sqrt(2)
         else:
             scale = std / math.sqrt(2 * n_layers) if name.endswith(RESIDUAL_OUT) else std
             rng = np.random.default_rng([seed, zlib.crc32(name.encode())])
             w = rng.standard_normal(shape) * scale
         weights[name] = w.astype(np.float32)
     return weights
+
+
+def _sinusoids(n: int, width: int) -> np.ndarray:
+    """(n, width) sines and cosines of the position at wavelengths from 2 pi to 2000 pi.
+
+    A small model learns to look a fixed distance back sooner than from random rows.
+    """
+    angles = np.arange(n)[:, None] * 1000.0 ** (-np.arange(0, width, 2) / width)
+    return np.stack([np.sin(angles), np.cos(angles)], axis=-1).reshape(n, width)
 
 
 def grown_rows(

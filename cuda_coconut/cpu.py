@@ -36,14 +36,21 @@ class Linear(nn.Linear):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """x (B, T, I) -> (B, T, O)."""
-        # One token a row: preparing the convolution costs more than it saves.
+        shape = x.shape[:-1]
+        # Few tokens: preparing the weights for a convolution costs more than it saves.
         # bfloat16: F.linear goes to oneDNN by itself.
-        if x.is_cuda or not MKL_IS_SLOW or x.shape[1] == 1 or torch.is_autocast_enabled("cpu"):
+        if (
+            x.is_cuda
+            or not MKL_IS_SLOW
+            or shape.numel() < 64
+            or torch.is_autocast_enabled("cpu")
+        ):
             return F.linear(x, self.weight, self.bias)
-        # (B, I, 1, T) in channels-last order is x as it lies in memory: nothing is copied.
-        x = x.unsqueeze(1).permute(0, 3, 1, 2)
-        y = F.conv2d(x, self.weight[:, :, None, None], self.bias)
-        return y.permute(0, 2, 3, 1).squeeze(1)
+        # (1, I, 1, tokens) in channels-last order is x as it lies in memory: nothing is copied.
+        x = x.reshape(1, 1, -1, self.in_features).permute(0, 3, 1, 2)
+        # Means nothing for width 1, but without it torch multiplies single images by MKL.
+        y = F.conv2d(x, self.weight[:, :, None, None], self.bias, dilation=2)
+        return y.permute(0, 2, 3, 1).reshape(*shape, self.out_features)
 
 
 def keep_freed_memory() -> None:

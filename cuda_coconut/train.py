@@ -22,6 +22,7 @@ class Trainer:
         model,
         *,
         weight_decay: float,
+        beta2: float = 0.999,
         max_grad_norm: float = 0.0,
         bf16: bool = False,
         feeds_back: bool = True,
@@ -30,7 +31,7 @@ class Trainer:
         self.model = model
         self.device = next(model.parameters()).device
         self.checkpointing = checkpointing
-        self.weight_decay = weight_decay
+        self.betas, self.weight_decay = (0.9, beta2), weight_decay
         self.max_grad_norm = max_grad_norm
         self.bf16 = bf16
         self.feeds_back = feeds_back
@@ -39,7 +40,10 @@ class Trainer:
     def reset_optimizer(self) -> None:
         """Forget the moments."""
         self.optimizer = torch.optim.AdamW(
-            self.model.named_parameters(), weight_decay=self.weight_decay, fused=True
+            self.model.named_parameters(),
+            betas=self.betas,
+            weight_decay=self.weight_decay,
+            fused=True,
         )
 
     def step(

@@ -19,9 +19,9 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
-SHARE_FINAL, SHARE_FACTS = 0.5, 0.42
+SHARE_FINAL, SHARE_FACTS = 0.4, 0.5
 """Of the items; the rest are walks."""
-SHARE_LAST = 0.5
+SHARE_LAST = 0.4
 """Of the facts: asked with all latents; the others with 1 to all, uniformly."""
 N_STEPS = 6
 """Facts or walked concepts printed before the answer."""

@@ -43,6 +43,7 @@ class Backend:
         self.trainer = Trainer(
             self.model,
             weight_decay=config.weight_decay,
+            beta2=config.adam_beta2,
             max_grad_norm=config.max_grad_norm,
             bf16=config.bf16,
             feeds_back=self.feeds_back,

@@ -24,6 +24,7 @@ class Trainer:
         model,
         *,
         weight_decay: float,
+        beta2: float = 0.999,
         max_grad_norm: float = 0.0,
         bf16: bool = False,
         feeds_back: bool = True,
@@ -31,20 +32,19 @@ class Trainer:
     ):
         self.model = model
         self.checkpointing = checkpointing
-        self.optimizer = optim.AdamW(1e-4, weight_decay=weight_decay, bias_correction=True)
-        self.optimizer.init(model.trainable_parameters())
+        self.betas, self.weight_decay = [0.9, beta2], weight_decay
+        self.reset_optimizer()
         self.max_grad_norm = max_grad_norm
         self.bf16 = bf16
         self.feeds_back = feeds_back
         self.n_traces = 0
         self._micro: dict = {}
         self._loss: dict = {}
-        self._update = None
 
     def reset_optimizer(self) -> None:
         """Forget the moments."""
         self.optimizer = optim.AdamW(
-            1e-4, weight_decay=self.optimizer.weight_decay, bias_correction=True
+            1e-4, betas=self.betas, weight_decay=self.weight_decay, bias_correction=True
         )
         self.optimizer.init(self.model.trainable_parameters())
         self._update = None  # it was compiled over the old optimizer's state
