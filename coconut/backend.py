@@ -114,3 +114,8 @@ class Source:
     vocab_size: int
     new_tokens: range
     copy_from: int | None
+
+    @property
+    def n_positions(self) -> int | None:
+        """Positions the model has, by the field of its architecture."""
+        return self.config.get("n_positions", self.config.get("max_position_embeddings"))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -97,20 +97,14 @@ def tokenize(
     return samples
 
 
-def check_lengths(
-    samples: Sequence[Sample], extra: int, n_positions: int | None, where: str
-) -> None:
-    """Every sample must fit the model's positions. extra: markers and latents at most."""
-    if n_positions is None:
-        return
-    problems = []
-    for sample in samples:
-        n = len(sample.question) + sum(map(len, sample.steps)) + len(sample.answer) + extra
-        if n > n_positions:
-            problems.append(
-                f"item {sample.idx}: up to {n} tokens with its latents, but the model has"
-                f" {n_positions} positions; shorten or remove the item"
-            )
+def check_lengths(lengths: Mapping[int, int], n_positions: int | None, where: str) -> None:
+    """Raise UserError naming items (number -> tokens at most) that the model has no room for."""
+    problems = [
+        f"item {idx}: up to {n} tokens with its latents, but the model has {n_positions} positions;"
+        " shorten or remove the item"
+        for idx, n in lengths.items()
+        if n_positions is not None and n > n_positions
+    ]
     _raise_all(where, problems)
 
 

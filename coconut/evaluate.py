@@ -78,7 +78,11 @@ def _answer(
 ) -> list[dict[str, Any]]:
     markers = markers_of(tokenizer)
     rows = [question_row(config, sample, stage, markers, config.n_latents) for sample in samples]
-    decoding = Decoding(config.new_tokens, tokenizer.eos_id, config.temperature, config.seed)
+    # A question that fills the model's positions can only be answered as far as they go.
+    longest = max(len(row.ids) for row in rows)
+    room = config.new_tokens if backend.n_positions is None else backend.n_positions - longest
+    n_new = min(config.new_tokens, room)
+    decoding = Decoding(n_new, tokenizer.eos_id, config.temperature, config.seed)
     predictions: list[dict[str, Any]] = [{}] * len(rows)
     for numbers in _by_length([len(row.ids) for row in rows], config.eval_batch_size):
         batch = collate([rows[i] for i in numbers], tokenizer.pad_id)

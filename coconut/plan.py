@@ -29,16 +29,15 @@ from coconut.curriculum import (
     stage_of_epoch,
     training_row,
 )
-from coconut.dataset import SHOWN_PROBLEMS, read_items, tokenize
+from coconut.dataset import check_lengths, read_items, tokenize
 from coconut.errors import UserError
 from coconut.evaluate import markers_of
 from coconut.source import newest_checkpoint, open_source, progress_of
 from coconut.tokens import Tokenizer, load_tokenizer
-from coconut.training_data import TrainingData
+from coconut.training_data import DEBUG_VALIDATION, TrainingData
 
 SPREAD, LONGEST = 1_000, 200
 """Of a larger data set, this many evenly spread and this many longest items are tokenised."""
-DEBUG_VALIDATION = 32
 
 _GPT2: dict[str, Any] = {"model_type": "gpt2", "vocab_size": 50257, "n_positions": 1024}
 PUBLISHED_SHAPES = {
@@ -338,14 +337,8 @@ def _check_fit(
                 for sample in data.samples
             ]
     for where in dict.fromkeys(where for where, _, _ in lengths):
-        longest = {idx: n for place, idx, n in sorted(lengths) if place == where and n > limit}
-        problems = [
-            f"item {idx}: up to {n} tokens with its latents, but the model has {limit} positions;"
-            " shorten or remove the item"
-            for idx, n in longest.items()
-        ]
-        if problems:
-            raise UserError(where, *problems[:SHOWN_PROBLEMS])
+        longest = {idx: n for place, idx, n in sorted(lengths) if place == where}
+        check_lengths(longest, limit, where)
 
 
 def _markers(config: RunConfig, model: Model) -> Markers | None:

@@ -22,22 +22,21 @@ from coconut.console import Console
 from coconut.curriculum import (
     Sample,
     draw_stage,
+    evaluation_stage,
     item_rng,
+    longest_row,
     mixed_stage,
-    plan,
+    n_stages,
+    question_row,
     stage_of_epoch,
     training_row,
 )
 from coconut.dataset import check_lengths, read_items, tokenize
 from coconut.errors import UserError
 from coconut.evaluate import Evaluation, evaluate, markers_of
-from coconut.source import open_source
+from coconut.source import LAST, newest_checkpoint, open_source
 from coconut.tokens import Tokenizer
-from coconut.training_data import TrainingData
-
-DEBUG_VALIDATION = 32
-LAST = "last"
-"""Directory of the checkpoint inside an epoch (save_every); the others are epoch_NN."""
+from coconut.training_data import DEBUG_VALIDATION, TrainingData
 
 MakeBackend = Callable[[RunConfig, Source], Backend]
 
@@ -48,7 +47,7 @@ class Runner:
     def __init__(self, config: RunConfig, make_backend: MakeBackend, twin: str):
         self.config, self.twin = config, twin
         self.run_dir = config.run_dir
-        self.resumed = None if config.only_eval else self._newest_checkpoint()
+        self.resumed = None if config.only_eval else newest_checkpoint(self.run_dir)
         opened = open_source(config, self.resumed)
         self.tokenizer, self.made_with = opened.tokenizer, opened.coconut
         self.markers = markers_of(self.tokenizer)
@@ -59,12 +58,7 @@ class Runner:
         self.val = tokenize(self.val_items, self.tokenizer, config.val_path)
         self.swapped = self._swap() if config.swap_test else None
         self.data = TrainingData(config, self.tokenizer, self.val_items)
-        n_positions = opened.source.config.get("n_positions")
-        check_lengths(self.val, self._extra_tokens(), n_positions, config.val_path)
-        if not config.only_eval:
-            first = self.data.samples(config.resume)
-            check_lengths(first, self._extra_tokens(), n_positions, str(config.train_path))
-
+        self._check_lengths(opened.source.n_positions)
         self.backend = make_backend(config, _described(opened.source, self.tokenizer))
         self.epoch, self.update_in_epoch, self.n_updates = config.resume, 0, 0
         self.evaluations: dict[str, Any] = {}
@@ -73,6 +67,25 @@ class Runner:
         # Last: a run that cannot be continued leaves its directory as it was.
         self.console = Console(self.run_dir, wandb=tracker(config) if config.wandb else None)
         write_text(self.run_dir / "config.yaml", config.to_yaml())
+
+    def _check_lengths(self, n_positions: int | None) -> None:
+        """Raise UserError unless every row and question, at every stage to come, has a position."""
+        config = self.config
+        if config.only_eval:
+            stages = [evaluation_stage(config, self.made_with)[0]]
+        else:
+            epochs = range(config.resume, config.num_epochs)
+            stages = sorted({stage_of_epoch(config, epoch) for epoch in epochs})
+            samples = self.data.samples(config.resume)
+            lengths = {s.idx: longest_row(config, s, stages) for s in samples}
+            check_lengths(lengths, n_positions, self.data.where)
+        longest: dict[int, int] = {}
+        for stage in stages:
+            for sample in self.val:
+                row = question_row(config, sample, stage, self.markers, config.n_latents)
+                longest[sample.idx] = max(longest.get(sample.idx, 0), len(row.ids) + 1)
+        assert config.val_path is not None, "checked with the configuration"
+        check_lengths(longest, n_positions, config.val_path)
 
     # ---- training
 
@@ -175,9 +188,9 @@ class Runner:
         when = self.config.reset_optimizer
         if epoch == self.config.resume:
             return False
-        return when == "epoch" or (
-            when == "stage" and stage != stage_of_epoch(self.config, epoch - 1)
-        )
+        before, last = stage_of_epoch(self.config, epoch - 1), n_stages(self.config)
+        # Stages beyond the last are the same: nothing changes at their borders.
+        return when == "epoch" or (when == "stage" and min(stage, last) != min(before, last))
 
     def _stop_non_finite(self, epoch: int, number: int, batches: list[Batch], loss: float) -> None:
         indices = [int(i) for batch in batches for i in batch.idx]
@@ -193,24 +206,13 @@ class Runner:
 
     def evaluate_once(self) -> Evaluation:
         """Evaluate load_model_path at its stage; writes predictions.jsonl and summary.json."""
-        stage, reason = self._evaluation_stage()
+        stage, reason = evaluation_stage(self.config, self.made_with)
         self._greet()
         self.console.say(f"stage {stage} ({reason})")
         result = self._evaluate(stage, f"eval stage {stage}")
         self._report(result, epoch=None, loss=None)
         self.console.close()
         return result
-
-    def _evaluation_stage(self) -> tuple[int, str]:
-        config = self.config
-        if config.stage is not None:
-            return config.stage, "key stage"
-        if config.resume:
-            stage = stage_of_epoch(config, config.resume)
-            return stage, f"resume: {config.resume} // {config.epochs_per_stage} epochs per stage"
-        if self.made_with is not None and "stage" in self.made_with:
-            return self.made_with["stage"], "the checkpoint's own"
-        return stage_of_epoch(config, 0), "epoch 0"
 
     def _evaluation_due(self, epoch: int) -> bool:
         due = (epoch + 1) % self.config.eval_every == 0 or epoch + 1 == self.config.num_epochs
@@ -338,13 +340,6 @@ class Runner:
             "saved", path=str(directory), bytes=size, seconds=time.perf_counter() - start
         )
 
-    def _newest_checkpoint(self) -> Path | None:
-        """The checkpoint of this run that got furthest, or None."""
-        found = [path for path in [checkpoint.latest(self.run_dir)] if path is not None]
-        if (self.run_dir / LAST).is_dir():
-            found.append(self.run_dir / LAST)
-        return max(found, key=_progress, default=None)
-
     def _restore(self, directory: Path) -> None:
         state = checkpoint.read_json(directory / "trainer_state.json")
         if state["seed"] != self.config.seed:
@@ -408,10 +403,6 @@ class Runner:
             texts=[self.tokenizer.decode([i], keep_markers=True) for i in ids],
         )
 
-    def _extra_tokens(self) -> int:
-        config = self.config
-        return 2 + max(plan(config, s, 99)[1] for s in range(config.max_latent_stage + 2))
-
 
 def learning_rate(config: RunConfig, update: int, total: int) -> float:
     """Rate of an update: linear warm-up, then constant, or linear or cosine to 0 at `total`."""
@@ -448,8 +439,3 @@ def write_text(path: Path, text: str) -> None:
     partial = path.with_name(f".{path.name}.partial")
     partial.write_text(text, encoding="utf-8")
     partial.replace(path)
-
-
-def _progress(directory: Path) -> tuple[int, int]:
-    state = checkpoint.read_json(directory / "trainer_state.json")
-    return state["epoch"], state["update_in_epoch"]

@@ -11,7 +11,7 @@ from coconut.dataset import SHOWN_PROBLEMS, read_items, tokenize
 from coconut.errors import UserError
 from coconut.tokens import Tokenizer
 
-DEBUG_ITEMS = 5_000
+DEBUG_ITEMS, DEBUG_VALIDATION = 5_000, 32
 GENERATED = "generated training data"
 
 
@@ -32,6 +32,12 @@ class TrainingData:
         self.seed = int(self.generated.pop("seed", config.seed))
         self.has_graphs = all("edges" in item for item in val_items)
         self.cached: tuple[int, list[Sample]] | None = None
+
+    @property
+    def where(self) -> str:
+        """The file the samples are from, for messages."""
+        made = self.fresh or self.config.train_path is None
+        return GENERATED if made else str(self.config.train_path)
 
     def samples(self, epoch: int) -> list[Sample]:
         """The samples of an epoch, tokenised."""

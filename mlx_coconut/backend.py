@@ -51,9 +51,7 @@ class Backend:
         )
         self.model_type = self.config["model_type"]
         self.n_params = sum(w.size for _, w in tree_flatten(self.model.parameters()))
-        self.n_positions = self.config.get(
-            "n_positions", self.config.get("max_position_embeddings")
-        )
+        self.n_positions = source.n_positions
 
     def _grow(self, source: Source, seed: int) -> None:
         """Rebuild the model around a larger embedding: resized first, then rows written."""
