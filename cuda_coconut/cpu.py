@@ -39,12 +39,7 @@ class Linear(nn.Linear):
         shape = x.shape[:-1]
         # Few tokens: preparing the weights for a convolution costs more than it saves.
         # bfloat16: F.linear goes to oneDNN by itself.
-        if (
-            x.is_cuda
-            or not MKL_IS_SLOW
-            or shape.numel() < 64
-            or torch.is_autocast_enabled("cpu")
-        ):
+        if x.is_cuda or not MKL_IS_SLOW or shape.numel() < 256 or torch.is_autocast_enabled("cpu"):
             return F.linear(x, self.weight, self.bias)
         # (1, I, 1, tokens) in channels-last order is x as it lies in memory: nothing is copied.
         x = x.reshape(1, 1, -1, self.in_features).permute(0, 3, 1, 2)
