@@ -109,8 +109,10 @@ class Backend:
         return weights.to_numpy(weights.hf_weights(self.model, self.module))
 
     def memory(self) -> int:
-        """Peak bytes of torch's tensors since the last call; on a CPU, of the process so far."""
-        # twin: torch counts no allocations on a CPU.
+        """Peak bytes of torch's arrays since the last call.
+
+        On a CPU, of the whole process so far: torch counts no allocations there.
+        """
         if not self.on_gpu:
             unit = 1 if sys.platform == "darwin" else 1024
             return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
@@ -119,5 +121,6 @@ class Backend:
         return peak
 
     def n_traces(self) -> int:
-        """How often a step was traced: nothing here is compiled."""
+        """How often a step was traced."""
+        # twin: nothing is compiled here.
         return 0

@@ -33,6 +33,7 @@ class Inputs:
     @classmethod
     def of(cls, batch: Batch, device: torch.device | str = "cpu") -> Inputs:
         """Copy from the host."""
+        # twin: torch wants to know the device; MLX has one for all.
         arrays = (batch.ids, batch.mask, batch.positions, batch.is_latent)
         return cls(*(to_device(a, device) for a in arrays), not batch.mask[:, 0].all())
 
