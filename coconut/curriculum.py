@@ -186,7 +186,8 @@ def longest_row(config: RunConfig, sample: Sample, stages: Iterable[int]) -> int
     Draws count too: uniform_prob may draw any stage up to the item's steps, mixing any earlier one.
     """
     if config.method == "recall":
-        return len(sample.question) + config.recall_sentences * max(map(len, sample.steps))
+        n = min(config.recall_sentences, len(sample.steps))
+        return len(sample.question) + n * max(map(len, sample.steps))
     n, lengths = len(sample.steps), [len(step) for step in sample.steps]
     fixed = len(sample.question) + len(sample.answer)
     if config.method in WITH_LATENTS:
@@ -233,11 +234,11 @@ def _recall_row(sample: Sample, n_sentences: int, rng: np.random.Generator) -> R
     """Question, then randomly drawn sentences of it again; only their last tokens are labelled.
 
     Teaches the look-up that both chains and thoughts are made of. Its samples carry the question's
-    sentences as `steps` (coconut/dataset.py); each is drawn with replacement.
+    sentences as `steps`. None comes twice: a repeat could be copied from the first time.
     """
     ids = list(sample.question)
     labels = [IGNORED] * len(ids)
-    for choice in rng.integers(len(sample.steps), size=n_sentences):
+    for choice in rng.permutation(len(sample.steps))[:n_sentences]:
         subject, targets = split_sentence(sample.steps[choice])
         ids += subject + targets
         labels += [IGNORED] * len(subject) + targets

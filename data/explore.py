@@ -23,8 +23,8 @@ SHARE_FINAL, SHARE_FACTS = 0.4, 0.5
 """Of the items; the rest are walks."""
 SHARE_LAST = 0.4
 """Of the facts: asked with all latents; the others with 1 to all, uniformly."""
-N_STEPS = 6
-"""Facts or walked concepts printed before the answer."""
+N_FACTS, N_WALKED = 4, 6
+"""Facts, at most, or walked concepts printed before the answer."""
 
 
 def explore(
@@ -41,7 +41,10 @@ def explore(
     if kind < SHARE_FINAL + SHARE_FACTS:
         latents = max_hops if draw() < SHARE_LAST else 1 + int(draw() * max_hops)
         frontier = _frontier(children, root, latents)
-        steps = [f"{symbols[root]} is a {symbols[_one(frontier, draw)]}." for _ in range(N_STEPS)]
+        keys = {node: draw() for node in frontier}
+        # None comes twice: a repeat could be copied from the first time.
+        told = sorted(frontier, key=keys.__getitem__)[:N_FACTS]
+        steps = [f"{symbols[root]} is a {symbols[node]}." for node in told]
     else:
         latents, frontier = 0, children[root]
         steps = _walk(children, symbols, root, draw)
@@ -66,7 +69,7 @@ def _walk(
     below = {child for group in children.values() for child in group}
     node, subject = root, ""
     steps: list[str] = []
-    while len(steps) < N_STEPS:
+    while len(steps) < N_WALKED:
         node = _one(children[node], draw)
         # The subject goes without saying unless the walk starts anew.
         steps.append(f"{subject} is a {symbols[node]}.")
@@ -75,7 +78,7 @@ def _walk(
             steps.append(f" is a {symbols[node]}.")
             node = _one(inner, draw)
             subject = f"Every {symbols[node]}" if node in below else symbols[node]
-    return steps[:N_STEPS]
+    return steps[:N_WALKED]
 
 
 def _one(nodes: Collection[int], draw: Callable[[], float]) -> int:

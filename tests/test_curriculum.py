@@ -327,13 +327,14 @@ def test_icot_smoothing_may_take_any_rate(rate: float) -> None:
 def test_recall_asks_for_the_rest_of_drawn_sentences() -> None:
     made = row(ITEM, 0, method="recall", recall_sentences=40)
     assert made.ids[:3] == ITEM.question and made.labels[:3] == [IGNORED] * 3
-    rest, labels, seen = made.ids[3:], made.labels[3:], set()
+    rest, labels, seen = made.ids[3:], made.labels[3:], []
     while rest:
         sentence = next(s for s in ITEM.steps if rest[: len(s)] == s)
         assert labels[: len(sentence)] == [IGNORED, *sentence[1:]]
         rest, labels = rest[len(sentence) :], labels[len(sentence) :]
-        seen.add(sentence[0])
-    assert seen == {11, 21, 31}
+        seen.append(sentence[0])
+    assert sorted(seen) == [11, 21, 31]
+    assert len(row(ITEM, 0, method="recall", recall_sentences=2).ids) == 3 + 2 * 3
     assert split_sentence([11, 12, 13]) == ([11], [12, 13])
 
 
@@ -354,7 +355,7 @@ def test_no_row_is_longer_than_the_longest(method: str, keys: dict) -> None:
 
 
 def test_the_longest_recall_row_repeats_the_longest_sentence() -> None:
-    assert longest_row(config("recall", recall_sentences=10), ITEM, [0]) == 3 + 10 * 3
+    assert longest_row(config("recall", recall_sentences=10), ITEM, [0]) == 3 + 3 * 3
 
 
 @pytest.mark.parametrize(
