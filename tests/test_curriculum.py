@@ -334,7 +334,8 @@ def test_recall_asks_for_the_rest_of_drawn_sentences() -> None:
         rest, labels = rest[len(sentence) :], labels[len(sentence) :]
         seen.append(sentence[0])
     assert sorted(seen) == [11, 21, 31]
-    assert len(row(ITEM, 0, method="recall", recall_sentences=2).ids) == 3 + 2 * 3
+    fewer = row(ITEM, 0, method="recall", recall_sentences=2).ids[3:]
+    assert len(set(fewer) & {11, 21, 31}) == 2
     assert split_sentence([11, 12, 13]) == ([11], [12, 13])
 
 
