@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from conftest import CHOSEN, load_twin
 from golden_models import MODELS, ragged_batch
+from tiny import dropout, model_directory
 
 pytestmark = pytest.mark.skipif("cuda" not in CHOSEN, reason="TWINS does not name cuda")
 
@@ -60,3 +63,21 @@ def test_a_model_without_its_weights_cannot_run():
     }
     model, _ = twin.models.build(config, "config.json")
     assert all(p.is_meta for p in model.parameters())
+
+
+@pytest.mark.parametrize("rate", [0.0, 0.2])
+@pytest.mark.parametrize("latents", [(0, 0, 0), (2,)])
+def test_the_causal_shortcut_changes_no_state(tmp_path, latents, rate):
+    twin = load_twin("cuda")
+    rates = dropout(embd_pdrop=rate, attn_pdrop=rate, resid_pdrop=rate)
+    model, _, _ = twin.weights.load_model(model_directory(tmp_path / "model", **rates))
+    batch = ragged_batch(0, latents)
+    inputs = twin.latent.Inputs.of(batch)
+    assert not inputs.pads_left
+    hidden = [
+        twin.latent.latent_forward(
+            model, replace(inputs, pads_left=pads_left), batch.first_latent, batch.n_passes, (3,)
+        ).hidden.detach()
+        for pads_left in (False, True)
+    ]
+    np.testing.assert_allclose(hidden[0][batch.mask], hidden[1][batch.mask], atol=1e-5)
