@@ -115,10 +115,10 @@ def test_gpt2_is_the_published_encoding_and_numbers_the_markers_on():
 
 def test_the_prosqa_encoding_costs_one_token_a_statement_and_two_a_step():
     encoding = prosqa_encoding()
-    assert len(encoding) == 2610 and encoding.token_id("<<") is None
+    assert len(encoding) == 2594 and encoding.token_id("<<") is None
     for item in PROSQA:
         question = encoding.encode(item["question"] + "\n")
-        assert len(question) == len(item["edges"]) + 3
+        assert len(question) == len(item["edges"]) + 4
         steps = [encoding.encode(step + "\n") for step in item["steps"]]
         assert {len(step) for step in steps} == {2}
         answer = encoding.encode("### " + item["answer"])
