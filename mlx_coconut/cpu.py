@@ -33,9 +33,14 @@ if sys.platform == "linux":
     _keep_freed_memory()
 
 
-def replaces(x: mx.array) -> bool:
-    """Whether this file's functions compute x: float32 on the CPU."""
-    return mx.default_device() == mx.cpu and x.dtype == mx.float32
+SMALL = 1 << 14
+"""Under so many elements the calls cost more than the elements: decoding 24 tokens with a model of
+3 layers, width 128, batch 1, takes 30 ms instead of 42 on x86-64."""
+
+
+def replaces(dtype: mx.Dtype, size: int) -> bool:
+    """Whether this file's functions take over: float32 on the CPU, not SMALL."""
+    return mx.default_device() == mx.cpu and dtype == mx.float32 and size >= SMALL
 
 
 _TANH_LIMIT = 7.90531110763549805
@@ -98,7 +103,7 @@ def _gelu_vjp(x: mx.array, cotangent: mx.array, output: mx.array) -> mx.array:
 
 def gelu_new(x: mx.array) -> mx.array:
     """GELU in the tanh form that GPT-2 was trained with, in x's dtype."""
-    return _gelu(x) if replaces(x) else nn.gelu_approx(x)
+    return _gelu(x) if replaces(x.dtype, x.size) else nn.gelu_approx(x)
 
 
 _EXP_LIMIT = -87.0
@@ -166,7 +171,7 @@ def _softmax_backward(p: mx.array, cotangent: mx.array, mean: mx.array) -> mx.ar
 
 def softmax(x: mx.array) -> mx.array:
     """Softmax over the last axis, computed in float32, in x's dtype."""
-    return _softmax(x) if replaces(x) else mx.softmax(x, axis=-1, precise=True)
+    return _softmax(x) if replaces(x.dtype, x.size) else mx.softmax(x, axis=-1, precise=True)
 
 
 @mx.custom_function
@@ -182,4 +187,4 @@ def _logsumexp_vjp(x: mx.array, cotangent: mx.array, output: mx.array) -> mx.arr
 
 def logsumexp(x: mx.array) -> mx.array:
     """log of the sum of exponentials over the last axis, in x's dtype."""
-    return _logsumexp(x) if replaces(x) else mx.logsumexp(x, axis=-1)
+    return _logsumexp(x) if replaces(x.dtype, x.size) else mx.logsumexp(x, axis=-1)

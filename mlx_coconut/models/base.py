@@ -45,9 +45,9 @@ def attend(
     """
     scale = q.shape[-1] ** -0.5
     drops = key is not None and dropout_rate > 0
-    if len(keys) == 1 and not drops and not replaces(q):
-        return mx.fast.scaled_dot_product_attention(q, keys[0], values[0], scale=scale, mask=mask)
     B, H, T, d = q.shape
+    if len(keys) == 1 and not drops and not replaces(q.dtype, B * H * T * keys[0].shape[2]):
+        return mx.fast.scaled_dot_product_attention(q, keys[0], values[0], scale=scale, mask=mask)
     G = keys[0].shape[1]
     grouped = (q * scale).reshape(B, G, H // G * T, d)
     parts = [grouped @ k.swapaxes(-1, -2) for k in keys]
