@@ -39,6 +39,7 @@ def main(name: str, suffix: str, writes_official: bool, argv: Sequence[str] | No
     add("--stage", type=_count, help="stage the model was trained to (default: beyond the last)")
     add("--c-thought", type=_count, help="latents a step (default: 1)")
     add("--max-latent-stage", type=_count, help="last stage that adds latents (default: 6)")
+    add("--weights-only", action="store_true", help="leave out moments and trainer state")
     if writes_official:
         add("--official", type=Path, metavar="FILE", help="write the published state dict instead")
     options = parser.parse_args(argv)
@@ -62,7 +63,7 @@ def main(name: str, suffix: str, writes_official: bool, argv: Sequence[str] | No
         if official is not None:
             notes = write_official(found, official)
         else:
-            notes = write_directory(found, target, facts)
+            notes = write_directory(found, target, facts, options.weights_only)
         for note in notes:
             print(f"  {note}")
         print(f"wrote {official or target}: {len(found.tensors)} tensors")

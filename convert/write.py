@@ -36,10 +36,16 @@ class Facts:
         return [f"--{n.replace('_', '-')}" for n, v in vars(self).items() if v is not None]
 
 
-def write_directory(found: Checkpoint, target: Path, facts: Facts) -> list[str]:
+TRAINING_FILES = ("optimizer.safetensors", "trainer_state.json")
+
+
+def write_directory(
+    found: Checkpoint, target: Path, facts: Facts, weights_only: bool = False
+) -> list[str]:
     """Write our directory; returns what was assumed or chosen, a line each.
 
     Our own directories are copied file by file: weights, moments, trainer state, tokenizer.
+    weights_only: without what only a run that goes on needs, two thirds of the size.
     Raises UserError before anything is written: target in the way, no tokenizer, facts that
     contradict the checkpoint.
     """
@@ -53,7 +59,8 @@ def write_directory(found: Checkpoint, target: Path, facts: Facts) -> list[str]:
             )
         with layout.write_atomically(target) as partial:
             for path in sorted(found.directory.iterdir()):
-                if path.is_file() and path.name != layout.CHECKSUMS:
+                left_out = (layout.CHECKSUMS, *TRAINING_FILES * weights_only)
+                if path.is_file() and path.name not in left_out:
                     shutil.copyfile(path, partial / path.name)
         return ["copied file by file"]
 

@@ -76,6 +76,13 @@ def test_our_own_checkpoint_is_copied_whole(tmp_path, trained):
         assert path.read_bytes() == (copy / path.name).read_bytes()
 
 
+def test_weights_only_leaves_out_what_a_resumed_run_needs(tmp_path, trained):
+    torch_to_mlx.main([str(trained), str(tmp_path / "slim"), "--weights-only"])
+    verify(tmp_path / "slim")
+    gone = {p.name for p in trained.iterdir()} - {p.name for p in (tmp_path / "slim").iterdir()}
+    assert gone == {"optimizer.safetensors", "trainer_state.json"}
+
+
 def test_our_own_checkpoint_says_everything_itself(trained, capsys):
     said = refusal(capsys, [str(trained), "--stage", "3", "--tokenizer", "gpt2"])
     assert "says itself what --tokenizer, --stage would: remove the options" in said
