@@ -342,7 +342,7 @@ def test_gpt2_vocabulary_brings_the_gpt2_tokenizer(tmp_path):
     ("options", "message"),
     [
         ([], "brings no tokenizer, and 200 rows do not tell which"),
-        (["--tokenizer", "prosqa"], "needs 2,613 rows, the model has 200"),
+        (["--tokenizer", "prosqa"], "needs 2,597 rows, the model has 200"),
         (NO_TOKENIZER, "need --latent-ids"),
         ([*NO_TOKENIZER, "--latent-ids", "1,2,200"], "expected three rows among 200"),
         ([*NO_TOKENIZER, "--latent-ids", "1,2,2"], "expected three rows among 200"),
@@ -356,13 +356,13 @@ def test_facts_that_do_not_fit_are_refused(tmp_path, capsys, options, message):
 
 
 def test_tokenizer_and_options_must_agree_on_the_latents(tmp_path, capsys):
-    source = save_flat(tmp_path / "checkpoint_1.safetensors", with_rows(2613))
+    source = save_flat(tmp_path / "checkpoint_1.safetensors", with_rows(2597))
     options = ["--tokenizer", "prosqa", "--latent-ids", "1,2,3"]
     said = refusal(capsys, [str(source), *options])
-    assert "--latent-ids says [1, 2, 3]; the tokenizer says [2610, 2611, 2612]" in said
+    assert "--latent-ids says [1, 2, 3]; the tokenizer says [2594, 2595, 2596]" in said
     torch_to_mlx.main([str(source), "--tokenizer", "prosqa"])
     out = tmp_path / "checkpoint_1.safetensors-mlx"
-    assert read_json(out / "coconut.json")["latent_ids"] == [2610, 2611, 2612]
+    assert read_json(out / "coconut.json")["latent_ids"] == [2594, 2595, 2596]
 
 
 # ---- what is refused
