@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import shutil
 import sys
 from pathlib import Path
 
@@ -46,4 +47,11 @@ def load() -> str:
     )
 
 
-STATUS = load()
+def compiler_note() -> str:
+    """What to say where MLX's CPU back end finds no compiler for its fused kernels; else empty."""
+    if not sys.platform.startswith("linux") or shutil.which("g++"):
+        return ""
+    return "; no g++: elementwise kernels stay unfused, `apt install g++` makes them faster"
+
+
+STATUS = load() + compiler_note()
