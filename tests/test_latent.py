@@ -204,8 +204,10 @@ def test_dropout_differs_between_compiled_steps_and_not_for_one_key(twin, tmp_pa
     trainer = twin.train.Trainer(model, weight_decay=0.0)
     batch = ragged_batch(11)
     losses = [trainer.step([batch], 0.0, key).loss for key in [(0, 1), (0, 2), (0, 1)]]
-    assert losses[0] == losses[2] != losses[1]
-    assert trainer.loss(batch).loss_sum / batch.n_targets not in losses
+    # Not to the bit within one process: see test_weights.py.
+    same = pytest.approx(losses[0], rel=1e-6)
+    assert losses[2] == same and losses[1] != same
+    assert trainer.loss(batch).loss_sum / batch.n_targets != same
 
 
 def test_two_micro_batches_of_one_update_drop_differently(twin, tmp_path):
