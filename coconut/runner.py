@@ -38,6 +38,9 @@ from coconut.source import LAST, newest_checkpoint, open_source
 from coconut.tokens import Tokenizer
 from coconut.training_data import DEBUG_VALIDATION, TrainingData
 
+N_SHOWN = 5
+"""Answers that an evaluation shows on the terminal; all are in predictions.jsonl."""
+
 MakeBackend = Callable[[RunConfig, Source], Backend]
 
 
@@ -210,6 +213,11 @@ class Runner:
         self._greet()
         self.console.say(f"stage {stage} ({reason})")
         result = self._evaluate(stage, f"eval stage {stage}")
+        for item, prediction in zip(self.val_items, result.predictions[:N_SHOWN], strict=False):
+            asked = item["question"].replace("\n", " ").rsplit(". ", 1)[-1]
+            mark = "right" if prediction["correct"] else f"wrong: {prediction['gold']}"
+            answer = prediction["answer"] or "(no answer)"
+            self.console.say(f"  {asked} | {prediction['n_latents']} thoughts | {answer} | {mark}")
         self._report(result, epoch=None, loss=None)
         self.console.close()
         return result

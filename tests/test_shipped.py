@@ -1,0 +1,74 @@
+"""The shipped default, as it stands in the repository: it runs offline and follows the asked name."""
+
+from __future__ import annotations
+
+import importlib
+from pathlib import Path
+
+import pytest
+from conftest import CHOSEN
+
+from coconut.config import load_config
+from coconut.runner import Runner
+from data import prosqa
+from data.prosqa_stats import shortcuts
+
+ROOT = Path(__file__).parents[1]
+SEARCHES = {"a parent within 3 hops of the asked name", "a parent within 2 hops of the asked name"}
+"""Rules that do search from the asked name, which is what the model is meant to do."""
+
+
+@pytest.fixture(scope="module")
+def evaluations(tmp_path_factory):
+    """The evaluation by each twin."""
+    found = {}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(ROOT)
+        for name in CHOSEN:
+            folder = tmp_path_factory.mktemp(name)
+            config = load_config("args/prosqa_coconut_eval.yaml", [f"save_path={folder}"])
+            twin = f"{name}_coconut"
+            run = importlib.import_module(f"{twin}.run")
+            found[name] = Runner(config, run.make_backend, twin).evaluate_once()
+    return found
+
+
+def test_it_is_right_as_asked_swapped_and_both(evaluations):
+    for result in evaluations.values():
+        assert result.summary["n"] == 500
+        assert result.summary["accuracy"] > 0.92
+        assert result.summary["swapped_accuracy"] > 0.92
+        assert result.summary["both_accuracy"] > 0.86
+
+
+def test_no_rule_that_ignores_the_name_is_right_both_ways(evaluations):
+    items = prosqa.read(ROOT / "data" / "prosqa_small_test.json")
+    for name, rule in shortcuts.items():
+        if name not in SEARCHES:
+            both = sum(min(rule(item), rule(prosqa.swap(item))) for item in items) / len(items)
+            assert both < 0.5, name
+
+
+def test_twins_give_the_same_answers(evaluations):
+    answers = [[p["answer"] for p in result.predictions] for result in evaluations.values()]
+    assert all(found == answers[0] for found in answers)
+
+
+def test_it_opens_in_transformers_with_the_same_tokens():
+    transformers = pytest.importorskip("transformers")
+    from coconut.tokens import load_tokenizer
+
+    directory = ROOT / "data" / "checkpoints" / "prosqa"
+    item = prosqa.read(ROOT / "data" / "prosqa_small_test.json")[0]
+    theirs = transformers.AutoTokenizer.from_pretrained(directory)
+    assert theirs.encode(item["question"]) == load_tokenizer(directory).encode(item["question"])
+
+
+def test_thoughts_matter(tmp_path, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    keys = [f"save_path={tmp_path}", "n_latents=0"]
+    config = load_config("args/prosqa_coconut_eval.yaml", keys)
+    twin = f"{CHOSEN[0]}_coconut"
+    run = importlib.import_module(f"{twin}.run")
+    result = Runner(config, run.make_backend, twin).evaluate_once()
+    assert result.summary["both_accuracy"] < 0.4
