@@ -1,4 +1,4 @@
-"""The shipped default, as it stands in the repository: it runs offline and follows the asked name."""
+"""The shipped default, as it stands: it runs offline and follows the asked name."""
 
 from __future__ import annotations
 
