@@ -35,7 +35,6 @@ from coconut.dataset import check_lengths, read_items, tokenize
 from coconut.errors import UserError
 from coconut.evaluate import Evaluation, evaluate, markers_of
 from coconut.source import LAST, newest_checkpoint, open_source
-from coconut.tokens import Tokenizer
 from coconut.training_data import DEBUG_VALIDATION, TrainingData
 
 N_SHOWN = 5
@@ -62,7 +61,7 @@ class Runner:
         self.swapped = self._swap() if config.swap_test else None
         self.data = TrainingData(config, self.tokenizer, self.val_items)
         self._check_lengths(opened.source.n_positions)
-        self.backend = make_backend(config, _described(opened.source, self.tokenizer))
+        self.backend = make_backend(config, opened.source)
         self.epoch, self.update_in_epoch, self.n_updates = config.resume, 0, 0
         self.evaluations: dict[str, Any] = {}
         if self.resumed is not None:
@@ -430,15 +429,6 @@ def tracker(config: RunConfig) -> dict[str, Any] | None:
     if config.debug:
         return None
     return {"project": config.project, "name": config.name, "config": dataclasses.asdict(config)}
-
-
-def _described(source: Source, tokenizer: Tokenizer) -> Source:
-    """The source with what other programs want to find in config.json: the token that ends a text
-    (transformers would take GPT-2's own id), and n_ctx, without which mlx_lm opens no GPT-2."""
-    known = {"bos_token_id": tokenizer.eos_id, "eos_token_id": tokenizer.eos_id}
-    if "n_positions" in source.config:
-        known["n_ctx"] = source.config["n_positions"]
-    return dataclasses.replace(source, config=known | source.config)
 
 
 def write_text(path: Path, text: str) -> None:

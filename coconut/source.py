@@ -104,7 +104,7 @@ def _opened(
             " give the tokenizer it was trained with (key tokenizer)",
         )
     source = Source(
-        config=model,
+        config=_described(model, tokenizer),
         directory=directory,
         vocab_size=len(tokenizer),
         # Only rows that are new: markers that a checkpoint has trained are left as they are.
@@ -150,6 +150,15 @@ def progress_of(directory: Path) -> tuple[int, int]:
     if type(epoch) is not int or type(update) is not int:
         raise UserError(str(path), "expected epoch and update_in_epoch; the file is damaged")
     return epoch, update
+
+
+def _described(model: dict[str, Any], tokenizer: Tokenizer) -> dict[str, Any]:
+    """config.json with what other programs want to find in it: the token that ends a text
+    (transformers would take GPT-2's own id), and n_ctx, without which mlx_lm opens no GPT-2."""
+    known = {"bos_token_id": tokenizer.eos_id, "eos_token_id": tokenizer.eos_id}
+    if "n_positions" in model:
+        known["n_ctx"] = model["n_positions"]
+    return known | model
 
 
 def fetch(model_id: str) -> Path:
