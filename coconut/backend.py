@@ -6,7 +6,7 @@ arrays, numbers, strings and paths crosses.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -40,12 +40,40 @@ class LossSum:
 
 @dataclass(frozen=True)
 class Decoding:
-    """How new tokens are drawn. temperature 0 is greedy; a sampled row's stream is (seed, idx)."""
+    """How new tokens are drawn. temperature 0 is greedy.
+
+    stops: further ends of a row besides eos; told the row's tokens after each new one.
+    """
 
     max_new_tokens: int
     eos_id: int
     temperature: float = 0.0
     seed: int = 0
+    stops: Callable[[list[int]], bool] | None = None
+
+    def ends(self, tokens: list[int]) -> bool:
+        """Whether a row is complete with these new tokens."""
+        if not tokens:
+            return False
+        return tokens[-1] == self.eos_id or (self.stops is not None and self.stops(tokens))
+
+    def uniforms(self, streams: Sequence[tuple[int, ...]]) -> np.ndarray:
+        """(R, max_new_tokens) float32 in [0, 1): what each token of each row is drawn by."""
+        if self.temperature == 0:
+            return np.zeros((len(streams), self.max_new_tokens), np.float32)
+        rngs = (np.random.default_rng([self.seed, *stream]) for stream in streams)
+        return np.stack([rng.random(self.max_new_tokens, dtype=np.float32) for rng in rngs])
+
+
+@dataclass(frozen=True)
+class Sampled:
+    """New tokens of a row, the one that ended it included, and the log-probability of each.
+
+    Those of the distribution drawn from, temperature included; 0 if decoded greedily.
+    """
+
+    tokens: list[int]
+    logprobs: list[float]
 
 
 class Backend(Protocol):

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 
-from coconut.backend import Decoding
+from coconut.backend import Decoding, Sampled
 from coconut.batch import Batch
 from cuda_coconut.cache import DecodeCache
 from cuda_coconut.latent import Inputs, latent_forward, to_device
@@ -16,31 +18,55 @@ COMPACT_AT = 0.75
 for each single row would cost more than it saves."""
 
 
-@torch.inference_mode()
 def generate(model, batch: Batch, n_passes: int, decoding: Decoding) -> list[list[int]]:
     """New tokens of every row; a row ends with eos (kept) or at max_new_tokens.
 
     batch: prompts as collated; rows may hold different numbers of latents. n_passes 0 treats
     latents as ordinary tokens. Every token is tested for eos, the first one too.
     """
+    source = np.arange(len(batch.ids))
+    streams = [(int(i),) for i in batch.idx]
+    return [row.tokens for row in sample(model, batch, n_passes, decoding, source, streams)]
+
+
+@torch.inference_mode()
+def sample(
+    model,
+    batch: Batch,
+    n_passes: int,
+    decoding: Decoding,
+    source: np.ndarray,
+    streams: Sequence[tuple[int, ...]],
+) -> list[Sampled]:
+    """New tokens of any number of rows a prompt; each prompt is read once.
+
+    source (R,): the prompt of each row, a number of a row of the batch. streams: R tuples of whole
+    numbers; with decoding.seed they name a row's random draws, so batch mates change nothing.
+    """
     device = next(model.parameters()).device
-    out: list[list[int]] = [[] for _ in batch.ids]
     state = latent_forward(model, Inputs.of(batch, device), batch.first_latent, n_passes)
     T = batch.ids.shape[1]
-    last = T - 1 - np.argmax(batch.mask[:, ::-1], axis=1)
-    hidden = state.hidden[to_device(np.arange(len(out)), device), to_device(last, device)]
+    last = (T - 1 - np.argmax(batch.mask[:, ::-1], axis=1))[source]
+    hidden = state.hidden[to_device(source, device), to_device(last, device)]
     # Only real tokens are keys: a pad behind a short prompt must stay unseen.
-    seen = to_device((~batch.mask).astype(np.float32) * NEVER, device)
+    seen = to_device((~batch.mask[source]).astype(np.float32) * NEVER, device)
     cache = DecodeCache(state.cache)
     del state
-    positions = batch.positions[np.arange(len(out)), last]
-    rows = np.arange(len(out))
+    if not np.array_equal(source, np.arange(len(batch.ids))):
+        cache.keep(to_device(source, device))
+    positions = batch.positions[source, last]
+    uniforms = decoding.uniforms(streams)
+    out = [Sampled([], []) for _ in source]
+    rows, ended = np.arange(len(out)), np.zeros(len(out), bool)
     for n_done in range(decoding.max_new_tokens):
-        tokens = _pick(model.head(hidden), batch.idx[rows], n_done, decoding).cpu().numpy()
-        for row, token in zip(rows, tokens, strict=True):
-            if not out[row] or out[row][-1] != decoding.eos_id:
-                out[row].append(int(token))
-        writing = np.array([out[row][-1] != decoding.eos_id for row in rows])
+        picked = _pick(model.head(hidden), uniforms[rows, n_done], decoding)
+        tokens, logprobs = (x.cpu().numpy() for x in picked)
+        for row, token, logprob in zip(rows, tokens, logprobs, strict=True):
+            if not ended[row]:
+                out[row].tokens.append(int(token))
+                out[row].logprobs.append(float(logprob))
+                ended[row] = decoding.ends(out[row].tokens)
+        writing = ~ended[rows]
         if not writing.any() or n_done + 1 == decoding.max_new_tokens:
             break
         if writing.mean() < COMPACT_AT:
@@ -56,16 +82,22 @@ def generate(model, batch: Batch, n_passes: int, decoding: Decoding) -> list[lis
     return out
 
 
-def _pick(logits: torch.Tensor, idx: np.ndarray, n_done: int, decoding: Decoding) -> torch.Tensor:
-    """Greedy or sampled tokens (B,) from logits (B, V)."""
+def _pick(
+    logits: torch.Tensor, uniforms: np.ndarray, decoding: Decoding
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Greedy or sampled tokens (B,) from logits (B, V), and their log-probabilities.
+
+    Sampled by the inverse of the distribution function: one number of the host a token, so that
+    both twins draw alike.
+    """
     logits = logits.float()
     if decoding.temperature == 0:
-        return logits.argmax(dim=-1)
-    # A stream a row, so that batch mates and order do not change what a question is answered.
-    seeds = [np.random.SeedSequence([decoding.seed, int(i), n_done]) for i in idx]
-    noise = np.stack([np.random.default_rng(s).gumbel(size=logits.shape[-1]) for s in seeds])
-    noise = to_device(noise.astype(np.float32), logits.device)
-    return (logits / decoding.temperature + noise).argmax(dim=-1)
+        return logits.argmax(dim=-1), logits.new_zeros(len(logits))
+    p = (logits / decoding.temperature).softmax(dim=-1)
+    total = p.cumsum(dim=-1)
+    tokens = (total <= to_device(uniforms, p.device)[:, None] * total[:, -1:]).sum(dim=-1)
+    tokens = tokens.clamp(max=logits.shape[-1] - 1)
+    return tokens, p.gather(1, tokens[:, None])[:, 0].log()
 
 
 if __name__ == "__main__":

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import mlx.core as mx
 import numpy as np
 
-from coconut.backend import Decoding
+from coconut.backend import Decoding, Sampled
 from coconut.batch import Batch
 from mlx_coconut.cache import DecodeCache
+from mlx_coconut.cpu import softmax
 from mlx_coconut.latent import Inputs, latent_forward
 from mlx_coconut.models.base import NEVER
 
@@ -22,23 +25,47 @@ def generate(model, batch: Batch, n_passes: int, decoding: Decoding) -> list[lis
     batch: prompts as collated; rows may hold different numbers of latents. n_passes 0 treats
     latents as ordinary tokens. Every token is tested for eos, the first one too.
     """
-    out: list[list[int]] = [[] for _ in batch.ids]
+    source = np.arange(len(batch.ids))
+    streams = [(int(i),) for i in batch.idx]
+    return [row.tokens for row in sample(model, batch, n_passes, decoding, source, streams)]
+
+
+def sample(
+    model,
+    batch: Batch,
+    n_passes: int,
+    decoding: Decoding,
+    source: np.ndarray,
+    streams: Sequence[tuple[int, ...]],
+) -> list[Sampled]:
+    """New tokens of any number of rows a prompt; each prompt is read once.
+
+    source (R,): the prompt of each row, a number of a row of the batch. streams: R tuples of whole
+    numbers; with decoding.seed they name a row's random draws, so batch mates change nothing.
+    """
     state = latent_forward(model, Inputs.of(batch), batch.first_latent, n_passes)
     T = batch.ids.shape[1]
-    last = T - 1 - np.argmax(batch.mask[:, ::-1], axis=1)
-    hidden = state.hidden[mx.arange(len(out)), mx.array(last)]
+    last = (T - 1 - np.argmax(batch.mask[:, ::-1], axis=1))[source]
+    hidden = state.hidden[mx.array(source), mx.array(last)]
     # Only real tokens are keys: a pad behind a short prompt must stay unseen.
-    seen = mx.array((~batch.mask).astype(np.float32) * NEVER)
+    seen = mx.array((~batch.mask[source]).astype(np.float32) * NEVER)
     cache = DecodeCache(state.cache)
     del state
-    positions = batch.positions[np.arange(len(out)), last]
-    rows = np.arange(len(out))
+    if not np.array_equal(source, np.arange(len(batch.ids))):
+        cache.keep(mx.array(source))
+    positions = batch.positions[source, last]
+    uniforms = decoding.uniforms(streams)
+    out = [Sampled([], []) for _ in source]
+    rows, ended = np.arange(len(out)), np.zeros(len(out), bool)
     for n_done in range(decoding.max_new_tokens):
-        tokens = np.array(_pick(model.head(hidden), batch.idx[rows], n_done, decoding))
-        for row, token in zip(rows, tokens, strict=True):
-            if not out[row] or out[row][-1] != decoding.eos_id:
-                out[row].append(int(token))
-        writing = np.array([out[row][-1] != decoding.eos_id for row in rows])
+        picked = _pick(model.head(hidden), uniforms[rows, n_done], decoding)
+        tokens, logprobs = (np.array(x) for x in picked)
+        for row, token, logprob in zip(rows, tokens, logprobs, strict=True):
+            if not ended[row]:
+                out[row].tokens.append(int(token))
+                out[row].logprobs.append(float(logprob))
+                ended[row] = decoding.ends(out[row].tokens)
+        writing = ~ended[rows]
         if not writing.any() or n_done + 1 == decoding.max_new_tokens:
             break
         if writing.mean() < COMPACT_AT:
@@ -54,15 +81,20 @@ def generate(model, batch: Batch, n_passes: int, decoding: Decoding) -> list[lis
     return out
 
 
-def _pick(logits: mx.array, idx: np.ndarray, n_done: int, decoding: Decoding) -> mx.array:
-    """Greedy or sampled tokens (B,) from logits (B, V)."""
+def _pick(logits: mx.array, uniforms: np.ndarray, decoding: Decoding) -> tuple[mx.array, mx.array]:
+    """Greedy or sampled tokens (B,) from logits (B, V), and their log-probabilities.
+
+    Sampled by the inverse of the distribution function: one number of the host a token, so that
+    both twins draw alike.
+    """
     logits = logits.astype(mx.float32)
     if decoding.temperature == 0:
-        return mx.argmax(logits, axis=-1)
-    # A stream a row, so that batch mates and order do not change what a question is answered.
-    seeds = [np.random.SeedSequence([decoding.seed, int(i), n_done]) for i in idx]
-    noise = np.stack([np.random.default_rng(s).gumbel(size=logits.shape[-1]) for s in seeds])
-    return mx.argmax(logits / decoding.temperature + mx.array(noise.astype(np.float32)), axis=-1)
+        return mx.argmax(logits, axis=-1), mx.zeros(len(logits))
+    p = softmax(logits / decoding.temperature)
+    total = mx.cumsum(p, axis=-1)
+    tokens = (total <= mx.array(uniforms)[:, None] * total[:, -1:]).sum(axis=-1)
+    tokens = mx.minimum(tokens, logits.shape[-1] - 1)
+    return tokens, mx.log(mx.take_along_axis(p, tokens[:, None], axis=-1)[:, 0])
 
 
 if __name__ == "__main__":

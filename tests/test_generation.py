@@ -228,3 +228,35 @@ def test_generation_in_bf16_leaves_the_weights_in_float32(twin, tmp_path):
         np.testing.assert_array_equal(after[name], w)
     rough.trainer.bf16 = False
     assert rough.generate(batch, Decoding(2, EOS)) == exact.generate(batch, Decoding(2, EOS))
+
+
+def test_many_rows_of_a_prompt_read_it_once_and_draw_from_streams_of_their_own(twin, monkeypatch):
+    rows = prompts(12, (2, 0))
+    model, _, _ = twin.weights.load_model(MODEL)
+    batch = collate(rows, EOS)
+    decoding = Decoding(5, eos_id=-1, temperature=1.0, seed=1)
+
+    def sample(source, streams):
+        return twin.generate.sample(
+            model, batch, batch.n_passes, decoding, np.array(source), streams
+        )
+
+    runs = counted_runs(twin, monkeypatch)
+    together = sample([1, 0, 0, 1], [(1, 0), (0, 0), (0, 1), (1, 1)])
+    assert len(runs) == 3 + 4  # questions and two thoughts once, then a run a token
+    assert sample([0], [(0, 1)])[0].tokens == together[2].tokens
+    assert len({tuple(row.tokens) for row in together}) == 4
+    oracle_model = naive.GPT2.load(MODEL)
+    for source, row in zip([1, 0, 0, 1], together, strict=True):
+        ids = rows[source].ids + row.tokens
+        p = naive.softmax(naive.logits(oracle_model, ids, LATENT))[len(rows[source].ids) - 1 : -1]
+        expected = np.log(p[np.arange(5), row.tokens])
+        np.testing.assert_allclose(row.logprobs, expected, atol=1e-4)
+
+
+def test_a_row_ends_where_the_caller_says_so(twin):
+    rows = prompts(13, (1, 0))
+    free = decode(twin, rows, Decoding(N_NEW, eos_id=-1))
+    word = free[0][2:4]
+    decoding = Decoding(N_NEW, eos_id=-1, stops=lambda tokens: tokens[-2:] == word)
+    assert decode(twin, rows, decoding) == [free[0][:4], free[1]]
