@@ -21,6 +21,9 @@ Mask = torch.Tensor | Literal["causal"] | None
 Key = tuple[int, ...]
 """Names one random draw: torch has no keys, so a generator is seeded from the numbers."""
 
+Tap = Callable[[int, torch.Tensor], None]
+"""Is shown h^0, which the first block reads, to h^L, before the final norm: (B, T, D) each."""
+
 
 def additive_mask(key_mask: torch.Tensor, start: int, end: int, dtype: torch.dtype) -> torch.Tensor:
     """Mask (B, 1, end - start, end) to add to the scores of queries in columns start..end.

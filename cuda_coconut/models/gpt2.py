@@ -15,7 +15,7 @@ from torch import nn
 
 from cuda_coconut.cache import Cache
 from cuda_coconut.cpu import Linear
-from cuda_coconut.models.base import Key, Mask, attend, checkpointed, dropout, split_key
+from cuda_coconut.models.base import Key, Mask, Tap, attend, checkpointed, dropout, split_key
 
 CONV1D = ("attn.c_attn.weight", "attn.c_proj.weight", "mlp.c_fc.weight", "mlp.c_proj.weight")
 """Weights that Hugging Face stores (in, out)."""
@@ -93,6 +93,7 @@ class Model(nn.Module):
     def __init__(self, args: ModelArgs):
         super().__init__()
         self.args = args
+        self.feedback = None  # ĥ itself; feedback.py puts other rules here
         self.wte = nn.Embedding(args.vocab_size, args.n_embd)
         self.wpe = nn.Embedding(args.n_positions, args.n_embd)
         self.h = nn.ModuleList(Block(args) for _ in range(args.n_layer))
@@ -110,22 +111,45 @@ class Model(nn.Module):
         cache: Cache | None = None,
         key: Key | None = None,
         checkpointing: bool = False,
+        tap: Tap | None = None,
     ) -> torch.Tensor:
         """Blocks and final norm: x (B, T, D), positions (B, T) -> (B, T, D).
 
         key: turns dropout on, on the embeddings of thoughts too. mask: see `additive_mask`.
-        checkpointing: recompute each block in the backward pass.
+        checkpointing: recompute each block in the backward pass. tap: is shown the states between.
         """
         keys = split_key(key, len(self.h) + 1)
         x = dropout(x + self.wpe(positions), self.args.embd_pdrop, keys[0])
+        if tap:
+            tap(0, x)
         for layer, block in enumerate(self.h):
             run = checkpointed(block) if checkpointing else block
             x = run(x, mask, cache, layer, keys[layer + 1])
+            if tap:
+                tap(layer + 1, x)
         return self.ln_f(x)
 
     def head(self, h: torch.Tensor) -> torch.Tensor:
         """Logits of states after the final norm: (..., D) -> (..., V)."""
         return F.linear(h, self.wte.weight)
+
+    def final_norm(self, h: torch.Tensor) -> torch.Tensor:
+        """The norm between the last block and the head, on states (..., D) of any layer."""
+        return self.ln_f(h)
+
+    def position_embedding(self, positions: torch.Tensor) -> torch.Tensor | None:
+        """What `trunk` adds to the inputs at these positions (B,): (B, D)."""
+        return self.wpe(positions)
+
+    @property
+    def embedding(self) -> torch.Tensor:
+        """Input embeddings (V, D)."""
+        return self.wte.weight
+
+    @property
+    def unembedding(self) -> torch.Tensor:
+        """Weights of the head (V, D)."""
+        return self.wte.weight
 
     @property
     def layers(self) -> nn.ModuleList:

@@ -16,7 +16,7 @@ from torch import nn
 
 from cuda_coconut.cache import Cache
 from cuda_coconut.cpu import Linear
-from cuda_coconut.models.base import Key, Mask, attend, checkpointed, split_key
+from cuda_coconut.models.base import Key, Mask, Tap, attend, checkpointed, split_key
 
 VOCABULARY_ROWS = ("model.embed_tokens.weight", "lm_head.weight")
 """Tensors with a row a token, by their Hugging Face names; a tied head has none of its own."""
@@ -146,6 +146,7 @@ class Model(nn.Module):
     def __init__(self, args: ModelArgs):
         super().__init__()
         self.args = args
+        self.feedback = None  # ĥ itself; feedback.py puts other rules here
         self.embed_tokens = nn.Embedding(args.vocab_size, args.hidden_size)
         self.layers = nn.ModuleList(Block(args) for _ in range(args.num_hidden_layers))
         self.norm = nn.RMSNorm(args.hidden_size, eps=args.rms_norm_eps)
@@ -164,23 +165,47 @@ class Model(nn.Module):
         cache: Cache | None = None,
         key: Key | None = None,
         checkpointing: bool = False,
+        tap: Tap | None = None,
     ) -> torch.Tensor:
         """Blocks and final norm: x (B, T, D), positions (B, T) -> (B, T, D).
 
         key: turns dropout on. mask: see `additive_mask`. checkpointing: recompute each block in the
-        backward pass.
+        backward pass. tap: is shown the states between.
         """
         angles = rotation(positions, self.args.head_dim, self.args.rope_theta)
         keys = split_key(key, len(self.layers))
+        if tap:
+            tap(0, x)
         for layer, block in enumerate(self.layers):
             run = checkpointed(block) if checkpointing else block
             x = run(x, mask, cache, layer, keys[layer], angles)
+            if tap:
+                tap(layer + 1, x)
         return self.norm(x)
 
     def head(self, h: torch.Tensor) -> torch.Tensor:
         """Logits of states after the final norm: (..., D) -> (..., V)."""
         tied = self.args.tie_word_embeddings
         return F.linear(h, self.embed_tokens.weight) if tied else self.lm_head(h)
+
+    def final_norm(self, h: torch.Tensor) -> torch.Tensor:
+        """The norm between the last block and the head, on states (..., D) of any layer."""
+        return self.norm(h)
+
+    def position_embedding(self, positions: torch.Tensor) -> torch.Tensor | None:
+        """What `trunk` adds to the inputs at these positions: nothing."""
+        return None
+
+    @property
+    def embedding(self) -> torch.Tensor:
+        """Input embeddings (V, D)."""
+        return self.embed_tokens.weight
+
+    @property
+    def unembedding(self) -> torch.Tensor:
+        """Weights of the head (V, D)."""
+        tied = self.args.tie_word_embeddings
+        return self.embed_tokens.weight if tied else self.lm_head.weight
 
 
 def sanitize(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:

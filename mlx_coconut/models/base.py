@@ -12,6 +12,9 @@ from mlx_coconut.cpu import replaces, softmax
 NEVER = -1e9
 """Added to the score of a key that must not be seen; finite, so that no row can become NaN."""
 
+Tap = Callable[[int, mx.array], None]
+"""Is shown h^0, which the first block reads, to h^L, before the final norm: (B, T, D) each."""
+
 
 def additive_mask(key_mask: mx.array, start: int, end: int, dtype: mx.Dtype) -> mx.array:
     """Mask (B, 1, end - start, end) to add to the scores of queries in columns start..end.

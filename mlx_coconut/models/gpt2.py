@@ -14,7 +14,7 @@ import mlx.nn as nn
 
 from mlx_coconut.cache import Cache
 from mlx_coconut.cpu import gelu_new
-from mlx_coconut.models.base import attend, checkpointed, dropout, split_key
+from mlx_coconut.models.base import Tap, attend, checkpointed, dropout, split_key
 
 CONV1D = ("attn.c_attn.weight", "attn.c_proj.weight", "mlp.c_fc.weight", "mlp.c_proj.weight")
 """Weights that Hugging Face stores (in, out)."""
@@ -103,6 +103,7 @@ class Model(nn.Module):
     def __init__(self, args: ModelArgs):
         super().__init__()
         self.args = args
+        self.feedback = None  # ĥ itself; feedback.py puts other rules here
         self.wte = nn.Embedding(args.vocab_size, args.n_embd)
         self.wpe = nn.Embedding(args.n_positions, args.n_embd)
         self.h = [Block(args) for _ in range(args.n_layer)]
@@ -120,22 +121,45 @@ class Model(nn.Module):
         cache: Cache | None = None,
         key: mx.array | None = None,
         checkpointing: bool = False,
+        tap: Tap | None = None,
     ) -> mx.array:
         """Blocks and final norm: x (B, T, D), positions (B, T) -> (B, T, D).
 
         key: turns dropout on, on the embeddings of thoughts too. mask: see `additive_mask`.
-        checkpointing: recompute each block in the backward pass.
+        checkpointing: recompute each block in the backward pass. tap: is shown the states between.
         """
         keys = split_key(key, len(self.h) + 1)
         x = dropout(x + self.wpe(positions), self.args.embd_pdrop, keys[0])
+        if tap:
+            tap(0, x)
         for layer, block in enumerate(self.h):
             run = checkpointed(block) if checkpointing else block
             x = run(x, mask, cache, layer, keys[layer + 1])
+            if tap:
+                tap(layer + 1, x)
         return self.ln_f(x)
 
     def head(self, h: mx.array) -> mx.array:
         """Logits of states after the final norm: (..., D) -> (..., V)."""
         return self.wte.as_linear(h)
+
+    def final_norm(self, h: mx.array) -> mx.array:
+        """The norm between the last block and the head, on states (..., D) of any layer."""
+        return self.ln_f(h)
+
+    def position_embedding(self, positions: mx.array) -> mx.array | None:
+        """What `trunk` adds to the inputs at these positions (B,): (B, D)."""
+        return self.wpe(positions)
+
+    @property
+    def embedding(self) -> mx.array:
+        """Input embeddings (V, D)."""
+        return self.wte.weight
+
+    @property
+    def unembedding(self) -> mx.array:
+        """Weights of the head (V, D)."""
+        return self.wte.weight
 
     @property
     def layers(self) -> list[Block]:
