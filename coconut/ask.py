@@ -17,6 +17,7 @@ from coconut.config import METHODS, RunConfig
 from coconut.curriculum import Sample, question_row
 from coconut.errors import UserError
 from coconut.evaluate import markers_of
+from coconut.hub import fetch
 from coconut.source import open_source
 
 if TYPE_CHECKING:
@@ -28,7 +29,9 @@ def main(twin: str, make_backend: MakeBackend, argv: Sequence[str] | None = None
     parser = argparse.ArgumentParser(
         prog=f"python -m {twin}.generate", description="Ask a checkpoint questions."
     )
-    parser.add_argument("--model", required=True, metavar="DIR", help="checkpoint directory")
+    parser.add_argument(
+        "--model", required=True, metavar="DIR", help="checkpoint directory, or its name on the hub"
+    )
     parser.add_argument("--question", action="append", metavar="TEXT", help="may be repeated")
     parser.add_argument("--latents", type=int, metavar="K", help="thoughts; else the checkpoint's")
     parser.add_argument("--max-new-tokens", type=int, default=128, metavar="N")
@@ -60,7 +63,8 @@ def _answer(make_backend: MakeBackend, options: argparse.Namespace) -> None:
     if not questions:
         raise UserError("command line", "no question; give --question TEXT or lines on stdin")
 
-    config = checkpoint_config(Path(options.model))
+    directory = Path(options.model)
+    config = checkpoint_config(directory if directory.exists() else fetch(options.model))
     opened = open_source(config)
     tokenizer, made_with = opened.tokenizer, opened.coconut or {}
     backend = make_backend(config, opened.source)

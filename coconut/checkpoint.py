@@ -278,16 +278,8 @@ def weight_files(directory: Path) -> dict[str, dict[str, TensorEntry]]:
             raise UserError(str(directory), f"no weights: expected {WEIGHTS} or {WEIGHTS_INDEX}")
         return {WEIGHTS: safetensors_header(directory / WEIGHTS)}
     where = directory / WEIGHTS_INDEX
-    weight_map = read_json(where).get("weight_map")
-    if (
-        not isinstance(weight_map, dict)
-        or not weight_map
-        or not all(map(_is_file_name, weight_map.values()))
-    ):
-        raise UserError(str(where), "weight_map must map each tensor to a file of this directory")
-    headers = {
-        name: safetensors_header(directory / name) for name in sorted(set(weight_map.values()))
-    }
+    headers = {name: safetensors_header(directory / name) for name in index_files(where)}
+    weight_map = read_json(where)["weight_map"]
     lost = [
         f"{file} lacks {name}" for name, file in weight_map.items() if name not in headers[file]
     ]
@@ -297,9 +289,32 @@ def weight_files(directory: Path) -> dict[str, dict[str, TensorEntry]]:
     return headers
 
 
-def describe(directory: Path) -> dict[str, Any]:
+def index_files(path: Path) -> list[str]:
+    """The weight files that an index names, sorted. Raises UserError if it is damaged."""
+    weight_map = read_json(path).get("weight_map")
+    if (
+        not isinstance(weight_map, dict)
+        or not weight_map
+        or not all(map(_is_file_name, weight_map.values()))
+    ):
+        raise UserError(str(path), "weight_map must map each tensor to a file of this directory")
+    return sorted(set(weight_map.values()))
+
+
+def check_architecture(config: dict[str, Any], where: str) -> None:
+    """Raise UserError unless config.json describes a model that is supported."""
+    model_type = config.get("model_type")
+    if model_type not in MODEL_TYPES:
+        raise UserError(
+            where,
+            f"model_type {model_type!r} is not supported; supported: {', '.join(MODEL_TYPES)}",
+        )
+
+
+def describe(directory: Path, with_weights: bool = True) -> dict[str, Any]:
     """What a checkpoint is, without opening its weights in a framework.
 
+    with_weights False: without looking at the weight files, which need not be there.
     Returns config (config.json), coconut (coconut.json; None for a plain Hugging Face directory),
     model_type, tensors (name to TensorEntry, all shards) and bytes (of the weight files).
     Raises UserError: no directory, no or unsupported config.json, a newer format, damaged weights.
@@ -312,12 +327,7 @@ def describe(directory: Path) -> dict[str, Any]:
     if not (directory / CONFIG).exists():
         raise UserError(str(directory), f"no {CONFIG}: not a checkpoint directory")
     config = read_json(directory / CONFIG)
-    model_type = config.get("model_type")
-    if model_type not in MODEL_TYPES:
-        raise UserError(
-            str(directory / CONFIG),
-            f"model_type {model_type!r} is not supported; supported: {', '.join(MODEL_TYPES)}",
-        )
+    check_architecture(config, str(directory / CONFIG))
     coconut = None
     if (directory / COCONUT).exists():
         coconut = read_json(directory / COCONUT)
@@ -332,11 +342,11 @@ def describe(directory: Path) -> dict[str, Any]:
                 f"format_version {version} is newer than this program's {FORMAT_VERSION}; "
                 "update the program",
             )
-    headers = weight_files(directory)
+    headers = weight_files(directory) if with_weights else {}
     return {
         "config": config,
         "coconut": coconut,
-        "model_type": model_type,
+        "model_type": config["model_type"],
         "tensors": {name: entry for header in headers.values() for name, entry in header.items()},
         "bytes": sum((directory / name).stat().st_size for name in headers),
     }

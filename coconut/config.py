@@ -54,7 +54,7 @@ class RunConfig:
     project: str = key("coconut", "project name for the tracker")
     save_path: str = key("runs", "folder that holds the run directories")
     name: str = key("run", "name of the run; its directory is save_path/name")
-    only_eval: bool = key(False, "evaluate load_model_path once and stop")
+    only_eval: bool = key(False, "evaluate load_model_path (or model_id) once and stop")
     coconut: bool = key(False, "published switch for method: coconut")
     cot: bool = key(False, "published switch for method: cot")
     no_thoughts: bool = key(False, "published switch for method: no_thoughts")
@@ -104,6 +104,9 @@ class RunConfig:
     recall_sentences: int = key(30, "recall: sentences of the question to repeat", low=1)
     tokenizer: str | None = key(
         None, "gpt2, prosqa, or a tokenizer directory; otherwise the model's own"
+    )
+    model_revision: str | None = key(
+        None, "branch, tag or commit of model_id on the hub; otherwise its main branch"
     )
     generate: dict[str, Any] = key(
         {}, "training data made by data/prosqa.py: items, fresh, and its options"
@@ -384,8 +387,8 @@ def _combinations(config: RunConfig) -> list[str]:
         "stage: selects an evaluation's stage; set only_eval: True, or use resume for training",
     )
     check(
-        c.only_eval and not c.load_model_path,
-        "load_model_path: only_eval needs the checkpoint to evaluate",
+        c.only_eval and not c.load_model_path and not c.model_id,
+        "load_model_path: only_eval needs the checkpoint to evaluate (or model_id, of the hub)",
     )
     check(
         not c.only_eval and c.resume >= c.num_epochs,
@@ -402,6 +405,10 @@ def _combinations(config: RunConfig) -> list[str]:
     check(
         bool(c.model_config_path and not c.load_model_path and not c.tokenizer),
         "tokenizer: a model from model_config_path needs one (gpt2, prosqa or a directory)",
+    )
+    check(
+        c.model_revision is not None and (not c.model_id or os.path.isdir(c.model_id)),
+        "model_revision: chooses a version of a model on the hub; give its name as model_id",
     )
     check(c.val_path is None, "val_path: missing")
     check(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
@@ -32,6 +31,7 @@ from coconut.curriculum import (
 from coconut.dataset import check_lengths, read_items, tokenize
 from coconut.errors import UserError
 from coconut.evaluate import markers_of
+from coconut.hub import HubUnreachable
 from coconut.source import newest_checkpoint, open_source, progress_of
 from coconut.tokens import Tokenizer, load_tokenizer
 from coconut.training_data import DEBUG_VALIDATION, TrainingData
@@ -86,7 +86,8 @@ class Data:
 def print_plan(config: RunConfig, twin: str) -> None:
     """Check everything that needs no weights and print the plan of the run.
 
-    Builds and downloads no model, opens no framework, writes nothing. Raises UserError.
+    Builds no model, opens no framework, writes nothing but what describes a model of the hub into
+    the hub's cache; downloads no weights. Raises UserError.
     """
     newest = None if config.only_eval else newest_checkpoint(config.run_dir)
     model = _find_model(config, newest)
@@ -112,7 +113,7 @@ def print_plan(config: RunConfig, twin: str) -> None:
     if model.note:
         console.say(model.note)
     if train is None:
-        console.say(f"evaluates {config.load_model_path} once, at stage {stage} ({why})")
+        console.say(f"evaluates {model.name} once, at stage {stage} ({why})")
         rows = []
     else:
         console.say(resume_in_words(config, newest))
@@ -120,7 +121,7 @@ def print_plan(config: RunConfig, twin: str) -> None:
     _say_evaluation(console, val, prompts, model)
     if shape and model.tokenizer:
         _say_memory(console, config, shape, rows, prompts)
-    console.say("checked: no model was built or downloaded, nothing was written")
+    console.say("checked: no model was built, no weights were downloaded, nothing was written")
 
 
 def resume_in_words(config: RunConfig, newest: Path | None) -> str:
@@ -154,13 +155,10 @@ def resume_in_words(config: RunConfig, newest: Path | None) -> str:
 
 def _find_model(config: RunConfig, newest: Path | None) -> Model:
     name = str(newest or config.load_model_path or config.model_id or config.model_config_path)
-    directory = newest
-    if newest is None and not config.load_model_path and config.model_id:
-        if not os.path.isdir(name):
-            directory = _cached(name)
-            if directory is None:
-                return _not_downloaded(config, name)
-    opened = open_source(config, directory)
+    try:
+        opened = open_source(config, newest, with_weights=False)
+    except HubUnreachable:
+        return _not_downloaded(config, name)
     source = opened.source
     where, rows = str(config.model_config_path), 0
     if source.directory is not None:
@@ -169,25 +167,10 @@ def _find_model(config: RunConfig, newest: Path | None) -> Model:
     return Model(name, shape, opened.tokenizer, opened.coconut)
 
 
-def _cached(model_id: str) -> Path | None:
-    """Directory of a hub model in the local cache, None if it is not there whole."""
-    import huggingface_hub
-    from huggingface_hub.errors import HFValidationError
-
-    try:
-        found = huggingface_hub.try_to_load_from_cache(model_id, "config.json")
-    except HFValidationError:
-        raise UserError(
-            model_id, "neither a directory nor a valid hub name (owner/name); check model_id"
-        ) from None
-    directory = Path(found).parent if isinstance(found, str) else None
-    return directory if directory and any(directory.glob("*.safetensors")) else None
-
-
 def _not_downloaded(config: RunConfig, name: str) -> Model:
     known = PUBLISHED_SHAPES.get(name.removeprefix("openai-community/"))
     which = config.tokenizer or ("gpt2" if known else None)
-    note = f"{name}: not downloaded yet; "
+    note = f"{name}: not downloaded yet, and the hub cannot be reached; "
     note += "published shape" if known else "its size is unknown until it is"
     tokenizer = None
     if which is None:

@@ -272,7 +272,9 @@ class Runner:
             "backend": self.twin,
             "device": self.backend.device,
             "dtype": self.backend.dtype,
-            "checkpoint": config.load_model_path if epoch is None else str(self.run_dir),
+            "checkpoint": (config.load_model_path or config.model_id)
+            if epoch is None
+            else str(self.run_dir),
             "data": config.val_path,
             "data_sha256": checkpoint.sha256(Path(config.val_path)),
         }

@@ -11,10 +11,9 @@ from coconut.backend import Source
 from coconut.checkpoint import COCONUT, CONFIG, describe, latest, read_json, verify
 from coconut.config import METHODS, WITH_LATENTS, RunConfig
 from coconut.errors import UserError
+from coconut.hub import fetch
 from coconut.tokens import Tokenizer, load_tokenizer
 
-HUB_FILES = ("*.json", "*.safetensors", "*.txt", "tokenizer.model")
-"""What is fetched from the hub: never pickled weights."""
 LAST = "last"
 """Directory of a run's checkpoint inside an epoch (save_every); the others are epoch_NN."""
 
@@ -29,13 +28,16 @@ class Opened:
     coconut: dict[str, Any] | None
 
 
-def open_source(config: RunConfig, resume_from: Path | None = None) -> Opened:
+def open_source(
+    config: RunConfig, resume_from: Path | None = None, with_weights: bool = True
+) -> Opened:
     """Find, check and describe the model of a run without opening a framework.
 
-    resume_from: a checkpoint of this run, which comes before every configured one.
+    resume_from: a checkpoint of this run, which comes before every configured one. with_weights
+    False: a model of the hub is described without downloading or checking its weights.
     Raises UserError: nothing there, damaged, or a Coconut checkpoint for a plain method.
     """
-    directory = resume_from
+    directory, on_hub = resume_from, False
     if directory is None and config.load_model_path:
         directory = Path(config.load_model_path)
         if directory.is_file():
@@ -45,14 +47,16 @@ def open_source(config: RunConfig, resume_from: Path | None = None) -> Opened:
                 f"{directory} DIRECTORY, then give the directory",
             )
     if directory is None and config.model_id:
-        is_local = os.path.isdir(config.model_id)
-        directory = Path(config.model_id) if is_local else fetch(config.model_id)
+        directory = Path(config.model_id)
+        if not os.path.isdir(directory):
+            on_hub = True
+            directory = fetch(config.model_id, config.model_revision, with_weights)
     if directory is None:
         return _from_config(config)
 
     if (directory / "checksums.json").exists():
         verify(directory)
-    found = describe(directory)
+    found = describe(directory, with_weights or not on_hub)
     made_with = found["coconut"]
     # A run's own checkpoint is read as it was written, whatever the configuration says now.
     own_tokenizer = resume_from is not None or config.tokenizer is None
@@ -159,26 +163,3 @@ def _described(model: dict[str, Any], tokenizer: Tokenizer) -> dict[str, Any]:
     if "n_positions" in model:
         known["n_ctx"] = model["n_positions"]
     return known | model
-
-
-def fetch(model_id: str) -> Path:
-    """Directory of a hub model, downloaded once into the cache (HF_HUB_OFFLINE is respected)."""
-    import huggingface_hub
-    from huggingface_hub import errors
-
-    try:
-        return Path(huggingface_hub.snapshot_download(model_id, allow_patterns=list(HUB_FILES)))
-    except errors.GatedRepoError:
-        problem = "asks for a licence first: accept it on its page, then set HF_TOKEN"
-    except errors.RepositoryNotFoundError:
-        problem = "no such model on the hub, and no such directory; check model_id (or HF_TOKEN)"
-    except errors.HFValidationError:
-        problem = "neither a directory nor a valid hub name (owner/name); check model_id"
-    except (errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled):
-        problem = (
-            "not in the local cache and the hub cannot be reached; connect once, or give a"
-            " directory as model_id"
-        )
-    except (errors.HfHubHTTPError, OSError) as error:
-        problem = f"download failed ({str(error).splitlines()[0]}); run again, it resumes"
-    raise UserError(model_id, problem)

@@ -251,7 +251,11 @@ def test_ill_typed_values_are_named(valid: dict, key: str, value: object, compla
         ({"n_latents": 2}, "n_latents: forces an evaluation only"),
         ({"method": "cot", "n_latents": 2, "only_eval": True}, "n_latents: cot has no latents"),
         ({"stage": 2}, "stage: selects an evaluation's stage"),
-        ({"only_eval": True}, "load_model_path: only_eval needs the checkpoint to evaluate"),
+        ({"only_eval": True, "model_id": None}, "load_model_path: only_eval needs the checkpoint"),
+        (
+            {"model_id": None, "model_revision": "v1"},
+            "model_revision: chooses a version of a model",
+        ),
         ({"resume": 5, "num_epochs": 5}, "resume: 5 skips all 5 epochs, nothing is left to train"),
         ({"model_id": None}, "model_id: name a model"),
         ({"model_id": None, "model_config_path": __file__}, "tokenizer: a model from model_config"),

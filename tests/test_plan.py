@@ -229,7 +229,7 @@ def test_a_config_that_is_no_model_is_named(changes: dict, complaint: str) -> No
 def empty_hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """A machine without network and without anything in the hub's cache."""
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
 
 
 def on_hub(keys: dict, model_id: str, **more) -> dict:
@@ -254,7 +254,7 @@ def test_a_published_model_needs_no_download(
     monkeypatch.setattr(plan, "load_tokenizer", load)
     lines = printed(on_hub(keys, name), capsys)
     assert "124,442,112 params" in lines[0] or has_vocabulary
-    assert lines[1].startswith(f"{name}: not downloaded yet; published shape")
+    assert lines[1].startswith(f"{name}: not downloaded yet, and the hub cannot be reached; publ")
     rows = table(lines, "training on")
     assert [row[3] for row in rows] == ["0", "2", "4", "4"]
     assert (rows[0][-1] == "?") is not has_vocabulary
@@ -265,7 +265,8 @@ def test_an_unknown_model_is_planned_without_its_size(keys: dict, capsys, empty_
     lines = printed(on_hub(keys, "someone/model"), capsys)
     assert "params" not in lines[0]
     assert lines[1] == (
-        "someone/model: not downloaded yet; its size is unknown until it is, and so are its tokens"
+        "someone/model: not downloaded yet, and the hub cannot be reached; its size is unknown"
+        " until it is, and so are its tokens"
     )
     rows = table(lines, "training on")
     assert [row[:4] for row in rows][1] == ["3-4", "1", "0-1", "2"]
@@ -397,5 +398,7 @@ def test_check_opens_no_framework_and_writes_nothing(keys: dict, tmp_path: Path)
     assert done.stderr == "" and done.returncode == 0
     *plan, loaded = done.stdout.splitlines()
     assert loaded == "[]"
-    assert plan[-1] == "checked: no model was built or downloaded, nothing was written"
+    assert (
+        plan[-1] == "checked: no model was built, no weights were downloaded, nothing was written"
+    )
     assert sorted(path.name for path in tmp_path.rglob("*")) == before

@@ -1,0 +1,147 @@
+"""Models of the Hugging Face hub: into its shared cache, once, and never as pickled weights."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from coconut.checkpoint import (
+    COCONUT,
+    CONFIG,
+    WEIGHTS,
+    WEIGHTS_INDEX,
+    check_architecture,
+    index_files,
+    read_json,
+)
+from coconut.errors import UserError
+from coconut.tokens import ENCODING_FILE, HF_COMPANIONS, HF_FILE, RANKS_FILE
+
+DESCRIPTION = (
+    CONFIG,
+    COCONUT,
+    WEIGHTS_INDEX,
+    HF_FILE,
+    *HF_COMPANIONS,
+    RANKS_FILE,
+    ENCODING_FILE,
+)
+"""What a model is and how it reads text: small files, fetched and checked before the weights."""
+
+
+class HubUnreachable(UserError):
+    """A model that is not in the cache, and no connection to fetch it by."""
+
+
+def fetch(model_id: str, revision: str | None = None, with_weights: bool = True) -> Path:
+    """Directory of a hub model in the cache; what is there already is not downloaded again.
+
+    revision: branch, tag or commit; None is the main branch. with_weights False: only what
+    describes the model. The hub's client reads HF_TOKEN, HF_HOME and HF_HUB_OFFLINE.
+    Raises UserError: no such model or revision, no access, no connection, no safetensors, damaged
+    or unsupported config.json.
+    """
+    directory = _download(model_id, revision, DESCRIPTION, shows_progress=False)
+    where = f"{model_id}/{CONFIG}"
+    if not (directory / CONFIG).exists():
+        raise UserError(model_id, f"has no {CONFIG} on the hub: not a transformers model")
+    try:
+        check_architecture(read_json(directory / CONFIG), where)
+        has_index = (directory / WEIGHTS_INDEX).exists()
+        names = index_files(directory / WEIGHTS_INDEX) if has_index else [WEIGHTS]
+    except UserError as error:
+        if error.where == where:
+            raise
+        # A file of the cache: broken there or on the hub, and the cache would never ask again.
+        raise UserError(
+            f"{model_id}/{Path(error.where).name}",
+            f"{error.problems[0]}; delete {error.where} to fetch it anew",
+        ) from None
+    if not with_weights:
+        return directory
+    # By its commit: what was just described, also if someone uploads meanwhile.
+    commit = directory.name
+    directory = _download(model_id, commit, [*DESCRIPTION, *names])
+    missing = [name for name in names if not (directory / name).exists()]
+    if missing:
+        raise UserError(model_id, _without_safetensors(model_id, commit, missing))
+    return directory
+
+
+def _download(
+    model_id: str, revision: str | None, names: Sequence[str], shows_progress: bool = True
+) -> Path:
+    import huggingface_hub
+    from huggingface_hub import constants, errors
+    from huggingface_hub.utils import tqdm
+
+    class Bar(tqdm):
+        """The client's own bar, on a terminal only."""
+
+        def __init__(self, *args: Any, **options: Any) -> None:
+            hidden = not (shows_progress and sys.stderr.isatty())
+            super().__init__(*args, **options | ({"disable": True} if hidden else {}))
+
+    named = f"{model_id} (revision {revision})" if revision else model_id
+    http_error = _http_error()
+    try:
+        return Path(
+            huggingface_hub.snapshot_download(
+                model_id,
+                revision=revision,
+                allow_patterns=list(names),
+                library_name="mlx-coconut",
+                tqdm_class=Bar,
+            )
+        )
+    except errors.GatedRepoError:
+        problem = "asks for a licence first: accept it on its page, then set HF_TOKEN"
+    except errors.RepositoryNotFoundError:
+        problem = "no such model on the hub, and no such directory; check model_id (or HF_TOKEN)"
+    except errors.RevisionNotFoundError:
+        problem = "no such branch, tag or commit on the hub; check model_revision"
+    except errors.HFValidationError:
+        problem = "neither a directory nor a valid hub name (owner/name); check model_id"
+    except (errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled):
+        raise HubUnreachable(
+            named,
+            "not whole in the local cache, and HF_HUB_OFFLINE forbids the network; run once"
+            " without it, or give a directory as model_id"
+            if constants.HF_HUB_OFFLINE
+            else "not in the local cache and the hub cannot be reached; connect once, or give a"
+            " directory as model_id",
+        ) from None
+    except (http_error, OSError) as error:
+        response = getattr(error, "response", None)
+        if getattr(response, "status_code", None) == 401:
+            problem = "the hub does not accept the token; set HF_TOKEN to a valid one, or unset it"
+        else:
+            reason = (str(error) or type(error).__name__).splitlines()[0]
+            problem = f"download failed ({reason}); run again: files that are whole are kept"
+    raise UserError(named, problem)
+
+
+def _http_error() -> type[Exception]:
+    """What the client's HTTP library raises: httpx's or, in later versions, httpx2's."""
+    from huggingface_hub.errors import HfHubHTTPError
+
+    base: type[Exception] = HfHubHTTPError.__bases__[0]
+    return base
+
+
+def _without_safetensors(model_id: str, commit: str, missing: Sequence[str]) -> str:
+    """What to say of a model whose weights are not where they should be."""
+    import huggingface_hub
+
+    try:
+        found = huggingface_hub.HfApi().list_repo_files(model_id, revision=commit)
+    except (_http_error(), OSError):
+        found = []
+    if any(name.endswith((".bin", ".pt", ".pth", ".ckpt")) for name in found):
+        return (
+            "has pickled weights only, which are never fetched (opening them can run code); convert"
+            " a copy you trust: python convert/torch_to_mlx.py DOWNLOADED DIRECTORY"
+        )
+    return f"lacks {', '.join(missing)} on the hub; only safetensors weights are read"
