@@ -17,6 +17,8 @@ import yaml
 
 from coconut.errors import UserError
 
+DATASET_METHODS = ("latro", "sft", "preexperiment")
+"""Methods over a data set of data/latro: a prompt, a rationale in words, an answer."""
 METHODS = (
     "coconut",
     "cot",
@@ -27,6 +29,7 @@ METHODS = (
     "coconut_no_curriculum",
     "icot",
     "recall",
+    *DATASET_METHODS,
 )
 """What a run trains; README's glossary explains each. The first four have published switches."""
 
@@ -37,6 +40,11 @@ WITH_FEEDBACK = ("coconut", "coconut_no_curriculum")
 """Methods whose latent positions receive a hidden state instead of a token's embedding."""
 SHOWN = 60
 """Characters of a wrong value that a message repeats."""
+PUBLISHED_NAMES = {
+    "base_model_name_or_path": "model_id",
+    "eval_model_name_or_path": "load_model_path",
+}
+"""LaTRO's published argument -> the key it stands for."""
 
 
 def key(default: Any, help: str, *, choices: tuple[str, ...] = (), low: float | None = None) -> Any:
@@ -135,6 +143,46 @@ class RunConfig:
     )
     wandb: bool = key(False, "also log to Weights & Biases")
 
+    dataset_name: str | None = key(
+        None, "latro, sft: a file of data/latro; gsm8k_8shot puts worked examples first"
+    )
+    split: str = key(
+        "test", "latro, sft: what only_eval answers", choices=("test", "validation", "train")
+    )
+    validation_items: int = key(
+        500, "items of train held out, where the set has no validation file of its own", low=1
+    )
+    split_seed: int = key(0, "which items are held out; the run's own seed does not matter", low=0)
+    chat_template: str = key(
+        "auto",
+        "put questions into the tokenizer's chat template: if it has one, or always, or never",
+        choices=("auto", "always", "never"),
+    )
+    prompt: str = key(
+        "auto",
+        "which wording asks: to reason, as sft is trained, as published for evaluating sft; auto"
+        " takes the method's",
+        choices=("auto", "reason", "sft", "sft_published"),
+    )
+    response_length: int = key(200, "tokens of a rationale, and of an evaluation's output", low=1)
+    stop_token: str = key(
+        "both", "what ends an output beside the end of a turn", choices=("eos", "pad", "both")
+    )
+    stop_token_ids: list[int] | None = key(None, "replaces stop_token")
+    pad_token: str | None = key(
+        None, "a token that is never written; otherwise the tokenizer's own, which must not be eos"
+    )
+    answer_rule: str = key(
+        "corrected",
+        "what accuracy counts; the other rule's score is reported beside it",
+        choices=("corrected", "released"),
+    )
+    maj_k: int = key(0, "only_eval: samples of a majority vote beside the greedy answer", low=0)
+    maj_temperature: float = key(1.0, "temperature of the votes", low=0)
+    rationale_check: bool = key(
+        False, "only_eval: answer again after its own, another question's and no rationale"
+    )
+
     @property
     def run_dir(self) -> Path:
         """Directory of the run."""
@@ -145,6 +193,8 @@ class RunConfig:
         """Longest answer in tokens: the published rule unless max_new_tokens is set."""
         if self.max_new_tokens is not None:
             return self.max_new_tokens
+        if self.method in DATASET_METHODS:
+            return self.response_length
         return 64 if "gsm" in str(self.val_path) else 128
 
     def to_yaml(self) -> str:
@@ -192,17 +242,22 @@ def check_config(
     known = {f.name: f for f in fields(RunConfig)}
     hints = typing.get_type_hints(RunConfig)
     config = RunConfig()
-    for name, value in values.items():
+    for given, value in values.items():
+        name = PUBLISHED_NAMES.get(given, given) if isinstance(given, str) else given
+        if name != given and name in values:
+            problems.append(f"{given}: stands for {name}, which is given too; drop one")
+            continue
         if name not in known:
-            advice = _nearest(name, known) or "docs/keys.md lists them"
+            advice = _nearest(name, known | PUBLISHED_NAMES) or "docs/keys.md lists them"
             problems.append(f"{_word(name)}: unknown key, {advice}")
             continue
         try:
             setattr(config, name, _convert(name, value, hints[name], known[name].metadata))
         except ValueError as error:
-            problems.append(f"{name}: {error}")
+            problems.append(f"{given}: {error}")
     problems += _resolve_method(config)
     problems += _combinations(config)
+    problems += _data_set_problems(config)
     problems += _generate_problems(config)
     problems += _missing_files(config)
     if problems:
@@ -253,6 +308,8 @@ def _convert(name: str, value: Any, hint: Any, metadata: Mapping[str, Any]) -> A
         hint = next(t for t in hint.__args__ if t is not types.NoneType)
     if name == "reset_optimizer" and isinstance(value, bool):
         return "epoch" if value else "never"
+    if typing.get_origin(hint) is list:
+        return _list(value, _CONVERTERS[hint.__args__[0]])
     value = _CONVERTERS[typing.get_origin(hint) or hint](value)
     choices, low = metadata["choices"], metadata["low"]
     if choices and value not in choices:
@@ -330,6 +387,12 @@ def _dict(value: Any) -> dict[str, Any]:
     return value
 
 
+def _list(value: Any, convert: Any) -> list[Any]:
+    if not isinstance(value, list):
+        raise ValueError(f"expected a list, got {_shown(value)}")
+    return [convert(inner) for inner in value]
+
+
 _CONVERTERS: dict[Any, Any] = {bool: _bool, int: _int, float: _float, str: _str, dict: _dict}
 
 
@@ -359,6 +422,7 @@ def _combinations(config: RunConfig) -> list[str]:
 
     latent = c.method in WITH_LATENTS
     staged = latent or c.method == "no_thoughts"
+    asks = c.method in DATASET_METHODS
     check(latent and c.c_thought < 1, f"c_thought: {c.method} needs at least 1 latent per step")
     check(
         c.uniform_prob > 0 and not staged,
@@ -410,9 +474,9 @@ def _combinations(config: RunConfig) -> list[str]:
         c.model_revision is not None and (not c.model_id or os.path.isdir(c.model_id)),
         "model_revision: chooses a version of a model on the hub; give its name as model_id",
     )
-    check(c.val_path is None, "val_path: missing")
+    check(c.val_path is None and not asks, "val_path: missing")
     check(
-        not c.only_eval and not c.train_path and not c.generate,
+        not c.only_eval and not asks and not c.train_path and not c.generate,
         "train_path: missing (or describe the data to make under generate)",
     )
     check(
@@ -422,6 +486,27 @@ def _combinations(config: RunConfig) -> list[str]:
     # 255 bytes is the limit of the usual file systems; a name grows while it is being written.
     check(len(c.name.encode()) > 200, f"name: longer than 200 bytes: {_shown(c.name)}")
     check(not c.save_path, "save_path: must not be empty")
+    return problems
+
+
+def _data_set_problems(config: RunConfig) -> list[str]:
+    """What is wrong with `dataset_name`: missing, unknown, or given to a method without one."""
+    name, asks = config.dataset_name, config.method in DATASET_METHODS
+    if name is None:
+        return [f"dataset_name: missing; {config.method} needs one"] if asks else []
+    if not asks:
+        return [f"dataset_name: is for {', '.join(DATASET_METHODS)}; remove it or set method"]
+    from data import latro
+
+    problems = []
+    base, n_shots = latro.parse_name(name)
+    if base not in latro.names():
+        advice = _nearest(base, latro.names()) or f"known: {', '.join(latro.names())}"
+        problems.append(f"dataset_name: no data set {_shown(name)}, {advice}")
+    if n_shots and not config.only_eval and config.method != "preexperiment":
+        problems.append(f"dataset_name: {name} puts examples first, for evaluation only")
+    if config.generate:
+        problems.append("generate: makes ProsQA items, which a data set's methods do not read")
     return problems
 
 

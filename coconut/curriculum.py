@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from coconut.config import WITH_LATENTS, RunConfig
+from coconut.config import DATASET_METHODS, WITH_LATENTS, RunConfig
 
 IGNORED = -100
 """Label of a position that no loss is taken at."""
@@ -72,7 +72,7 @@ def _stages_per_step(config: RunConfig) -> int:
 
 def stage_of_epoch(config: RunConfig, epoch: int) -> int:
     """Stage of an epoch, counted from 0. Methods without a schedule stay at one stage."""
-    if config.method in ("cot", "no_cot", "icot", "recall"):
+    if config.method in ("cot", "no_cot", "icot", "recall", *DATASET_METHODS):
         return 0
     if config.method in ("pause", "coconut_no_curriculum"):
         return config.max_latent_stage + 1
@@ -86,7 +86,7 @@ def plan(config: RunConfig, stage: int, n_steps: int) -> tuple[int, int]:
     and fewer steps than stages it trains with more latents than it evaluates with).
     """
     c, m = config.c_thought, config.max_latent_stage
-    if config.method in ("cot", "icot", "recall"):
+    if config.method in ("cot", "icot", "recall", *DATASET_METHODS):
         return 0, 0
     if config.method == "no_cot":
         return n_steps, 0

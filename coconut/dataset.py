@@ -32,7 +32,7 @@ def read_items(path: str | Path) -> list[dict[str, Any]]:
     if not items:
         raise UserError(where, "holds no items")
     problems = [f"item {i}: {text}" for i, item in enumerate(items) for text in _complaints(item)]
-    _raise_all(where, problems)
+    raise_all(where, problems)
     return items
 
 
@@ -93,7 +93,7 @@ def tokenize(
                 )
         latents = item.get("latents")
         samples.append(Sample(idx, question, steps, [*answer, tokenizer.eos_id], latents))
-    _raise_all(where, problems)
+    raise_all(where, problems)
     return samples
 
 
@@ -105,10 +105,11 @@ def check_lengths(lengths: Mapping[int, int], n_positions: int | None, where: st
         for idx, n in lengths.items()
         if n_positions is not None and n > n_positions
     ]
-    _raise_all(where, problems)
+    raise_all(where, problems)
 
 
-def _raise_all(where: str, problems: list[str]) -> None:
+def raise_all(where: str, problems: list[str]) -> None:
+    """Raise UserError with the first problems and the number of the rest, if there are any."""
     if problems:
         more = len(problems) - SHOWN_PROBLEMS
         rest = [f"... and {more} more problems"] if more > 0 else []

@@ -15,6 +15,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import tiktoken
 import tokenizers
@@ -54,6 +55,8 @@ class Tokenizer(ABC):
     eos_id ends an answer and pads a batch (pad_id). vocab_size counts the text tokens, eos among
     them: one more than their highest id. len() counts the latent markers too, so it is the number
     of embedding rows needed. start_id, end_id and latent_id are None until `with_latents`.
+    chat_template is a Jinja text, None if the tokenizer brings none; special_tokens are its
+    bos_token, eos_token, pad_token, ..., as far as it names them. coconut/chat.py reads both.
     """
 
     def __init__(self, name: str, eos_id: int, vocab_size: int, markers: dict[str, int]) -> None:
@@ -62,6 +65,8 @@ class Tokenizer(ABC):
         self.vocab_size = vocab_size
         self.start_id, self.end_id, self.latent_id = (markers.get(marker) for marker in MARKERS)
         self._markers = markers
+        self.chat_template: str | None = None
+        self.special_tokens: dict[str, str] = {}
 
     def __len__(self) -> int:
         return max([self.vocab_size, *(id_ + 1 for id_ in self._markers.values())])
@@ -91,6 +96,18 @@ class Tokenizer(ABC):
 
         GPT-2 and Qwen add nothing, Llama adds BOS.
         """
+
+    @abstractmethod
+    def encode_filled(self, text: str) -> list[int]:
+        """Ids of a filled chat template, whose control tokens count; nothing is added."""
+
+    @abstractmethod
+    def is_control(self, token_id: int) -> bool:
+        """Whether the id is a control token: end-of-text, a turn's end, a latent marker."""
+
+    @abstractmethod
+    def spelled(self, token_id: int) -> str:
+        """A token as its vocabulary spells it; `token_id` reads it back."""
 
     @abstractmethod
     def token_id(self, token: str) -> int | None:
@@ -136,6 +153,16 @@ class TiktokenTokenizer(Tokenizer):
 
     def encode_question(self, text: str) -> list[int]:
         return self.encode(text)
+
+    def encode_filled(self, text: str) -> list[int]:
+        return self._encoding.encode(_encodable(text), allowed_special="all")
+
+    def is_control(self, token_id: int) -> bool:
+        return token_id in self._special_tokens.values()
+
+    def spelled(self, token_id: int) -> str:
+        special = {id_: token for token, id_ in self._special_tokens.items()}
+        return special.get(token_id) or self._text([token_id])
 
     def _is_text(self, token_id: int) -> bool:
         return 0 <= token_id < len(self._ranks)
@@ -233,12 +260,22 @@ class HuggingFaceTokenizer(Tokenizer):
         self._text_ids = set(vocabulary.values()) - self._control_ids
         vocab_size = max(id_ for token, id_ in vocabulary.items() if token not in markers) + 1
         super().__init__(name, vocabulary[eos], vocab_size, markers)
+        self.chat_template, self.special_tokens = _chat_settings(companions)
 
     def encode(self, text: str) -> list[int]:
         return self._strict.encode(_encodable(text), add_special_tokens=False).ids
 
     def encode_question(self, text: str) -> list[int]:
         return self._strict.encode(_encodable(text), add_special_tokens=True).ids
+
+    def encode_filled(self, text: str) -> list[int]:
+        return self._engine.encode(_encodable(text), add_special_tokens=False).ids
+
+    def is_control(self, token_id: int) -> bool:
+        return token_id in self._control_ids
+
+    def spelled(self, token_id: int) -> str:
+        return self._engine.id_to_token(token_id) or ""
 
     def _is_text(self, token_id: int) -> bool:
         return token_id in self._text_ids
@@ -417,6 +454,34 @@ def _engine_from_transformers(directory: Path) -> tokenizers.Tokenizer:
         raise UserError(
             str(directory), f"transformers cannot read the tokenizer: {error}"
         ) from error
+
+
+def _chat_settings(companions: dict[str, bytes]) -> tuple[str | None, dict[str, str]]:
+    """(chat template, special tokens by name) that a tokenizer's companion files hold."""
+    tokens, template = {}, None
+    for name in ("special_tokens_map.json", HF_CONFIG_FILE):
+        settings = _json_object(name, companions.get(name, b"{}"))
+        for key, value in settings.items():
+            value = value.get("content") if isinstance(value, dict) else value
+            if key.endswith("_token") and isinstance(value, str):
+                tokens[key] = value
+        found = settings.get("chat_template", template)
+        if isinstance(found, list):  # several by name; the others are for tools and retrieval
+            found = {f.get("name"): f.get("template") for f in found}.get("default")
+        template = found if isinstance(found, str) else template
+    # A file of its own is the newer form and comes first, as in transformers.
+    own = companions.get("chat_template.jinja")
+    return template if own is None else own.decode(), tokens
+
+
+def _json_object(name: str, content: bytes) -> dict[str, Any]:
+    try:
+        found = json.loads(content)
+    except (ValueError, RecursionError) as error:
+        raise UserError(name, f"not JSON, the file is damaged ({error})") from error
+    if not isinstance(found, dict):
+        raise UserError(name, f"expected a JSON object, got {type(found).__name__}")
+    return found
 
 
 def _end_of_text(directory: Path, engine: tokenizers.Tokenizer) -> str:

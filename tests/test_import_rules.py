@@ -12,7 +12,18 @@ ROOT = Path(__file__).parents[1]
 STDLIB = set(sys.stdlib_module_names)
 
 ANYWHERE = {
-    "coconut": {"coconut", "numpy", "yaml", "tiktoken", "tokenizers", "rich", "huggingface_hub"},
+    "coconut": {
+        *(
+            "coconut",
+            "numpy",
+            "yaml",
+            "tiktoken",
+            "tokenizers",
+            "rich",
+            "huggingface_hub",
+            "jinja2",
+        ),
+    },
     "mlx_coconut": {"mlx_coconut", "coconut", "mlx", "mlx_lm", "numpy"},
     "cuda_coconut": {"cuda_coconut", "coconut", "torch", "safetensors", "numpy"},
     "convert": {"convert", "coconut", "safetensors", "numpy"},
