@@ -200,6 +200,14 @@ def write_json(path: Path, content: dict[str, Any]) -> None:
         raise UserError(str(path), f"cannot be written: {error.strerror}") from error
 
 
+def write_text(path: Path, content: str | bytes) -> None:
+    """Write a file whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.partial")
+    partial.write_bytes(content.encode("utf-8") if isinstance(content, str) else content)
+    partial.replace(path)
+
+
 def sha256(path: Path) -> str:
     """Hexadecimal sha256 of a file, read in pieces of a megabyte."""
     digest = hashlib.sha256()

@@ -142,6 +142,7 @@ class RunConfig:
         32, "lengths are padded to multiples of this, so few shapes occur", low=1
     )
     wandb: bool = key(False, "also log to Weights & Biases")
+    report: bool = key(True, "draw the curves into the run's report.html and .png as it trains")
 
     dataset_name: str | None = key(
         None, "latro, sft: a file of data/latro; gsm8k_8shot puts worked examples first"

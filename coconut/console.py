@@ -17,10 +17,12 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
-from typing import Any, TextIO
+from typing import Any, Literal, TextIO
 
+import rich.box
 import rich.console
 import rich.progress
+import rich.table
 import rich.text
 
 from coconut.errors import UserError
@@ -109,13 +111,16 @@ class Console:
             print(line, file=self._stream, flush=True)
 
     def table(self, title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
-        """Rows under their columns, numbers to the right; the same text on a terminal or piped."""
+        """Rows under their columns, numbers to the right; ruled on a terminal, plain when piped."""
         cells = [[_cell(value) for value in row] for row in rows]
-        widths = [max(map(len, column)) for column in zip(columns, *cells, strict=True)]
         is_number = [
             all(isinstance(value, int | float) for value in column)
             for column in zip(*rows, strict=True)
         ] or [False] * len(columns)
+        if self._has_bars and not self._is_silent:
+            self._rich.print(self._ruled(title, columns, cells, is_number))
+            return
+        widths = [max(map(len, column)) for column in zip(columns, *cells, strict=True)]
 
         def aligned(row: Sequence[str]) -> str:
             parts = [
@@ -127,6 +132,29 @@ class Console:
         self.say(title)
         for row in [list(columns), ["-" * width for width in widths], *cells]:
             self.say("  " + aligned(row))
+
+    def _ruled(
+        self,
+        title: str,
+        columns: Sequence[str],
+        cells: Sequence[Sequence[str]],
+        is_number: Sequence[bool],
+    ) -> rich.table.Table:
+        # NO_COLOR asks for no colour; without bold too, a captured terminal stays plain text.
+        bold = "" if self._rich.no_color else "bold"
+        table = rich.table.Table(
+            title=rich.text.Text(title, style=bold),
+            title_justify="left",
+            box=rich.box.SIMPLE_HEAD,
+            pad_edge=False,
+            header_style=bold,
+        )
+        for column, right in zip(columns, is_number, strict=True):
+            justify: Literal["left", "right"] = "right" if right else "left"
+            table.add_column(rich.text.Text(column), justify=justify, overflow="fold")
+        for row in cells:
+            table.add_row(*map(rich.text.Text, row))
+        return table
 
     @contextmanager
     def progress(self, title: str, total: int) -> Iterator[Bar]:

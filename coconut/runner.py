@@ -17,6 +17,7 @@ import numpy as np
 from coconut import checkpoint
 from coconut.backend import Backend, Source
 from coconut.batch import Batch, chunks, collate, epoch_order
+from coconut.checkpoint import write_text
 from coconut.config import RunConfig
 from coconut.console import Console
 from coconut.curriculum import (
@@ -34,6 +35,7 @@ from coconut.curriculum import (
 from coconut.dataset import check_lengths, read_items, tokenize
 from coconut.errors import UserError
 from coconut.evaluate import Evaluation, evaluate, markers_of
+from coconut.report import Reporter
 from coconut.source import LAST, newest_checkpoint, open_source
 from coconut.training_data import DEBUG_VALIDATION, TrainingData
 
@@ -69,6 +71,8 @@ class Runner:
         # Last: a run that cannot be continued leaves its directory as it was.
         self.console = Console(self.run_dir, wandb=tracker(config) if config.wandb else None)
         write_text(self.run_dir / "config.yaml", config.to_yaml())
+        draws = config.report and not config.only_eval
+        self.reporter = Reporter(self.run_dir, self.console.say) if draws else None
 
     def _check_lengths(self, n_positions: int | None) -> None:
         """Raise UserError unless every row and question, at every stage to come, has a position."""
@@ -108,6 +112,8 @@ class Runner:
             if self._evaluation_due(epoch):
                 self._evaluate_epoch(epoch)
             self._prune()
+        if self.reporter:
+            self.reporter.finish()
         self.console.close()
 
     def _train_epoch(self, epoch: int, stage: int) -> None:
@@ -232,6 +238,8 @@ class Runner:
         self._report(result, epoch=epoch, loss=loss)
         self.evaluations[str(epoch + 1)] = {"accuracy": result.summary["accuracy"], "loss": loss}
         write_text(self.run_dir / "evaluations.json", json.dumps(self.evaluations, indent=1))
+        if self.reporter:
+            self.reporter.draw()
 
     def _validation_loss(self, stage: int, epoch: int) -> float:
         """Mean loss a label over the validation set, at the stage itself (no draws)."""
@@ -431,11 +439,3 @@ def tracker(config: RunConfig) -> dict[str, Any] | None:
     if config.debug:
         return None
     return {"project": config.project, "name": config.name, "config": dataclasses.asdict(config)}
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a file whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(text, encoding="utf-8")
-    partial.replace(path)

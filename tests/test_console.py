@@ -228,3 +228,23 @@ def test_a_terminal_has_bars_and_colour_unless_refused(no_color):
         assert f"epoch 07/50 | loss {n}.0000 | note {'w' * 200}" in plain.replace("\r\n", "\n")
     has_colour = re.search(r"\x1b\[[0-9;]*3[0-9]", text) is not None
     assert has_colour == ("\x1b[1mepoch" in text) == (not no_color)
+
+
+TABLE = """
+from coconut.console import Console
+Console().table("results", ["method", "accuracy"], [["coconut", 97], ["cot", 7]])
+"""
+
+
+@pytest.mark.parametrize("no_color", ["", "1"])
+def test_a_table_is_ruled_on_a_terminal_only(no_color):
+    ours, theirs = pty.openpty()
+    clean = {k: v for k, v in os.environ.items() if k not in ("NO_COLOR", "FORCE_COLOR")}
+    env = {**clean, "PYTHONPATH": str(ROOT), "TERM": "xterm-256color", "NO_COLOR": no_color}
+    subprocess.run([sys.executable, "-c", TABLE], stdout=theirs, env=env, check=True)
+    os.close(theirs)
+    text = os.read(ours, 65536).decode()
+    os.close(ours)
+    assert "───" in text and ("\x1b[" in text) == (not no_color)
+    plain = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", text)
+    assert re.search(r"coconut +97\s+cot +7", plain)

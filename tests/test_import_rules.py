@@ -32,7 +32,7 @@ ANYWHERE = {
 """Package -> what its files may import at module level."""
 
 INSIDE_FUNCTIONS = {
-    "coconut": {"data", "transformers", "huggingface_hub"},
+    "coconut": {"data", "transformers", "huggingface_hub", "matplotlib"},
     "mlx_coconut": {"transformers"},
     "cuda_coconut": {"transformers"},
     "convert": {"torch", "mlx", "mlx_coconut", "cuda_coconut", "transformers", "mlx_lm"},

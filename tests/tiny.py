@@ -117,6 +117,7 @@ def run_config(folder: Path, **keys: Any) -> RunConfig:
         "pad_multiple": 64,
         "lr": 1e-3,
         "max_new_tokens": 4,
+        "report": False,
     }
     if "method" not in keys:
         values["method"] = "coconut"
