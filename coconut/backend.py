@@ -99,8 +99,17 @@ class Backend(Protocol):
         """Loss without dropout and without an update."""
         ...
 
-    def generate(self, batch: Batch, decoding: Decoding) -> list[list[int]]:
-        """New tokens of every row of a batch of prompts; eos is kept where it was produced."""
+    def generate(
+        self, batch: Batch, decoding: Decoding, replaced: np.ndarray | None = None
+    ) -> list[list[int]]:
+        """New tokens of every row of a batch of prompts; eos is kept where it was produced.
+
+        replaced (R, B, D): what the latents receive instead of the model's own thoughts.
+        """
+        ...
+
+    def thoughts(self, batch: Batch) -> np.ndarray:
+        """What the latents of a batch of prompts receive: (R, B, D) float32."""
         ...
 
     def reset_optimizer(self) -> None:

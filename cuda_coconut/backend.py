@@ -17,6 +17,7 @@ from coconut.initial import grown_rows, initial_weights
 from cuda_coconut import models, weights
 from cuda_coconut.cpu import keep_freed_memory
 from cuda_coconut.generate import generate
+from cuda_coconut.latent import thoughts_of
 from cuda_coconut.train import Trainer
 
 
@@ -83,10 +84,18 @@ class Backend:
         """Loss without dropout and without an update."""
         return self.trainer.loss(batch)
 
-    def generate(self, batch: Batch, decoding: Decoding) -> list[list[int]]:
+    def generate(
+        self, batch: Batch, decoding: Decoding, replaced: np.ndarray | None = None
+    ) -> list[list[int]]:
         """New tokens of every row of a batch of prompts; eos is kept where it was produced."""
         with self.trainer.compute_weights():
-            return generate(self.model, batch, batch.n_passes * self.feeds_back, decoding)
+            n_passes = batch.n_passes * self.feeds_back
+            return generate(self.model, batch, n_passes, decoding, replaced)
+
+    def thoughts(self, batch: Batch) -> np.ndarray:
+        """What the latents of a batch of prompts receive: (R, B, D) float32."""
+        with self.trainer.compute_weights():
+            return thoughts_of(self.model, batch, batch.n_passes * self.feeds_back)
 
     def reset_optimizer(self) -> None:
         """Forget the moments."""

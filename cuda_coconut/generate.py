@@ -18,15 +18,19 @@ COMPACT_AT = 0.75
 for each single row would cost more than it saves."""
 
 
-def generate(model, batch: Batch, n_passes: int, decoding: Decoding) -> list[list[int]]:
+def generate(
+    model, batch: Batch, n_passes: int, decoding: Decoding, replaced: np.ndarray | None = None
+) -> list[list[int]]:
     """New tokens of every row; a row ends with eos (kept) or at max_new_tokens.
 
     batch: prompts as collated; rows may hold different numbers of latents. n_passes 0 treats
-    latents as ordinary tokens. Every token is tested for eos, the first one too.
+    latents as ordinary tokens. Every token is tested for eos, the first one too. replaced
+    (n_passes, B, D): thoughts to feed back instead of the model's own.
     """
     source = np.arange(len(batch.ids))
     streams = [(int(i),) for i in batch.idx]
-    return [row.tokens for row in sample(model, batch, n_passes, decoding, source, streams)]
+    rows = sample(model, batch, n_passes, decoding, source, streams, replaced)
+    return [row.tokens for row in rows]
 
 
 @torch.inference_mode()
@@ -37,14 +41,20 @@ def sample(
     decoding: Decoding,
     source: np.ndarray,
     streams: Sequence[tuple[int, ...]],
+    replaced: np.ndarray | None = None,
 ) -> list[Sampled]:
     """New tokens of any number of rows a prompt; each prompt is read once.
 
     source (R,): the prompt of each row, a number of a row of the batch. streams: R tuples of whole
     numbers; with decoding.seed they name a row's random draws, so batch mates change nothing.
+    replaced: as for `generate`.
     """
     device = next(model.parameters()).device
-    state = latent_forward(model, Inputs.of(batch, device), batch.first_latent, n_passes)
+    if replaced is not None and replaced.shape[:2] != (n_passes, len(batch.ids)):
+        raise ValueError(f"thoughts {replaced.shape}: expected ({n_passes}, {len(batch.ids)}, D)")
+    given = None if replaced is None else to_device(replaced, device)
+    inputs = Inputs.of(batch, device)
+    state = latent_forward(model, inputs, batch.first_latent, n_passes, replaced=given)
     T = batch.ids.shape[1]
     last = (T - 1 - np.argmax(batch.mask[:, ::-1], axis=1))[source]
     hidden = state.hidden[to_device(source, device), to_device(last, device)]

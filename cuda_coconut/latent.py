@@ -63,12 +63,14 @@ def latent_forward(
     n_passes: int,
     key: Key | None = None,
     checkpointing: bool = False,
+    replaced: torch.Tensor | None = None,
 ) -> LatentOutput:
     """Hidden states of a batch, with every latent's input replaced by the state before it.
 
     first_latent, n_passes: the batch's plan; n_passes 0 is the plain model, latents included as
     ordinary tokens. key: turns dropout on. Gradients flow through all passes and the cache.
-    checkpointing: blocks are recomputed in the backward pass instead of kept.
+    checkpointing: blocks are recomputed in the backward pass instead of kept. replaced (R, B, D):
+    thoughts to feed back instead of the model's own.
     """
     embedded = model.embed(inputs.ids)
     T = inputs.ids.shape[1]
@@ -87,6 +89,8 @@ def latent_forward(
     for i in range(1, n_passes + 1):
         # ln_f's output, not the residual stream: published checkpoints were trained on it.
         thought = hidden[-1][:, -1]
+        if replaced is not None:
+            thought = replaced[i - 1].to(thought.dtype)
         start, end = end, end + pieces[i].shape[1]
         x = torch.where(inputs.is_latent[:, start, None], thought, pieces[i][:, 0])
         x = torch.cat([x[:, None], pieces[i][:, 1:]], dim=1)
@@ -94,6 +98,16 @@ def latent_forward(
         thoughts.append(thought)
     joined = hidden[0] if len(hidden) == 1 else torch.cat(hidden, dim=1)
     return LatentOutput(joined, thoughts, cache)
+
+
+@torch.inference_mode()
+def thoughts_of(model, batch: Batch, n_passes: int) -> np.ndarray:
+    """What the latents of a batch receive, thought by thought: (n_passes, B, D) float32."""
+    inputs = Inputs.of(batch, next(model.parameters()).device)
+    state = latent_forward(model, inputs, batch.first_latent, n_passes)
+    shape = (0, len(batch.ids), state.hidden.shape[-1])
+    thoughts = torch.stack(state.thoughts) if n_passes else torch.zeros(shape)
+    return thoughts.float().cpu().numpy()
 
 
 def pass_mask(inputs: Inputs, start: int, end: int, dtype: torch.dtype) -> Mask:

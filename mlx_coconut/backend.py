@@ -15,6 +15,7 @@ from coconut.config import WITH_FEEDBACK, RunConfig
 from coconut.initial import grown_rows, initial_weights
 from mlx_coconut import blas, models, weights
 from mlx_coconut.generate import generate
+from mlx_coconut.latent import thoughts_of
 from mlx_coconut.train import Trainer
 
 
@@ -75,10 +76,18 @@ class Backend:
         """Loss without dropout and without an update."""
         return self.trainer.loss(batch)
 
-    def generate(self, batch: Batch, decoding: Decoding) -> list[list[int]]:
+    def generate(
+        self, batch: Batch, decoding: Decoding, replaced: np.ndarray | None = None
+    ) -> list[list[int]]:
         """New tokens of every row of a batch of prompts; eos is kept where it was produced."""
         with self.trainer.compute_weights():
-            return generate(self.model, batch, batch.n_passes * self.feeds_back, decoding)
+            n_passes = batch.n_passes * self.feeds_back
+            return generate(self.model, batch, n_passes, decoding, replaced)
+
+    def thoughts(self, batch: Batch) -> np.ndarray:
+        """What the latents of a batch of prompts receive: (R, B, D) float32."""
+        with self.trainer.compute_weights():
+            return thoughts_of(self.model, batch, batch.n_passes * self.feeds_back)
 
     def reset_optimizer(self) -> None:
         """Forget the moments."""

@@ -12,6 +12,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import mlx.core as mx
+import numpy as np
 
 from coconut.batch import Batch
 from mlx_coconut.cache import SegmentCache
@@ -49,12 +50,14 @@ def latent_forward(
     n_passes: int,
     key: mx.array | None = None,
     checkpointing: bool = False,
+    replaced: mx.array | None = None,
 ) -> LatentOutput:
     """Hidden states of a batch, with every latent's input replaced by the state before it.
 
     first_latent, n_passes: the batch's plan; n_passes 0 is the plain model, latents included as
     ordinary tokens. key: turns dropout on. Gradients flow through all passes and the cache.
-    checkpointing: blocks are recomputed in the backward pass instead of kept.
+    checkpointing: blocks are recomputed in the backward pass instead of kept. replaced (R, B, D):
+    thoughts to feed back instead of the model's own.
     """
     embedded = model.embed(inputs.ids)
     T = inputs.ids.shape[1]
@@ -70,6 +73,8 @@ def latent_forward(
     for i in range(1, n_passes + 1):
         # ln_f's output, not the residual stream: published checkpoints were trained on it.
         thought = hidden[-1][:, -1]
+        if replaced is not None:
+            thought = replaced[i - 1].astype(thought.dtype)
         start, end = end, T if i == n_passes else end + 1
         chosen = inputs.is_latent[:, start, None].astype(thought.dtype)
         x = embedded[:, start] * (1 - chosen) + thought * chosen
@@ -78,3 +83,11 @@ def latent_forward(
         thoughts.append(thought)
     joined = hidden[0] if len(hidden) == 1 else mx.concatenate(hidden, axis=1)
     return LatentOutput(joined, thoughts, cache)
+
+
+def thoughts_of(model, batch: Batch, n_passes: int) -> np.ndarray:
+    """What the latents of a batch receive, thought by thought: (n_passes, B, D) float32."""
+    state = latent_forward(model, Inputs.of(batch), batch.first_latent, n_passes)
+    shape = (0, len(batch.ids), state.hidden.shape[-1])
+    thoughts = mx.stack(state.thoughts) if n_passes else mx.zeros(shape)
+    return np.array(thoughts.astype(mx.float32))

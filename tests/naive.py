@@ -69,14 +69,17 @@ class GPT2:
         return x * self.weights[f"{name}.weight"] + self.weights[f"{name}.bias"]
 
 
-def inputs_with_thoughts(model: GPT2, ids: Sequence[int], latent: int | None) -> np.ndarray:
+def inputs_with_thoughts(
+    model: GPT2, ids: Sequence[int], latent: int | None, given: np.ndarray | None = None
+) -> np.ndarray:
     """Input embeddings (T, D) with each latent's replaced by the state before it, in order.
 
-    latent: the token that is replaced; None gives the plain model.
+    latent: the token that is replaced; None gives the plain model. given (n, D): thoughts to put
+    there instead of the states.
     """
     x = model.embed(ids)
-    for p in (p for p, token in enumerate(ids) if token == latent):
-        x[p] = model.trunk(x[:p])[-1]
+    for i, p in enumerate(p for p, token in enumerate(ids) if token == latent):
+        x[p] = model.trunk(x[:p])[-1] if given is None else given[i]
     return x
 
 
@@ -95,14 +98,19 @@ def loss_sum(
 
 
 def generate(
-    model: GPT2, ids: Sequence[int], latent: int | None, eos_id: int, max_new_tokens: int
+    model: GPT2,
+    ids: Sequence[int],
+    latent: int | None,
+    eos_id: int,
+    max_new_tokens: int,
+    given: np.ndarray | None = None,
 ) -> list[int]:
     """Greedy new tokens, each from a run over everything before it; the eos that ends it is kept.
 
     A latent token that the model writes itself is an ordinary token: only the prompt's are thought.
     """
     new: list[int] = []
-    x = inputs_with_thoughts(model, ids, latent)
+    x = inputs_with_thoughts(model, ids, latent, given)
     while len(new) < max_new_tokens and eos_id not in new:
         new.append(int(np.argmax(model.head(model.trunk(x)[-1:]))))
         x = np.concatenate([x, model.embed(new[-1:])])
