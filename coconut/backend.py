@@ -76,6 +76,23 @@ class Sampled:
     logprobs: list[float]
 
 
+@dataclass(frozen=True)
+class Trace:
+    """What happens at the n latents of one prompt; float32.
+
+    states (n, D): after the final norm, in the column before each latent. thoughts (n, D): what the
+    latents receive. logprobs (n, V): the states through the output head, nats. attention
+    (n, L, H, T): from each latent to every column of the prompt, by layer and head; sums to 1.
+    embedding_norms (V,): of the token embeddings that thoughts stand in for.
+    """
+
+    states: np.ndarray
+    thoughts: np.ndarray
+    logprobs: np.ndarray
+    attention: np.ndarray
+    embedding_norms: np.ndarray
+
+
 class Backend(Protocol):
     """A model on a device, its optimizer, and what the loop asks of them."""
 
@@ -110,6 +127,16 @@ class Backend(Protocol):
 
     def thoughts(self, batch: Batch) -> np.ndarray:
         """What the latents of a batch of prompts receive: (R, B, D) float32."""
+        ...
+
+    def trace(self, batch: Batch) -> Trace:
+        """States, thoughts, read-outs and attention at every latent of one prompt."""
+        ...
+
+    def continuation_logprobs(
+        self, batch: Batch, continuations: Sequence[Sequence[Sequence[int]]]
+    ) -> tuple[np.ndarray, list[list[np.ndarray]]]:
+        """Nats of the token behind each prompt (B, V), and of each prompt's continuations."""
         ...
 
     def reset_optimizer(self) -> None:

@@ -10,13 +10,14 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from coconut.backend import Decoding, LossSum, Source, StepStats
+from coconut.backend import Decoding, LossSum, Source, StepStats, Trace
 from coconut.batch import Batch
 from coconut.config import WITH_FEEDBACK, RunConfig
 from coconut.initial import grown_rows, initial_weights
 from cuda_coconut import models, weights
 from cuda_coconut.cpu import keep_freed_memory
 from cuda_coconut.generate import generate
+from cuda_coconut.inspect import continuation_logprobs, trace
 from cuda_coconut.latent import thoughts_of
 from cuda_coconut.train import Trainer
 
@@ -96,6 +97,19 @@ class Backend:
         """What the latents of a batch of prompts receive: (R, B, D) float32."""
         with self.trainer.compute_weights():
             return thoughts_of(self.model, batch, batch.n_passes * self.feeds_back)
+
+    def trace(self, batch: Batch) -> Trace:
+        """States, thoughts, read-outs and attention at every latent of one prompt."""
+        with self.trainer.compute_weights():
+            return trace(self.model, batch, batch.n_passes * self.feeds_back)
+
+    def continuation_logprobs(
+        self, batch: Batch, continuations: Sequence[Sequence[Sequence[int]]]
+    ) -> tuple[np.ndarray, list[list[np.ndarray]]]:
+        """Nats of the token behind each prompt (B, V), and of each prompt's continuations."""
+        with self.trainer.compute_weights():
+            n_passes = batch.n_passes * self.feeds_back
+            return continuation_logprobs(self.model, batch, n_passes, continuations)
 
     def reset_optimizer(self) -> None:
         """Forget the moments."""

@@ -9,12 +9,13 @@ import mlx.core as mx
 import numpy as np
 from mlx.utils import tree_flatten
 
-from coconut.backend import Decoding, LossSum, Source, StepStats
+from coconut.backend import Decoding, LossSum, Source, StepStats, Trace
 from coconut.batch import Batch
 from coconut.config import WITH_FEEDBACK, RunConfig
 from coconut.initial import grown_rows, initial_weights
 from mlx_coconut import blas, models, weights
 from mlx_coconut.generate import generate
+from mlx_coconut.inspect import continuation_logprobs, trace
 from mlx_coconut.latent import thoughts_of
 from mlx_coconut.train import Trainer
 
@@ -88,6 +89,19 @@ class Backend:
         """What the latents of a batch of prompts receive: (R, B, D) float32."""
         with self.trainer.compute_weights():
             return thoughts_of(self.model, batch, batch.n_passes * self.feeds_back)
+
+    def trace(self, batch: Batch) -> Trace:
+        """States, thoughts, read-outs and attention at every latent of one prompt."""
+        with self.trainer.compute_weights():
+            return trace(self.model, batch, batch.n_passes * self.feeds_back)
+
+    def continuation_logprobs(
+        self, batch: Batch, continuations: Sequence[Sequence[Sequence[int]]]
+    ) -> tuple[np.ndarray, list[list[np.ndarray]]]:
+        """Nats of the token behind each prompt (B, V), and of each prompt's continuations."""
+        with self.trainer.compute_weights():
+            n_passes = batch.n_passes * self.feeds_back
+            return continuation_logprobs(self.model, batch, n_passes, continuations)
 
     def reset_optimizer(self) -> None:
         """Forget the moments."""

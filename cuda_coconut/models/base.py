@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Literal
 
 import numpy as np
@@ -23,6 +25,8 @@ Key = tuple[int, ...]
 
 Tap = Callable[[int, torch.Tensor], None]
 """Is shown h^0, which the first block reads, to h^L, before the final norm: (B, T, D) each."""
+
+_RECORD: ContextVar[list[torch.Tensor] | None] = ContextVar("attention record", default=None)
 
 
 def additive_mask(key_mask: torch.Tensor, start: int, end: int, dtype: torch.dtype) -> torch.Tensor:
@@ -59,6 +63,8 @@ def attend(
         with torch.autocast("cpu", enabled=False):
             q, keys, values = q.float(), [k.float() for k in keys], [v.float() for v in values]
             return attend(q, keys, values, mask, dropout_rate, key)
+    if (record := _RECORD.get()) is not None:
+        record.append(attention_weights(q, keys, mask))
     B, H, T, d = q.shape
     G = keys[0].shape[1]
     causal = isinstance(mask, str)
@@ -84,6 +90,31 @@ def attend(
     shares = p.split([v.shape[2] for v in values], dim=-1)
     out = sum(share @ v for share, v in zip(shares, values, strict=True))
     return out.view(B, H, T, d)
+
+
+def attention_weights(q: torch.Tensor, keys: Sequence[torch.Tensor], mask: Mask) -> torch.Tensor:
+    """What each query takes from each key: (B, H, T, sum of S_i), every row sums to 1, float32.
+
+    Arguments as for `attend`, which itself never holds these weights as one array.
+    """
+    B, H, T, d = q.shape
+    k = torch.cat(list(keys), dim=2).float()
+    grouped = (q.float() * d**-0.5).reshape(B, k.shape[1], -1, d)
+    scores = (grouped @ k.transpose(-1, -2)).view(B, H, T, -1)
+    if isinstance(mask, str):
+        mask = torch.full((T, T), NEVER, device=q.device).triu_(1)
+    return (scores if mask is None else scores + mask).softmax(dim=-1)
+
+
+@contextmanager
+def recorded_attention() -> Iterator[list[torch.Tensor]]:
+    """Inside the block, every `attend` adds its weights to the list, in order of the calls."""
+    record: list[torch.Tensor] = []
+    token = _RECORD.set(record)
+    try:
+        yield record
+    finally:
+        _RECORD.reset(token)
 
 
 def dropout(x: torch.Tensor, rate: float, key: Key | None) -> torch.Tensor:

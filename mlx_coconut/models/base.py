@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 
 import mlx.core as mx
 
@@ -14,6 +16,8 @@ NEVER = -1e9
 
 Tap = Callable[[int, mx.array], None]
 """Is shown h^0, which the first block reads, to h^L, before the final norm: (B, T, D) each."""
+
+_RECORD: ContextVar[list[mx.array] | None] = ContextVar("attention record", default=None)
 
 
 def additive_mask(key_mask: mx.array, start: int, end: int, dtype: mx.Dtype) -> mx.array:
@@ -46,6 +50,8 @@ def attend(
     Joining would copy every key of the question once a latent pass and keep the copies for the
     backward pass.
     """
+    if (record := _RECORD.get()) is not None:
+        record.append(attention_weights(q, keys, mask))
     scale = q.shape[-1] ** -0.5
     drops = key is not None and dropout_rate > 0
     B, H, T, d = q.shape
@@ -66,6 +72,29 @@ def attend(
         out = part if out is None else out + part
         start += v.shape[2]
     return out.reshape(B, H, T, d)
+
+
+def attention_weights(q: mx.array, keys: Sequence[mx.array], mask: mx.array | None) -> mx.array:
+    """What each query takes from each key: (B, H, T, sum of S_i), every row sums to 1, float32.
+
+    Arguments as for `attend`, which itself never holds these weights as one array.
+    """
+    B, H, T, d = q.shape
+    k = mx.concatenate(list(keys), axis=2).astype(mx.float32)
+    grouped = (q.astype(mx.float32) * d**-0.5).reshape(B, k.shape[1], -1, d)
+    scores = (grouped @ k.swapaxes(-1, -2)).reshape(B, H, T, -1)
+    return mx.softmax(scores if mask is None else scores + mask, axis=-1)
+
+
+@contextmanager
+def recorded_attention() -> Iterator[list[mx.array]]:
+    """Inside the block, every `attend` adds its weights to the list, in order of the calls."""
+    record: list[mx.array] = []
+    token = _RECORD.set(record)
+    try:
+        yield record
+    finally:
+        _RECORD.reset(token)
 
 
 def dropout(x: mx.array, rate: float, key: mx.array | None) -> mx.array:

@@ -1,0 +1,101 @@
+"""A ProsQA question read back from its text: statements, the graph they make, what is asked."""
+
+from __future__ import annotations
+
+import re
+from collections import deque
+from dataclasses import dataclass
+
+_STATEMENT = re.compile(r"(?:Every )?([^\W_]+) is a ([^\W_]+)\.")
+_QUESTION = re.compile(r"Is ([^\W_]+) a ([^\W_]+) or ([^\W_]+)\?")
+_SENTENCE_END = re.compile(r"(?<=[.?!])\s+")
+
+
+@dataclass(frozen=True)
+class Graph:
+    """Nodes by index, in the order the text first says them.
+
+    nodes: their words. edges: (parent, child). asked: the name in the question. choices: the two
+    concepts it offers, in its order. distances: hops from the asked name, None where it does not
+    lead.
+    """
+
+    nodes: list[str]
+    edges: list[tuple[int, int]]
+    asked: int
+    choices: tuple[int, int]
+    distances: list[int | None]
+
+    @property
+    def right(self) -> int | None:
+        """The choice that the asked name leads to; None if it leads to both or to neither."""
+        reached = [node for node in self.choices if self.distances[node] is not None]
+        return reached[0] if len(reached) == 1 else None
+
+    @property
+    def names(self) -> list[int]:
+        """Nodes that are said without Every: the asked one, and whatever has no parent."""
+        below = {child for _, child in self.edges}
+        return [n for n in range(len(self.nodes)) if n == self.asked or n not in below]
+
+    def frontier(self, n_hops: int) -> list[int]:
+        """Nodes whose shortest way from the asked name has this many hops."""
+        return [node for node, distance in enumerate(self.distances) if distance == n_hops]
+
+    def path(self) -> list[int]:
+        """A shortest way from the asked name to the right choice; empty without a right choice.
+
+        Of several, the one whose nodes the text says first.
+        """
+        if self.right is None:
+            return []
+        path = [self.right]
+        while path[0] != self.asked:
+            distance = self.distances[path[0]]
+            assert distance is not None
+            above = [p for p, c in self.edges if c == path[0] and self.distances[p] == distance - 1]
+            path.insert(0, min(above))
+        return path
+
+
+def sentences(text: str) -> list[str]:
+    """The sentences of a text, without the white space between them."""
+    return [part for part in _SENTENCE_END.split(text.strip()) if part]
+
+
+def read_graph(question: str) -> Graph | None:
+    """The graph of a ProsQA question, None if the text is of another form.
+
+    Every sentence must be a statement but for the last, which asks. Statements told twice count
+    once; a choice that no statement names is a node without edges.
+    """
+    *statements, last = sentences(question) or [""]
+    asks = _QUESTION.fullmatch(last)
+    said = [_STATEMENT.fullmatch(statement) for statement in statements]
+    if asks is None or not statements or None in said:
+        return None
+    words = dict.fromkeys(w for match in said if match for w in match.groups())
+    words |= dict.fromkeys(asks.groups())
+    index = {word: i for i, word in enumerate(words)}
+    edges = dict.fromkeys((index[m[1]], index[m[2]]) for m in said if m)
+    asked, *choices = (index[word] for word in asks.groups())
+    return Graph(
+        nodes=list(words),
+        edges=list(edges),
+        asked=asked,
+        choices=(choices[0], choices[1]),
+        distances=_distances(len(words), list(edges), asked),
+    )
+
+
+def _distances(n: int, edges: list[tuple[int, int]], source: int) -> list[int | None]:
+    found: list[int | None] = [None] * n
+    found[source] = 0
+    queue = deque([source])
+    while queue:
+        node = queue.popleft()
+        for child in (child for parent, child in edges if parent == node):
+            if found[child] is None:
+                found[child] = (found[node] or 0) + 1
+                queue.append(child)
+    return found

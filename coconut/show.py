@@ -1,0 +1,166 @@
+"""An inspection as tables on a terminal; plain columns when piped."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from typing import TextIO
+
+import rich.box
+import rich.console
+import rich.table
+import rich.text
+
+from coconut.lens import READINGS, Inspection, Reading
+
+PIPED_WIDTH = 240
+"""Columns of a line that no terminal cuts."""
+SHOWN_TOKENS = 5
+
+
+class Tables:
+    """Prints inspections. stream: stdout unless given; NO_COLOR takes the colours away."""
+
+    def __init__(self, stream: TextIO | None = None) -> None:
+        stream = stream or sys.stdout
+        self._rich = rich.console.Console(file=stream, highlight=False, markup=False, emoji=False)
+        self._is_plain = not self._rich.is_terminal
+        if self._is_plain:
+            self._rich.width = PIPED_WIDTH
+
+    def show(self, found: Inspection, kind: str) -> None:
+        """Every table of one question. kind: the reading shown as the tree, see READINGS."""
+        number = "" if found.idx is None else f" {found.idx}"
+        self._say(f"question{number}: {found.question}", "bold")
+        if found.gold is not None:
+            self._say(f"right answer: {found.gold}")
+        for note in found.notes:
+            self._say(f"note: {note}", "yellow")
+        self._stops(found)
+        if found.thoughts:
+            self._thoughts(found)
+            self._attention(found)
+        for reading in found.readings:
+            if reading.kind == kind:
+                self._tree(found, reading)
+        self._say("")
+
+    def _stops(self, found: Inspection) -> None:
+        columns = ["thoughts", "answer", "right", "certainty"]
+        if found.graph is not None:
+            columns += [f"p({found.graph.nodes[choice]})" for choice in found.graph.choices]
+        rows = []
+        for stop in found.stops:
+            right = {None: "", True: "yes", False: "no"}[stop.is_correct]
+            answer = stop.answer or f"none: {stop.text}"
+            row = [_starred(str(stop.n_thoughts), not stop.is_trained), _cut(answer, 48), right]
+            row.append("" if stop.certainty is None else _percent(stop.certainty))
+            rows.append([*row, *map(_percent, stop.choices or ())])
+        title = "If it stopped after so many thoughts"
+        self._table(title, columns, rows, numbers=(0, *range(3, len(columns))))
+        if not all(stop.is_trained for stop in found.stops):
+            self._say("  * outside of what its method trains")
+        chain = found.stops[0].chain
+        if chain:
+            self._say("")
+            self._say("Printed without thoughts" + ("" if found.stops[0].is_trained else " *"))
+            for line, is_stated in zip(chain, found.stops[0].chain_is_stated, strict=True):
+                mark = (
+                    "" if found.graph is None else ("stated      " if is_stated else "not stated  ")
+                )
+                self._say(f"  {mark}{_cut(line, 100)}")
+
+    def _thoughts(self, found: Inspection) -> None:
+        rows = []
+        for thought in found.thoughts:
+            top = [f"{_shown(token)} {_percent(p)}" for token, p in thought.top[:SHOWN_TOKENS]]
+            cosines = " ".join(f"{cosine:.2f}" for cosine in thought.cosines)
+            rows.append([str(thought.number), f"{thought.norm_ratio:.2f}", cosines, "  ".join(top)])
+        columns = ["thought", "length", "cosine with 1, 2, ...", "through the output head"]
+        self._table("Thoughts (length in embeddings' mean lengths)", columns, rows, numbers=(0, 1))
+
+    def _attention(self, found: Inspection) -> None:
+        rows = []
+        for s, segment in enumerate(found.segments):
+            cells = []
+            for thought in found.thoughts:
+                layer, head = thought.attention_at[s]
+                at = f"{_percent(thought.attention_max[s])} {layer + 1}.{head + 1}"
+                is_seen = thought.attention_max[s] > 0
+                cells.append(f"{_percent(thought.attention[s])} / {at}" if is_seen else "")
+            rows.append([_cut(segment, 40), *cells])
+        columns = ["", *(f"thought {thought.number}" for thought in found.thoughts)]
+        title = "Attention of each thought's latent: mean / largest, at layer.head"
+        self._table(title, columns, rows, numbers=range(1, len(columns)))
+
+    def _tree(self, found: Inspection, reading: Reading) -> None:
+        graph = found.graph
+        assert graph is not None, "a reading needs a graph"
+        used = [n for n in range(len(graph.nodes)) if any(row[n] for row in reading.values)]
+        order = sorted(used, key=lambda n: (graph.distances[n] is None, graph.distances[n] or 0, n))
+        rows = []
+        for node in order:
+            distance = graph.distances[node]
+            role = "right" if node == graph.right else "wrong" if node in graph.choices else ""
+            role = "asked" if node == graph.asked else role
+            cells = [
+                _starred(_percent(row[node]), distance == k) for k, row in enumerate(reading.values)
+            ]
+            rows.append(
+                [graph.nodes[node], "-" if distance is None else str(distance), role, *cells]
+            )
+        rest = [_percent(max(0.0, 1 - sum(row))) for row in reading.values]
+        rows.append(["other words", "", "", *rest])
+        own = [_percent(p) if p >= 0.0005 else f"{p:.0e}" for p in reading.lead_probability]
+        rows.append(["begins so by itself", "", "", *own])
+        columns = ["concept", "hops", "", *(f"after {k}" for k in range(len(reading.values)))]
+        lead = reading.leads[-1]
+        title = f"Latent tree: the next concept behind {lead!r} ({READINGS[reading.kind]})"
+        self._table(title, columns, rows, numbers=(1, *range(3, len(columns))))
+        self._say("  * as many hops from the asked name as thoughts")
+        if not reading.is_trained:
+            self._say("  Its method does not train such text behind thoughts.")
+
+    def _table(
+        self,
+        title: str,
+        columns: Sequence[str],
+        rows: Sequence[Sequence[str]],
+        numbers: Sequence[int],
+    ) -> None:
+        self._say("")
+        self._say(title, "bold")
+        box = None if self._is_plain else rich.box.SIMPLE_HEAD
+        table = rich.table.Table(
+            box=box, pad_edge=True, header_style="" if self._is_plain else None
+        )
+        for i, column in enumerate(columns):
+            text = rich.text.Text(column)
+            table.add_column(text, justify="right" if i in numbers else "left", overflow="fold")
+        for row in rows:
+            table.add_row(*(rich.text.Text(_printable(cell)) for cell in row))
+        self._rich.print(table)
+
+    def _say(self, line: str, style: str = "") -> None:
+        self._rich.print(rich.text.Text(_printable(line), style=style), soft_wrap=True)
+
+
+def _printable(text: str) -> str:
+    """Data and models may write anything; a terminal must not act on it."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def _shown(token: str) -> str:
+    return repr(token) if token != token.strip() or not token else token
+
+
+def _cut(text: str, n: int) -> str:
+    return text if len(text) <= n else text[: n - 1] + "…"
+
+
+def _percent(p: float) -> str:
+    return f"{100 * p:.1f}%" if p >= 0.0005 else ("<0.1%" if p > 0 else "0")
+
+
+def _starred(text: str, is_marked: bool) -> str:
+    return f"{text}*" if is_marked else text
