@@ -111,6 +111,8 @@ def span_logprobs(model, hidden, targets, temperature, with_entropy: bool = Fals
 
         def scored(parameters, hidden, targets, temperature):
             head.update(parameters)
+            # Recomputing asks for every input's gradient; an index has none.
+            targets = mx.stop_gradient(targets)
             logits = model.head(hidden)
             if logits.dtype != mx.float64:
                 logits = logits.astype(mx.float32)
