@@ -174,7 +174,8 @@ def make_rollout(
     """
     cut = stops.cut(tokens)
     kept = list(tokens[: cut.n_kept])
-    n_shared, rest = len(kept), []
+    n_shared = len(kept)
+    rest: list[int] = []
     if separator:
         n_shared, rest = strip_end(kept, stops.decode, encode)
     n_held = cut.n_spoken if include_stop else cut.n_kept
