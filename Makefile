@@ -5,7 +5,7 @@ PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11 python3.10; 
 BIN := .venv/bin
 READY := .venv/.installed
 
-.PHONY: setup demo test test-browser lint bench
+.PHONY: setup demo test lint bench analyses
 .DELETE_ON_ERROR:
 
 setup: $(READY)
@@ -24,11 +24,6 @@ demo: setup
 test: setup
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest $(ARGS)
 
-# In a real browser: Debian's chromium and chromium-driver, or COCONUT_CHROMIUM and COCONUT_CHROMEDRIVER.
-test-browser: setup
-	$(BIN)/python -m pip install -q -r requirements-browser.txt
-	BROWSER_TESTS=1 HF_HUB_OFFLINE=1 $(BIN)/python -m pytest tests/test_browser.py $(ARGS)
-
 lint: setup
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
@@ -36,3 +31,10 @@ lint: setup
 
 bench: setup
 	$(BIN)/python -m bench $(ARGS)
+
+# MODEL and DATA choose another checkpoint and its questions, ARGS adds options.
+MODEL ?= data/checkpoints/prosqa
+DATA ?= data/prosqa_small_test.json
+
+analyses: setup
+	$(BIN)/python -m mlx_coconut.analyse all --model $(MODEL) --data $(DATA) --items 300 --out docs/analyses $(ARGS)

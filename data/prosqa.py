@@ -72,15 +72,19 @@ class Options:
     """Share of items that ask about the other head: there the nearer concept is often right."""
     equal_depth: bool = False
     """Only items whose two concepts are equally far from their heads."""
+    more_parents: int = 0
+    """Parents that every node wants beyond those it draws: denser graphs."""
     steps: str = "path"
     """"path": a shortest path to the answer; "explore", "walk": see explore.py."""
 
     def __post_init__(self) -> None:
         problems = []
-        for name in ("nodes", "min_hops", "max_hops"):
+        for name in ("nodes", "min_hops", "max_hops", "more_parents"):
             value = getattr(self, name)
             if not isinstance(value, int) or isinstance(value, bool):
                 problems.append(f"{name}: expected a whole number, got {value!r}")
+        if isinstance(self.more_parents, int) and self.more_parents < 0:
+            problems.append(f"more_parents: expected 0 or more, got {self.more_parents}")
         if not isinstance(self.swapped, (int, float)) or not 0 <= self.swapped <= 1:
             problems.append(f"swapped: expected a share from 0 to 1, got {self.swapped!r}")
         if not isinstance(self.equal_depth, bool):
@@ -125,7 +129,7 @@ def _raw_graph(draw: Callable[[], float], options: Options) -> _Raw | None:
     all_nodes, all_weights = [0, 1], [1.0, 2.0]
 
     for node in range(2, options.nodes):
-        n_parents = bisect_right(_PARENT_COUNTS, draw())
+        n_parents = bisect_right(_PARENT_COUNTS, draw()) + options.more_parents
         if draw() < _FAMILY_A:
             pool, weights = a_nodes, a_weights
         elif draw() < _FAMILY_B:

@@ -584,6 +584,7 @@ def test_defaults_are_the_official_distribution():
         "max_hops": 6,
         "swapped": 0.0,
         "equal_depth": False,
+        "more_parents": 0,
         "steps": "path",
     }
     assert len(prosqa.NAMES) == 17 and len(prosqa.CONCEPTS) == 38

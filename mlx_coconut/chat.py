@@ -1,8 +1,8 @@
-"""`python -m mlx_coconut.serve --model DIR`: the live page of inspect, on this machine."""
+"""`python -m mlx_coconut.chat --model DIR`: a conversation with a checkpoint in MLX."""
 
 from __future__ import annotations
 
-from coconut.serve import main
+from coconut.conversation import main
 from mlx_coconut.run import make_backend
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
-"""`python -m cuda_coconut.serve --model DIR`: the live page of inspect, on this machine."""
+"""`python -m cuda_coconut.chat --model DIR`: a conversation with a checkpoint in torch."""
 
 from __future__ import annotations
 
-from coconut.serve import main
+from coconut.conversation import main
 from cuda_coconut.run import make_backend
 
 if __name__ == "__main__":
