@@ -124,7 +124,7 @@ def height(found: dict[str, Any]) -> bytes:
                         fontsize=7,
                         color=colour,
                     )
-            ax.set_ylim(-0.04, 1.04)
+            ax.set_ylim(-0.08, 1.04)
             ax.set_xticks(sorted({row["height"] for row in rows}))
             ax.margins(x=0.15)
             ax.set_xlabel("height: hops down to the nearest leaf")

@@ -92,6 +92,13 @@ def test_other_thoughts_are_answered_as_the_oracle_does(twin, checkpoint, data):
     for row, k in ((found["own"], N_THOUGHTS), (found["none"], 0)):
         assert [row[name] for name in names] == [forced[k][name] for name in names]
     questions = [i["question"] for i in options.items]
+    # Each question gets its own, though batches are put together by length.
+    assert [len(q) for q in questions] != sorted(len(q) for q in questions)
+    drawn = np.random.default_rng(2).normal(0, 2, (N, N_THOUGHTS, 32)).astype(np.float32)
+    assert analyse.answers(lens, questions, options, N_THOUGHTS, drawn) == [
+        oracle(lens, checkpoint, q, N_THOUGHTS, own)
+        for q, own in zip(questions, drawn, strict=True)
+    ]
     zeros = np.zeros((N, N_THOUGHTS, 32), np.float32)
     given = analyse.answers(lens, questions, options, N_THOUGHTS, zeros)
     assert given == [oracle(lens, checkpoint, q, N_THOUGHTS, zeros[0]) for q in questions]
@@ -139,6 +146,11 @@ def test_heights_and_the_nodes_that_lead_to_the_answer():
     assert heights == {
         **dict(Tom=1, wumpus=1, lempus=1, zumpus=0),
         **dict(jompus=0, rempus=0, Sam=1, gorpus=0),
+    }
+    upwards = "Every lempus is a zumpus. Every wumpus is a lempus. Tom is a wumpus."
+    graph_up = read_graph(f"{upwards} Is Tom a zumpus or gorpus?")
+    assert dict(zip(graph_up.nodes, analyse._heights(graph_up), strict=True)) == {
+        **dict(lempus=1, zumpus=0, wumpus=2, Tom=3, gorpus=0)
     }
     leading = {graph.nodes[node] for node in analyse._leading_to(graph)}
     assert leading == {"Tom", "wumpus", "lempus", "zumpus"}

@@ -58,6 +58,19 @@ def test_an_answer_streams_without_its_sign(directory):
     assert [piece for piece in pieces if piece] == ["Tom", " is a zumpus."]
 
 
+def test_half_a_sign_or_character_is_held_until_it_is_whole(directory):
+    speaker = Speaker()
+    # A token a byte, as for any text that the encoding has no pieces for.
+    speaker.tokens = [*"#1 ü\n### ja".encode(), speaker.tokens[-1]]
+    chat, stream = chat_of(directory, speaker)
+    pieces = []
+    say = chat.say
+    chat.say = lambda text, *a, **k: pieces.append(text) or say(text, *a, **k)
+    chat.answer(QUESTION)
+    assert stream.getvalue() == "#1 ü\nja\n"
+    assert pieces == ["#1", " ", "ü", "\n", "j", "a", ""]
+
+
 def test_a_chain_stands_before_its_answer(directory):
     chat, stream = chat_of(directory, Speaker("Tom is a wumpus.\n### Tom is a wumpus."))
     chat.answer(QUESTION)
