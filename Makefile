@@ -5,7 +5,7 @@ PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11 python3.10; 
 BIN := .venv/bin
 READY := .venv/.installed
 
-.PHONY: setup demo test lint bench analyses
+.PHONY: setup demo test test-browser lint bench analyses
 .DELETE_ON_ERROR:
 
 setup: $(READY)
@@ -23,6 +23,11 @@ demo: setup
 
 test: setup
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest $(ARGS)
+
+# In a real browser: Debian's chromium and chromium-driver, or COCONUT_CHROMIUM and COCONUT_CHROMEDRIVER.
+test-browser: setup
+	$(BIN)/python -m pip install -q -r requirements-browser.txt
+	BROWSER_TESTS=1 HF_HUB_OFFLINE=1 $(BIN)/python -m pytest tests/test_browser.py $(ARGS)
 
 lint: setup
 	$(BIN)/ruff format --check .

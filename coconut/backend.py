@@ -14,6 +14,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from coconut.batch import Batch
+from coconut.rollouts import RolloutBatch
 
 
 @dataclass(frozen=True)
@@ -93,6 +94,23 @@ class Trace:
     embedding_norms: np.ndarray
 
 
+@dataclass(frozen=True)
+class Scores:
+    """Of every target of a batch of rollouts: its log-probability and the entropy there, nats."""
+
+    logprobs: np.ndarray
+    entropies: np.ndarray
+
+
+@dataclass(frozen=True)
+class PolicyStats:
+    """One policy update: gradient norm before clipping, and for each micro-batch the targets'
+    log-probabilities that the gradient was taken at."""
+
+    grad_norm: float
+    logprobs: list[np.ndarray]
+
+
 class Backend(Protocol):
     """A model on a device, its optimizer, and what the loop asks of them."""
 
@@ -139,8 +157,34 @@ class Backend(Protocol):
         """Nats of the token behind each prompt (B, V), and of each prompt's continuations."""
         ...
 
+    def sample(
+        self,
+        prompts: Batch,
+        decoding: Decoding,
+        source: np.ndarray,
+        streams: Sequence[tuple[int, ...]],
+    ) -> list[Sampled]:
+        """LaTRO: new tokens of R rows; row r goes on from prompt source[r], drawn by streams[r]."""
+        ...
+
+    def keep_reference(self) -> None:
+        """LaTRO: freeze the weights of now as the reference."""
+        ...
+
+    def score(self, batch: RolloutBatch, of_reference: bool = False) -> Scores:
+        """LaTRO: log-probability and entropy of every target, without an update."""
+        ...
+
+    def policy_step(self, micro_batches: Sequence[RolloutBatch], lr: float) -> PolicyStats:
+        """LaTRO: one update on minus the weighted log-probabilities, summed over all batches."""
+        ...
+
     def reset_optimizer(self) -> None:
         """Forget the moments."""
+        ...
+
+    def restore(self, directory: Path) -> None:
+        """Read the weights of a checkpoint of this run, in place of those of now."""
         ...
 
     def save(self, directory: Path, with_optimizer: bool) -> None:

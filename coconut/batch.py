@@ -28,6 +28,8 @@ class Batch:
     number of latents of a row, which is the number of thoughts computed one after another.
     target_index (N,) int32: flat indices into (B * T) of the positions whose *next* token counts;
     target_ids (N,) int32 those tokens; target_weight (N,) float32, 0 on the padding of the list.
+    segments (B, T) int32: branches of a row; 0 is seen by all behind it, another number by its own
+    only. None: there are no branches.
     """
 
     ids: np.ndarray
@@ -41,6 +43,7 @@ class Batch:
     target_index: np.ndarray
     target_ids: np.ndarray
     target_weight: np.ndarray
+    segments: np.ndarray | None = None
 
     @property
     def n_targets(self) -> int:

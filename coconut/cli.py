@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
-from coconut.config import keys_table, load_config
+from coconut.config import DATASET_METHODS, keys_table, load_config
 from coconut.errors import UserError
 
 if TYPE_CHECKING:
@@ -30,6 +30,18 @@ def main(twin: str, make_backend: MakeBackend, argv: Sequence[str] | None = None
 
     def run() -> None:
         config = load_config(options.args, options.overrides)
+        if config.method in DATASET_METHODS:
+            if options.check or not config.only_eval or config.method == "preexperiment":
+                raise UserError(
+                    options.args,
+                    f"method {config.method}: only only_eval of latro and sft is there yet",
+                )
+            if config.rationale_check:
+                raise UserError(options.args, "rationale_check: is not there yet; remove the key")
+            from coconut.answering import evaluate_data_set
+
+            evaluate_data_set(config, make_backend, twin)
+            return
         if options.check:
             from coconut.plan import print_plan
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,7 +29,7 @@ class Asked:
 
 
 def main(twin: str, make_backend: MakeBackend, argv: Sequence[str] | None = None) -> None:
-    """Show what a checkpoint thinks about questions: as tables or as JSON."""
+    """Show what a checkpoint thinks about questions: as tables, JSON or a page."""
     parser = argparse.ArgumentParser(
         prog=f"python -m {twin}.inspect",
         description="See inside a thought: what a checkpoint thinks, thought by thought.",
@@ -40,8 +41,9 @@ def main(twin: str, make_backend: MakeBackend, argv: Sequence[str] | None = None
     parser.add_argument(
         "--json", action="store_true", help="an object a question, everything in it"
     )
+    parser.add_argument("--html", metavar="OUT", help="one page that opens from disk")
     options = parser.parse_args(argv)
-    guarded(lambda: _inspect(make_backend, options))
+    guarded(lambda: _inspect(twin, make_backend, options))
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -91,17 +93,36 @@ def look(lens: Lens, asked: Asked, options: argparse.Namespace) -> Inspection:
     )
 
 
-def _inspect(make_backend: MakeBackend, options: argparse.Namespace) -> None:
+def _write(path: Path, text: str) -> None:
+    """Write a file whole or not at all."""
+    partial = path.with_name(f".{path.name}.partial")
+    try:
+        partial.write_text(text, encoding="utf-8")
+        partial.replace(path)
+    except OSError as error:
+        partial.unlink(missing_ok=True)
+        raise UserError(str(path), f"cannot be written: {error.strerror}") from error
+
+
+def _inspect(twin: str, make_backend: MakeBackend, options: argparse.Namespace) -> None:
     asked = asked_questions(options)
     if not asked:
         raise UserError("command line", "nothing to look at; give --data FILE or --question TEXT")
     lens = Lens(Path(options.model), make_backend, options.latents)
     for one in asked:
         lens.check(one.question, options.max_new_tokens)
+    if options.html:
+        from coconut.page import page
+
+        text = page(lens, twin, [look(lens, one, options) for one in asked])
+        _write(Path(options.html), text)
+        print(f"wrote {options.html}: open it in a browser", file=sys.stderr)
     if options.json:
         for one in asked:
             found = look(lens, one, options).as_json()
             print(json.dumps(found, ensure_ascii=False), flush=True)
+        return
+    if options.html:
         return
     from coconut.show import Tables
 

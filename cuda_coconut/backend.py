@@ -10,15 +10,26 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from coconut.backend import Decoding, LossSum, Source, StepStats, Trace
+from coconut.backend import (
+    Decoding,
+    LossSum,
+    PolicyStats,
+    Sampled,
+    Scores,
+    Source,
+    StepStats,
+    Trace,
+)
 from coconut.batch import Batch
 from coconut.config import WITH_FEEDBACK, RunConfig
 from coconut.initial import grown_rows, initial_weights
+from coconut.rollouts import RolloutBatch
 from cuda_coconut import models, weights
 from cuda_coconut.cpu import keep_freed_memory
 from cuda_coconut.generate import generate
 from cuda_coconut.inspect import continuation_logprobs, trace
 from cuda_coconut.latent import thoughts_of
+from cuda_coconut.latro import Policy
 from cuda_coconut.train import Trainer
 
 
@@ -59,6 +70,7 @@ class Backend:
             feeds_back=self.feeds_back,
             checkpointing=config.gradient_checkpointing,
         )
+        self.policy = Policy(self.trainer)
         self.model_type = self.config["model_type"]
         self.n_params = sum(w.numel() for w in self.model.parameters())
         self.n_positions = source.n_positions
@@ -111,9 +123,36 @@ class Backend:
             n_passes = batch.n_passes * self.feeds_back
             return continuation_logprobs(self.model, batch, n_passes, continuations)
 
+    def sample(
+        self,
+        prompts: Batch,
+        decoding: Decoding,
+        source: np.ndarray,
+        streams: Sequence[tuple[int, ...]],
+    ) -> list[Sampled]:
+        """LaTRO: new tokens of R rows; row r goes on from prompt source[r], drawn by streams[r]."""
+        return self.policy.sample(prompts, decoding, source, streams)
+
+    def keep_reference(self) -> None:
+        """LaTRO: freeze the weights of now as the reference."""
+        self.policy.keep_reference()
+
+    def score(self, batch: RolloutBatch, of_reference: bool = False) -> Scores:
+        """LaTRO: log-probability and entropy of every target, without an update."""
+        return self.policy.score(batch, of_reference)
+
+    def policy_step(self, micro_batches: Sequence[RolloutBatch], lr: float) -> PolicyStats:
+        """LaTRO: one update on minus the weighted log-probabilities, summed over all batches."""
+        return self.policy.step(micro_batches, lr)
+
     def reset_optimizer(self) -> None:
         """Forget the moments."""
         self.trainer.reset_optimizer()
+
+    def restore(self, directory: Path) -> None:
+        """Read the weights of a checkpoint of this run, in place of those of now."""
+        model, _, _ = weights.load_model(directory)
+        self.model.load_state_dict(model.state_dict())
 
     def save(self, directory: Path, with_optimizer: bool) -> None:
         """Write config.json, model.safetensors and, if asked, optimizer.safetensors."""

@@ -29,13 +29,16 @@ class Inputs:
     is_latent: torch.Tensor
     pads_left: bool = True
     """Some row begins with a pad. If none does, the causal rule alone hides every pad."""
+    segments: torch.Tensor | None = None
 
     @classmethod
     def of(cls, batch: Batch, device: torch.device | str = "cpu") -> Inputs:
         """Copy from the host."""
         # twin: torch wants to know the device; MLX has one for all.
         arrays = (batch.ids, batch.mask, batch.positions, batch.is_latent)
-        return cls(*(to_device(a, device) for a in arrays), not batch.mask[:, 0].all())
+        segments = None if batch.segments is None else to_device(batch.segments, device)
+        pads_left = not batch.mask[:, 0].all()
+        return cls(*(to_device(a, device) for a in arrays), pads_left, segments)
 
 
 def to_device(array: np.ndarray, device: torch.device | str) -> torch.Tensor:
@@ -113,8 +116,8 @@ def thoughts_of(model, batch: Batch, n_passes: int) -> np.ndarray:
 def pass_mask(inputs: Inputs, start: int, end: int, dtype: torch.dtype) -> Mask:
     """What the queries in columns start..end may see, in the cheapest form that says so."""
     # twin: the fused kernels of torch skip the hidden half only when told "causal".
-    if not inputs.pads_left and start == 0:
+    if not inputs.pads_left and inputs.segments is None and start == 0:
         return "causal"
-    if not inputs.pads_left and end - start == 1:
+    if not inputs.pads_left and inputs.segments is None and end - start == 1:
         return None
-    return additive_mask(inputs.mask, start, end, dtype)
+    return additive_mask(inputs.mask, start, end, dtype, inputs.segments)

@@ -57,6 +57,13 @@ class Trainer:
             loss = self._loss_sum(batch, (*dropout_key, i))
             loss.backward(scale)
             loss_sum += loss.detach()
+        norm = self.update(lr)
+        # The one point where the host waits for the device.
+        loss_value, norm_value = torch.stack([loss_sum, norm]).tolist()
+        return StepStats(loss_value, n_targets, norm_value)
+
+    def update(self, lr: float) -> torch.Tensor:
+        """AdamW on the gradients. Returns their norm before clipping."""
         grads = [p.grad for p in self.model.parameters()]
         norm = torch.nn.utils.get_total_norm(grads)
         if self.max_grad_norm > 0:
@@ -64,9 +71,7 @@ class Trainer:
         self.optimizer.param_groups[0]["lr"] = lr
         self.optimizer.step()
         self.optimizer.zero_grad()
-        # The one point where the host waits for the device.
-        loss_value, norm_value = torch.stack([loss_sum, norm]).tolist()
-        return StepStats(loss_value, n_targets, norm_value)
+        return norm
 
     def loss(self, batch: Batch) -> LossSum:
         """Loss without dropout."""

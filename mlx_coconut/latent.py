@@ -27,11 +27,14 @@ class Inputs:
     mask: mx.array
     positions: mx.array
     is_latent: mx.array
+    segments: mx.array | None = None
 
     @classmethod
     def of(cls, batch: Batch) -> Inputs:
         """Copy from the host."""
-        return cls(*map(mx.array, (batch.ids, batch.mask, batch.positions, batch.is_latent)))
+        segments = None if batch.segments is None else mx.array(batch.segments)
+        arrays = map(mx.array, (batch.ids, batch.mask, batch.positions, batch.is_latent))
+        return cls(*arrays, segments)
 
 
 @dataclass
@@ -65,7 +68,7 @@ def latent_forward(
     keys = split_key(key, n_passes + 1)
 
     def run(x: mx.array, start: int, end: int, i: int) -> mx.array:
-        mask = additive_mask(inputs.mask, start, end, x.dtype)
+        mask = additive_mask(inputs.mask, start, end, x.dtype, inputs.segments)
         return model.trunk(x, inputs.positions[:, start:end], mask, cache, keys[i], checkpointing)
 
     end = first_latent if n_passes else T

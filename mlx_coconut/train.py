@@ -62,12 +62,17 @@ class Trainer:
             # Once a micro-batch: unevaluated, the graphs (activations included) of all of them
             # would be alive at the update.
             mx.eval(loss_sum, total)
+        del grads
+        norm = self.update(total, 1 / max(n_targets, 1), lr)
+        return StepStats(loss_sum.item(), n_targets, norm)
+
+    def update(self, grads, scale: float, lr: float) -> float:
+        """AdamW on the gradients. Returns their norm before clipping."""
         if self._update is None:
             self._update = self._compile_update()
-        norm = self._update(total, mx.array(1 / max(n_targets, 1)), mx.array(lr))
-        del total, grads
+        norm = self._update(grads, mx.array(scale), mx.array(lr))
         mx.eval(norm, self.model.state, self.optimizer.state)
-        return StepStats(loss_sum.item(), n_targets, norm.item())
+        return norm.item()
 
     def loss(self, batch: Batch) -> LossSum:
         """Loss without dropout."""

@@ -29,15 +29,25 @@ Tap = Callable[[int, torch.Tensor], None]
 _RECORD: ContextVar[list[torch.Tensor] | None] = ContextVar("attention record", default=None)
 
 
-def additive_mask(key_mask: torch.Tensor, start: int, end: int, dtype: torch.dtype) -> torch.Tensor:
+def additive_mask(
+    key_mask: torch.Tensor,
+    start: int,
+    end: int,
+    dtype: torch.dtype,
+    segments: torch.Tensor | None = None,
+) -> torch.Tensor:
     """Mask (B, 1, end - start, end) to add to the scores of queries in columns start..end.
 
     key_mask: (B, >= end) bool, True on real tokens. A query sees the real keys up to its own
     column, and itself even if it is a pad: a row without any allowed key would be NaN.
+    segments: (B, >= end), branches of a row; see Batch.segments.
     """
     columns = torch.arange(end, device=key_mask.device)
     queries = columns[start:, None]
     allowed = ((columns <= queries) & key_mask[:, None, :end]) | (columns == queries)
+    if segments is not None:
+        of_key, of_query = segments[:, None, :end], segments[:, start:end, None]
+        allowed = allowed & ((of_key == 0) | (of_key == of_query))
     mask = torch.zeros(allowed.shape, dtype=dtype, device=key_mask.device)
     return mask.masked_fill_(~allowed, NEVER)[:, None]
 

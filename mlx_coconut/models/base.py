@@ -20,17 +20,23 @@ Tap = Callable[[int, mx.array], None]
 _RECORD: ContextVar[list[mx.array] | None] = ContextVar("attention record", default=None)
 
 
-def additive_mask(key_mask: mx.array, start: int, end: int, dtype: mx.Dtype) -> mx.array:
+def additive_mask(
+    key_mask: mx.array, start: int, end: int, dtype: mx.Dtype, segments: mx.array | None = None
+) -> mx.array:
     """Mask (B, 1, end - start, end) to add to the scores of queries in columns start..end.
 
     key_mask: (B, >= end) bool, True on real tokens. A query sees the real keys up to its own
     column, and itself even if it is a pad: a row without any allowed key would be NaN.
+    segments: (B, >= end), branches of a row; see Batch.segments.
     """
     columns = mx.arange(end)
     queries = columns[start:, None]
     causal = columns[None] <= queries
     itself = columns[None] == queries
     allowed = (causal & key_mask[:, None, :end]) | itself
+    if segments is not None:
+        of_key, of_query = segments[:, None, :end], segments[:, start:end, None]
+        allowed = allowed & ((of_key == 0) | (of_key == of_query))
     # Arithmetic instead of `where`, which is 30 times slower on MLX's CPU back end.
     return ((1 - allowed.astype(mx.float32)) * NEVER).astype(dtype)[:, None]
 

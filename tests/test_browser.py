@@ -1,0 +1,218 @@
+"""The page in a real browser; `make test-browser` asks for it, the plain suite leaves it out."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import threading
+from pathlib import Path
+
+import pytest
+from conftest import CHOSEN, load_twin
+
+from coconut import serve
+from coconut.inspect import Asked, look
+from coconut.page import EXAMPLE, page
+
+if not os.environ.get("BROWSER_TESTS"):
+    pytest.skip("needs a browser: make test-browser", allow_module_level=True)
+
+from selenium import webdriver
+from selenium.webdriver.chrome.service import Service
+from selenium.webdriver.common.by import By
+from selenium.webdriver.common.keys import Keys
+from selenium.webdriver.support.ui import WebDriverWait
+
+ROOT = Path(__file__).parents[1]
+EVIL = "<img src=x onerror=window.hurt=1>"
+FLAGS = (
+    "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-component-update"
+    " --disable-background-networking --disable-sync"
+).split()
+
+
+def program(variable: str, name: str) -> str:
+    found = os.environ.get(variable) or shutil.which(name)
+    if not found:
+        pytest.fail(f"no {name}: apt install chromium chromium-driver, or set {variable}")
+    return found
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory):
+    options = webdriver.ChromeOptions()
+    profile = tmp_path_factory.mktemp("profile")
+    for flag in (*FLAGS, f"--user-data-dir={profile}"):
+        options.add_argument(flag)
+    options.binary_location = program("COCONUT_CHROMIUM", "chromium")
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
+    driver = webdriver.Chrome(options, Service(program("COCONUT_CHROMEDRIVER", "chromedriver")))
+    yield driver
+    driver.quit()
+
+
+@pytest.fixture(scope="module")
+def server():
+    options = argparse.Namespace(
+        model=str(ROOT / "data/checkpoints/prosqa"), data=str(ROOT / "data/prosqa_small_test.json"),
+        idx=[39, 0], question=None, latents=None, max_new_tokens=32, top=5, port=0,
+    )  # fmt: skip
+    twin = load_twin(CHOSEN[0])
+    with serve.open_server(twin.__name__, twin.run.make_backend, options) as found:
+        threading.Thread(target=found.serve_forever, daemon=True).start()
+        yield found
+        found.shutdown()
+
+
+@pytest.fixture
+def live(browser, server):
+    """The live page, opened anew; it must end without a message in the console."""
+    size(browser, 1100, "light")
+    browser.get_log("browser")
+    browser.get(f"http://127.0.0.1:{server.server_port}/")
+    return browser
+
+
+def size(browser, width: int, scheme: str) -> None:
+    features = [
+        {"name": "prefers-color-scheme", "value": scheme},
+        {"name": "prefers-reduced-motion", "value": "reduce"},
+    ]
+    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": features})
+    metrics = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": False}
+    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
+
+
+def marks(browser) -> dict[str, tuple[float, float, bool]]:
+    """Node -> its probability, the radius it is drawn with, whether it is marked as frontier."""
+    nodes = browser.find_elements(By.CSS_SELECTOR, "#graph .node")
+    return {
+        n.get_attribute("data-node"): (
+            float(n.get_attribute("data-p")),
+            float(n.find_element(By.CSS_SELECTOR, ".disc").get_attribute("r")),
+            "frontier" in n.get_attribute("class"),
+        )
+        for n in nodes
+    }
+
+
+def text_of(browser, name: str) -> str:
+    return browser.find_element(By.ID, name).text
+
+
+def send(browser, question: str) -> None:
+    box = browser.find_element(By.ID, "typed")
+    box.clear()
+    box.send_keys(question)
+    browser.find_element(By.ID, "send").click()
+    WebDriverWait(browser, 30).until(lambda b: text_of(b, "send") == "Think")
+
+
+def test_the_file_opens_from_disk_without_a_message(browser, server, tmp_path):
+    lens = server.lens
+    found = [look(lens, Asked(f"{EVIL} Who?", EVIL), server.options)]
+    found.append(lens.inspect(EXAMPLE, max_new_tokens=8))
+    (tmp_path / "page.html").write_text(page(lens, EVIL, found))
+    browser.get_log("browser")
+    browser.get((tmp_path / "page.html").as_uri())
+    assert browser.get_log("browser") == []
+    assert browser.execute_script("return window.hurt") is None
+    assert EVIL in text_of(browser, "question") and EVIL in text_of(browser, "model")
+    assert browser.find_elements(By.CSS_SELECTOR, "main img") == []
+    assert not browser.find_element(By.ID, "ask").is_displayed()
+
+
+def test_keyboard_and_mouse_move_the_probability_through_the_graph(live, server):
+    slider = live.find_element(By.ID, "k")
+    seen = {}
+    for key in (Keys.HOME, Keys.ARROW_RIGHT, Keys.ARROW_RIGHT):
+        slider.send_keys(key)
+        k = int(slider.get_attribute("value"))
+        seen[k] = marks(live)
+        assert f"After {k} thought" in text_of(live, "now")
+    lens = server.lens
+    question = live.find_element(By.ID, "question").text
+    found = lens.inspect(question, max_new_tokens=32)
+    values = next(r.values for r in found.readings if r.kind == lens.own_reading)
+    for k in (0, 1, 2):
+        for node, word in enumerate(found.graph.nodes):
+            p, radius, is_frontier = seen[k][word]
+            assert p == pytest.approx(values[k][node], abs=1e-4)
+            assert radius == pytest.approx(7 + 15 * p**0.5)
+            assert is_frontier == (found.graph.distances[node] == k)
+    live.find_element(By.ID, "more").click()
+    assert slider.get_attribute("value") == "3" and marks(live) != seen[2]
+    webdriver.ActionChains(live).move_to_element(slider).click().perform()
+    webdriver.ActionChains(live).drag_and_drop_by_offset(slider, 400, 0).perform()
+    assert slider.get_attribute("value") in ("5", "6") and marks(live) != seen[2]
+    assert live.get_log("browser") == []
+
+
+def test_columns_are_hops_from_the_asked_name(live, server):
+    nodes = live.find_elements(By.CSS_SELECTOR, "#graph .node:not(.away)")
+    columns = {}
+    for node in nodes:
+        label, place = node.get_attribute("aria-label"), node.get_attribute("transform")
+        hops = int(label.split(" hop")[0].split(", ")[-1])
+        columns.setdefault(hops, set()).add(place.removeprefix("translate(").split()[0])
+    assert len(columns) > 2 and all(len(xs) == 1 for xs in columns.values())
+    xs = [float(*columns[hops]) for hops in sorted(columns)]
+    assert xs == sorted(xs)
+
+
+def test_another_item_and_another_reading_can_be_chosen(live):
+    before = text_of(live, "question"), marks(live)
+    live.find_element(By.CSS_SELECTOR, "#kind option[value=answer]").click()
+    assert "### " in text_of(live, "lead") and marks(live) != before[1]
+    live.find_element(By.CSS_SELECTOR, "#picker option[value='1']").click()
+    assert text_of(live, "question") != before[0]
+
+
+def test_a_typed_question_is_answered_and_a_wrong_one_gets_a_message(live):
+    send(
+        live,
+        "Every lempus is a jompus. Tom is a lempus. Sam is a rempus. Is Tom a jompus or rempus?",
+    )
+    assert "Is Tom a jompus or rempus?" in text_of(live, "question") and not text_of(
+        live, "message"
+    )
+    send(live, "   ")
+    assert "is empty" in text_of(live, "message")
+    send(live, "why? " * 200)
+    assert "positions; shorten it" in text_of(live, "message")
+    assert "Traceback" not in live.page_source
+    # The browser itself notes the two refused requests; nothing else may be there.
+    assert all("/ask" in entry["message"] for entry in live.get_log("browser"))
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", [400, 1100])
+def test_every_text_is_readable_and_nothing_scrolls_sideways(live, scheme, width):
+    size(live, width, scheme)
+    live.refresh()
+    page_width, window = live.execute_script(
+        "return [document.documentElement.scrollWidth, innerWidth]"
+    )
+    assert page_width <= window == width
+    contrast = live.execute_script(
+        """
+        const parse = (c) => c.match(/[0-9.]+/g).map(Number);
+        const light = (c) => parse(c).slice(0, 3).map((v) => v / 255)
+          .map((v) => (v <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4))
+          .reduce((sum, v, i) => sum + v * [0.2126, 0.7152, 0.0722][i], 0);
+        const card = light(getComputedStyle(document.querySelector("section")).backgroundColor);
+        return ["#question", ".quiet", ".good", "#now", "#tree h2"].map((name) => {
+          const ink = light(getComputedStyle(document.querySelector(name)).color);
+          return (Math.max(card, ink) + 0.05) / (Math.min(card, ink) + 0.05);
+        });
+        """
+    )
+    assert min(contrast) > 4.5
+    sizes = live.execute_script(
+        "return [...document.querySelectorAll('svg .name')]"
+        ".map((t) => t.getBoundingClientRect().height)"
+    )
+    assert min(sizes) >= 11
+    background = live.execute_script("return getComputedStyle(document.body).backgroundColor")
+    assert (sum(map(int, background[4:-1].split(","))) < 300) == (scheme == "dark")
