@@ -15,13 +15,25 @@ from coconut.errors import UserError
 Position = tuple[float, float]
 """(epoch, step in it) of an event; an evaluation stands behind every step of its epoch."""
 
-NOT_CURVES = ("time", "epoch", "n_epochs", "stage", "step", "n_steps", "peak_memory_bytes")
+NOT_CURVES = (
+    "time",
+    "epoch",
+    "epochs",
+    "n_epochs",
+    "stage",
+    "step",
+    "n_steps",
+    "peak_memory_bytes",
+)
 """Numbers of an event that say where it stands, or that belong to the machine alone."""
 
 
 @dataclass
 class Curve:
-    """One logged quantity over the run; x in epochs, values as logged (shares from 0 to 1)."""
+    """One logged quantity over the run; values as logged (shares from 0 to 1).
+
+    x: epochs, or updates where the log counts nothing else.
+    """
 
     x: list[float] = field(default_factory=list)
     y: list[float] = field(default_factory=list)
@@ -41,6 +53,8 @@ class RunHistory:
     n_updates: int
     n_epochs: int | None
     notes: list[str]
+    unit: str
+    """What x counts: epoch or update."""
 
     def last(self, name: str) -> float | None:
         """Latest value of a curve, None if it was never logged."""
@@ -73,7 +87,7 @@ def read_history(directory: Path | str) -> RunHistory:
             curve.x.append(x)
             curve.y.append(value)
         stage = event.get("stage")
-        if event["event"] == "train" and isinstance(stage, int):
+        if event["event"] == "train" and isinstance(stage, int) and "epoch" in event:
             if not stages or stages[-1][1] != stage:
                 stages.append((event["epoch"] - 1, stage))
     n_epochs = [event["n_epochs"] for _, event in kept if _is_number(event.get("n_epochs"))]
@@ -87,6 +101,7 @@ def read_history(directory: Path | str) -> RunHistory:
         n_updates=sum(event["event"] == "train" for _, event in kept),
         n_epochs=n_epochs[-1] if n_epochs else None,
         notes=notes,
+        unit="epoch" if all("epoch" in event for _, event in kept) else "update",
     )
 
 
@@ -109,7 +124,9 @@ def _read_log(path: Path) -> tuple[list[dict[str, Any]], list[str]]:
         except (ValueError, RecursionError):
             damaged.append(number)
             continue
-        if event["event"] in ("train", "eval") and _is_number(event.get("epoch")):
+        # LaTRO counts updates alone.
+        has_place = _is_number(event.get("epoch")) or _is_number(event.get("step"))
+        if event["event"] in ("train", "eval") and has_place:
             events.append(event)
     if damaged:
         are = "line is" if len(damaged) == 1 else "lines are"
@@ -123,7 +140,10 @@ def _without_repeats(events: list[dict[str, Any]]) -> list[tuple[Position, dict[
     kept: list[tuple[Position, dict[str, Any]]] = []
     for event in events:
         step = event.get("step")
-        at = (float(event["epoch"]), float(step) if _is_number(step) else float("inf"))
+        if _is_number(event.get("epoch")):
+            at = (float(event["epoch"]), float(step) if _is_number(step) else float("inf"))
+        else:
+            at = (0.0, float(event["step"]) + (0.5 if event["event"] == "eval" else 0.0))
         while kept and kept[-1][0] >= at:
             kept.pop()
         kept.append((at, event))
@@ -132,6 +152,8 @@ def _without_repeats(events: list[dict[str, Any]]) -> list[tuple[Position, dict[
 
 def _epochs_done(event: dict[str, Any]) -> float:
     step, n_steps = event.get("step"), event.get("n_steps")
+    if not _is_number(event.get("epoch")):
+        return float(event["step"])
     if _is_number(step) and _is_number(n_steps) and n_steps:
         return event["epoch"] - 1 + step / n_steps
     return float(event["epoch"])

@@ -173,7 +173,7 @@ def _draw(ax: Any, panel: Panel, runs: Sequence[RunHistory]) -> None:
     ends = [curve.x[-1] for run in runs for curve in run.curves.values()]
     starts = [curve.x[0] for run in runs for curve in run.curves.values()]
     ax.set_xlim(math.floor(min(starts)), max(ends) + 0.01 * (max(ends) - min(starts)))
-    ax.set_xlabel("epoch")
+    ax.set_xlabel(" or ".join(sorted({run.unit for run in runs})))
     ax.set_ylabel(panel.unit)
     ax.grid(color=INK, alpha=0.12, linewidth=0.6)
     _mark_stages(ax, runs)
@@ -233,7 +233,7 @@ def results(runs: Sequence[RunHistory]) -> tuple[list[str], list[list[Any]]]:
     columns: dict[str, Callable[[RunHistory], Any]] = {
         "run": lambda run: run.label,
         "method": lambda run: run.settings.get("method") or run.summary.get("method"),
-        "epoch": lambda run: _epoch(run),
+        "epoch": lambda run: _epoch(run) if run.unit == "epoch" else None,
         "updates": lambda run: run.n_updates or None,
         "loss": lambda run: run.last("train/loss"),
         "val. loss": lambda run: run.last("eval/loss"),
@@ -268,7 +268,7 @@ def _best(run: RunHistory) -> str | None:
     for name, word in (("eval/both", "both"), ("eval/answer", "as asked")):
         best = run.best(name)
         if best is not None:
-            return f"{100 * best[0]:.1f} {word}, epoch {best[1]:.0f}"
+            return f"{100 * best[0]:.1f} {word}, {run.unit} {best[1]:.0f}"
     return None
 
 

@@ -57,6 +57,18 @@ def test_what_a_resumed_run_did_again_counts_once(tmp_path):
     assert run.curves["eval/answer"].y == [0.7]
 
 
+def test_a_log_that_counts_updates_alone_is_drawn_over_them(tmp_path):
+    place = dict(time=1.0, n_steps=4)
+    events = [dict(event="train", step=n, reward=float(n), **place) for n in (1, 2, 3)]
+    share = dict(n=1, of=2, share=0.5)
+    events[2:2] = [dict(event="eval", step=2, answer=share, **place)]
+    run = read_history(run_directory(tmp_path / "a", [*events, events[-1]]))
+    assert (run.curves["train/reward"].x, run.unit) == ([1.0, 2.0, 3.0], "update")
+    assert (run.curves["eval/answer"].x, run.n_updates) == ([2.0], 3)
+    text = page([run])
+    assert ">update<" in text and ">epoch<" not in text and "50.0 as asked, update 2" in text
+
+
 def test_damaged_lines_are_left_out_and_told_in_one_line(tmp_path):
     run_dir = run_directory(tmp_path / "a", EVENTS, torn='[1]\n\n{"event": "train", "ep')
     run = read_history(run_dir)
