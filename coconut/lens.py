@@ -266,7 +266,7 @@ class Lens:
             text = tokenizer.decode(new)
             answer, chain = extract(text)
             lines = [line for line in chain.split("\n") if line.strip()]
-            start = self._answer_start(new)
+            start = self._answer_start(new) if answer else 0
             is_finished = new[-1] == tokenizer.eos_id
             found.append(
                 Stop(
@@ -275,7 +275,7 @@ class Lens:
                     chain=lines,
                     chain_is_stated=[line.strip() in stated for line in lines],
                     answer=answer,
-                    certainty=None if start is None else _probability(own[start:]),
+                    certainty=_probability(own[start:]) if answer else None,
                     is_finished=is_finished,
                     is_correct=None if gold is None else exact_match(answer, gold),
                     choices=(_probability(others[0]), _probability(others[1])) if others else None,
@@ -452,11 +452,9 @@ class Lens:
         of_token += [*range(n, n + 1 + row.n_latents), -1]
         return segments, of_token
 
-    def _answer_start(self, tokens: Sequence[int]) -> int | None:
-        """Index of the first token behind the last answer sign, None without one."""
+    def _answer_start(self, tokens: Sequence[int]) -> int:
+        """Index of the first token behind the last answer sign; the tokens hold one."""
         signs = list(_ANSWER_SIGN.finditer(self.tokenizer.decode(tokens)))
-        if not signs:
-            return None
         lengths = [len(self.tokenizer.decode(tokens[:i])) for i in range(len(tokens) + 1)]
         return next(i for i, length in enumerate(lengths) if length >= signs[-1].end())
 

@@ -170,9 +170,10 @@ def test_certainty_is_the_probability_of_the_answer_behind_its_sign(twin, direct
         assert (stop.chain, stop.chain_is_stated) == (["Every wumpus is a lempus."], [True])
 
 
-def test_an_answer_without_a_sign_has_no_certainty(twin, directory, monkeypatch):
+@pytest.mark.parametrize("text", ["Tom is", "Every wumpus is a lempus.\n### "])
+def test_where_there_is_no_answer_there_is_no_certainty(twin, directory, monkeypatch, text):
     lens = open_lens(twin, directory)
-    new = lens.tokenizer.encode("Tom is")
+    new = lens.tokenizer.encode(text)
     monkeypatch.setattr(lens.backend, "generate", lambda batch, _: [new] * len(batch.ids))
     stop = lens.stops(QUESTION, None, None)[0]
     assert (stop.answer, stop.certainty, stop.is_correct, stop.choices) == ("", None, None, None)

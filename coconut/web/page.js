@@ -86,7 +86,7 @@
       for (const [n, at] of found) y.set(n, top + at - low + 30);
       top = Math.max(...nodes.map((n) => y.get(n))) + 44;
     }
-    const root = svg("svg", { viewBox: `0 0 ${width} ${top + 4}`, role: "group", "aria-label": "Graph of the question, columns by hops from a name" });
+    const root = svg("svg", { viewBox: `0 0 ${width} ${top + 4}`, class: width < 420 ? "narrow" : "", role: "group", "aria-label": "Graph of the question, columns by hops from a name" });
     const defs = svg("defs"), tip = svg("marker", { id: "tip", viewBox: "0 0 8 8", refX: 7, refY: 4, markerWidth: 7, markerHeight: 7, orient: "auto" });
     tip.append(svg("path", { d: "M0 0 L8 4 L0 8 z" }));
     defs.append(tip); root.append(defs);
