@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from coconut.config import DATASET_METHODS, keys_table, load_config
 from coconut.errors import UserError
+from coconut.latro_config import LatroConfig
 
 if TYPE_CHECKING:
     from coconut.runner import MakeBackend
@@ -30,6 +31,14 @@ def main(twin: str, make_backend: MakeBackend, argv: Sequence[str] | None = None
 
     def run() -> None:
         config = load_config(options.args, options.overrides)
+        if isinstance(config, LatroConfig) and not config.only_eval:
+            from coconut.latro_runner import LatroRunner, print_latro_plan
+
+            if options.check:
+                print_latro_plan(config, twin)
+            else:
+                LatroRunner(config, make_backend, twin).train()
+            return
         if config.method in DATASET_METHODS:
             if options.check or not config.only_eval or config.method == "preexperiment":
                 raise UserError(

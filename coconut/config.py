@@ -36,20 +36,36 @@ METHODS = (
 PUBLISHED_SWITCHES = ("coconut", "cot", "no_thoughts", "no_cot")
 WITH_LATENTS = ("coconut", "coconut_no_curriculum", "pause", "pause_as_thought")
 """Methods whose rows hold the markers and latent positions."""
-WITH_FEEDBACK = ("coconut", "coconut_no_curriculum")
+WITH_FEEDBACK = ("coconut", "coconut_no_curriculum", "latro")
 """Methods whose latent positions receive a hidden state instead of a token's embedding."""
 SHOWN = 60
 """Characters of a wrong value that a message repeats."""
 PUBLISHED_NAMES = {
     "base_model_name_or_path": "model_id",
     "eval_model_name_or_path": "load_model_path",
+    "model_name_or_path": "model_id",
+    "run_name": "name",
+    "learning_rate": "lr",
+    "per_device_train_batch_size": "batch_size_training",
+    "per_device_eval_batch_size": "eval_batch_size",
+    "num_train_epochs": "num_epochs",
 }
 """LaTRO's published argument -> the key it stands for."""
 
 
-def key(default: Any, help: str, *, choices: tuple[str, ...] = (), low: float | None = None) -> Any:
-    """A configuration key: its default, its help line and the values it may take."""
-    metadata = {"help": help, "choices": choices, "low": low}
+def key(
+    default: Any,
+    help: str,
+    *,
+    choices: tuple[str, ...] = (),
+    low: float | None = None,
+    any_text: bool = False,
+) -> Any:
+    """A configuration key: its default, its help line and the values it may take.
+
+    any_text: line breaks and other characters that cannot be printed are meant.
+    """
+    metadata = {"help": help, "choices": choices, "low": low, "any_text": any_text}
     if isinstance(default, (list, dict)):
         return field(default_factory=lambda: type(default)(default), metadata=metadata)
     return field(default=default, metadata=metadata)
@@ -198,6 +214,15 @@ class RunConfig:
             return self.response_length
         return 64 if "gsm" in str(self.val_path) else 128
 
+    @property
+    def has_latents(self) -> bool:
+        """Whether rows hold the markers and latent positions."""
+        return self.method in WITH_LATENTS
+
+    def problems(self, given: Mapping[Any, Any]) -> list[str]:
+        """What a method of its own class finds wrong; given: the keys as they were written."""
+        return []
+
     def to_yaml(self) -> str:
         """The resolved configuration as a file that loads to the same run."""
         resolved = {f.name: getattr(self, f.name) for f in fields(self)}
@@ -240,9 +265,14 @@ def check_config(
 ) -> RunConfig:
     """Turn a mapping into a RunConfig. Raises UserError with all problems at once."""
     problems = list(problems or [])
-    known = {f.name: f for f in fields(RunConfig)}
-    hints = typing.get_type_hints(RunConfig)
-    config = RunConfig()
+    kind: type[RunConfig] = RunConfig
+    if values.get("method") == "latro":
+        from coconut.latro_config import LatroConfig, with_preset
+
+        kind, values = LatroConfig, with_preset(values)
+    known = {f.name: f for f in fields(kind)}
+    hints = typing.get_type_hints(kind)
+    config = kind()
     for given, value in values.items():
         name = PUBLISHED_NAMES.get(given, given) if isinstance(given, str) else given
         if name != given and name in values:
@@ -261,6 +291,7 @@ def check_config(
     problems += _data_set_problems(config)
     problems += _generate_problems(config)
     problems += _missing_files(config)
+    problems += config.problems(values)
     if problems:
         raise UserError(where, *problems)
     return config
@@ -307,6 +338,11 @@ def _convert(name: str, value: Any, hint: Any, metadata: Mapping[str, Any]) -> A
             raise ValueError("needs a value")
     if optional:
         hint = next(t for t in hint.__args__ if t is not types.NoneType)
+    if metadata["any_text"]:
+        texts = [value] if hint is str else value
+        if not isinstance(texts, list) or not all(isinstance(t, str) for t in texts):
+            raise ValueError(f"expected text, got {_shown(value)}")
+        return value
     if name == "reset_optimizer" and isinstance(value, bool):
         return "epoch" if value else "never"
     if typing.get_origin(hint) is list:
@@ -577,32 +613,60 @@ def _remedy(path: str) -> str:
     return ""
 
 
-def keys_table() -> list[tuple[str, str, str, str]]:
-    """(key, type, default, help) of every key, for --help and the README."""
+def keys_table(kind: type[RunConfig] = RunConfig) -> list[tuple[str, str, str, str]]:
+    """(key, type, default, help) of every key, for --help and docs/keys.md.
+
+    kind: of a method with a class of its own; then only what it adds or starts otherwise.
+    """
     rows = []
-    defaults = RunConfig()
-    for f in fields(RunConfig):
+    defaults, common = kind(), RunConfig()
+    for f in fields(kind):
         default = getattr(defaults, f.name)
-        kind = " | ".join(f.metadata["choices"]) or str(f.type).split("[")[0]
-        rows.append((f.name, kind, str(default), f.metadata["help"]))
+        if kind is not RunConfig and default == getattr(common, f.name, _ABSENT):
+            continue
+        values = " | ".join(f.metadata["choices"]) or str(f.type).split("[")[0]
+        shown = str(default).encode("unicode_escape").decode()
+        rows.append((f.name, values, shown, f.metadata["help"]))
     return rows
+
+
+_ABSENT = object()
 
 
 def keys_markdown() -> str:
     """docs/keys.md: `python -m coconut.config > docs/keys.md` writes it, a test compares."""
+    from coconut.latro_config import PRESETS, LatroConfig
+
     lines = [
         "# Keys of a run",
         "",
         "In a YAML file, or as `key=value` behind it on the command line (`generate.items=100` for"
         " keys inside a key). Made from `coconut/config.py`.",
         "",
-        "| key | values | default | meaning |",
-        "| --- | --- | --- | --- |",
+        *_rows_of(keys_table()),
+        "",
+        "## Of `method: latro`",
+        "",
+        "Further keys, and defaults that differ (`coconut/latro_config.py`). LaTRO's published"
+        " names of keys above are taken as well: "
+        + ", ".join(f"`{theirs}` ({ours})" for theirs, ours in PUBLISHED_NAMES.items())
+        + ". Single keys override a preset.",
+        "",
+        *_rows_of(keys_table(LatroConfig)),
+        "",
+        "`preset: released` sets "
+        + ", ".join(f"`{k}: {v!r}`" for k, v in PRESETS["released"].items())
+        + ".",
     ]
-    for name, kind, default, text in keys_table():
+    return "\n".join(lines) + "\n"
+
+
+def _rows_of(table: list[tuple[str, str, str, str]]) -> list[str]:
+    lines = ["| key | values | default | meaning |", "| --- | --- | --- | --- |"]
+    for name, kind, default, text in table:
         values = kind.replace(" | ", ", ")
         lines.append(f"| `{name}` | {values} | `{default}` | {text} |")
-    return "\n".join(lines) + "\n"
+    return lines
 
 
 if __name__ == "__main__":

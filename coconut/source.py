@@ -9,7 +9,7 @@ from typing import Any
 
 from coconut.backend import Source
 from coconut.checkpoint import COCONUT, CONFIG, describe, latest, read_json, verify
-from coconut.config import METHODS, WITH_LATENTS, RunConfig
+from coconut.config import METHODS, RunConfig
 from coconut.errors import UserError
 from coconut.hub import fetch
 from coconut.tokens import Tokenizer, load_tokenizer
@@ -63,7 +63,7 @@ def open_source(
     tokenizer = load_tokenizer(directory if own_tokenizer else str(config.tokenizer))
     if made_with is not None:
         _check_made_with(directory / COCONUT, made_with)
-    if made_with is not None and config.method not in WITH_LATENTS and made_with.get("latent_ids"):
+    if made_with is not None and not config.has_latents and made_with.get("latent_ids"):
         raise UserError(
             str(directory),
             f"holds a model trained with latents ({made_with.get('method')}), which method"
@@ -98,7 +98,7 @@ def _opened(
 ) -> Opened:
     before = len(tokenizer)
     trained = made_with.get("latent_ids") if made_with is not None else None
-    if config.method in WITH_LATENTS:
+    if config.has_latents:
         tokenizer = tokenizer.with_latents()
     ids = [tokenizer.start_id, tokenizer.end_id, tokenizer.latent_id]
     if trained and trained != ids:

@@ -314,10 +314,12 @@ def load_tokenizer(path_or_name: str | Path) -> Tokenizer:
         return gpt2_encoding()
     if str(path_or_name) == "prosqa":
         return prosqa_encoding()
+    if str(path_or_name) == "bytes":
+        return bytes_encoding()
     raise UserError(
         str(path_or_name),
         "no such tokenizer: give a directory with tokenizer.json or encoding.tiktoken, "
-        "or one of the names gpt2, prosqa",
+        "or one of the names gpt2, prosqa, bytes",
     )
 
 
@@ -372,6 +374,12 @@ def prosqa_encoding() -> Tokenizer:
     tokens = [bytes([b]) for b in range(256)] + [piece.encode() for piece in pieces]
     ranks = {token: rank for rank, token in enumerate(tokens)}
     return TiktokenTokenizer("prosqa", pattern, ranks, {END_OF_TEXT: len(ranks)})
+
+
+def bytes_encoding() -> Tokenizer:
+    """A token a byte and end-of-text: 257 tokens, for small models on made tasks."""
+    ranks = {bytes([b]): b for b in range(256)}
+    return TiktokenTokenizer("bytes", r"[\s\S]", ranks, {END_OF_TEXT: len(ranks)})
 
 
 def _load_tiktoken(directory: Path) -> Tokenizer:

@@ -203,7 +203,7 @@ def test_all_problems_are_listed_at_once_with_the_file(folder: Path) -> None:
 
 @pytest.mark.parametrize(
     "key, guess",
-    [("epochs_per_stag", "epochs_per_stage"), ("learning", None), (3, None), ("batch", None)],
+    [("epochs_per_stag", "epochs_per_stage"), ("studying", None), (3, None), ("batch", None)],
 )
 def test_unknown_key_suggests_the_nearest(valid: dict, key: object, guess: str | None) -> None:
     advice = f"did you mean {guess}?" if guess else "docs/keys.md lists them"

@@ -1,0 +1,563 @@
+"""THE LaTRO loop: warm start, sample, score, update, evaluate, save, resume.
+
+Everything random follows from the seed and the number of the update, so a run that goes on from a
+checkpoint draws what an unbroken one draws.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from coconut import checkpoint
+from coconut.backend import Decoding
+from coconut.batch import chunks, collate, epoch_order
+from coconut.console import Console
+from coconut.curriculum import IGNORED, Row
+from coconut.errors import UserError
+from coconut.evaluate import markers_of
+from coconut.latro_config import LatroConfig
+from coconut.questions import Questions
+from coconut.rollouts import Rollout, RolloutBatch, Stops, collate_rollouts, credit, make_rollout
+from coconut.runner import learning_rate, tracker, write_text
+from coconut.source import open_source
+
+if TYPE_CHECKING:
+    from coconut.runner import MakeBackend
+
+WARM_START, BEST = "warm_start", "best"
+SANITY_ITEMS = 1_000
+N_TABLE = 4
+"""Rollouts of an update that go into the log as texts."""
+_UPDATE = re.compile(r"update_(\d+)", re.ASCII)
+
+
+class LatroRunner:
+    """One LaTRO run: `train()`."""
+
+    def __init__(self, config: LatroConfig, make_backend: MakeBackend, twin: str):
+        self.config, self.twin, self.run_dir = config, twin, config.run_dir
+        warm = self.run_dir / WARM_START
+        self.resumed = Path(config.checkpoint_path) if config.checkpoint_path else None
+        self.resumed = newest(self.run_dir) or self.resumed
+        opened = open_source(config, warm if warm.is_dir() else None)
+        self.tokenizer = opened.tokenizer
+        self.data = Data(config, self.tokenizer)
+        self.warm_rows = self.data.written_rows() if config.warm_start_updates else []
+        self.total = config.n_updates(len(self.data.train))
+        self._check_lengths(opened.source.n_positions)
+        self.backend = make_backend(config, opened.source)
+        self.update, self.best, self.seconds = 0, 0.0, 0.0
+        self.is_warm = warm.is_dir() or self.resumed is not None
+        if self.is_warm:
+            self.backend.keep_reference()
+        if self.resumed is not None:
+            self._restore(self.resumed)
+        self.console = Console(self.run_dir, wandb=tracker(config) if config.wandb else None)
+        write_text(self.run_dir / "config.yaml", config.to_yaml())
+
+    def _check_lengths(self, n_positions: int | None) -> None:
+        """Raise UserError unless prompt, rationale, separator and answer have positions."""
+        d = self.data
+        longest = max(
+            len(d.prompt(item).ids) + len(item["response_ids"]) for item in d.train + d.validation
+        )
+        room = (n_positions or math.inf) - longest - len(d.separator_ids)
+        if room < self.config.response_length:
+            raise UserError(
+                str(self.run_dir),
+                f"response_length: the longest question and answer leave {room} of {n_positions}"
+                f" positions; lower it from {self.config.response_length}",
+            )
+
+    # ---- training
+
+    def train(self) -> None:
+        """Warm start if asked for, then all updates that are left."""
+        with self.console:
+            self._train()
+
+    def _train(self) -> None:
+        config, b = self.config, self.backend
+        self.console.say(
+            f"{self.twin} | {b.model_type} {b.n_params / 1e6:.1f}M params | {b.device} {b.dtype}"
+            f" | run {config.name} | latro, preset {config.preset} | seed {config.seed}"
+        )
+        for line in plan_lines(config, len(self.data.train)):
+            self.console.say(line)
+        if self.resumed is not None:
+            self.console.say(f"continuing {self.resumed}: after update {self.update}")
+        if not self.is_warm:
+            self._warm_start()
+        if self.update == 0:
+            self._evaluate()
+        every = max(1, self.total // config.num_evaluations) if config.num_evaluations else 0
+        while self.update < self.total:
+            self._update(self.update)
+            self.update += 1
+            last = self.update == self.total
+            # As published: after updates 1, 1 + every, ..., and the last one.
+            if every and ((self.update - 1) % every == 0 or last):
+                self._evaluate()
+            if last or self._save_is_due():
+                self._save(self.run_dir / f"update_{self.update:04d}")
+        if config.test_at_end:
+            self._test()
+
+    def _warm_start(self) -> None:
+        """Supervised updates on prompt, written rationale, separator, answer."""
+        config, rows = self.config, self.warm_rows
+        size, n = config.warm_start_batch, config.warm_start_updates
+        for u in range(n):
+            order = [
+                i
+                for e in range(*_epochs(u, size, len(rows)))
+                for i in epoch_order(len(rows), config.seed, e)
+            ]
+            start = u * size - _epochs(u, size, len(rows))[0] * len(rows)
+            chosen = [rows[i] for i in order[start : start + size]]
+            batch = collate(chosen, self.tokenizer.pad_id, config.pad_multiple)
+            lr = config.warm_start_lr * min(1.0, (u + 1) / 20)
+            stats = self.backend.train_step([batch], lr, (config.seed, u))
+            say = self.console.event if u == 0 or (u + 1) % 100 == 0 else self.console.record
+            say("warm_start", step=u + 1, n_steps=n, loss=stats.loss, grad_norm=stats.grad_norm)
+        self.backend.reset_optimizer()
+        if n:
+            self._write(self.run_dir / WARM_START, with_optimizer=False)
+        self.backend.keep_reference()
+
+    def _update(self, u: int) -> None:
+        config, backend, start = self.config, self.backend, time.perf_counter()
+        backend.memory()
+        items = self.data.prompts_of(u)
+        rollouts, drawn = self._sample(items, u)
+        K, B = config.rloo_k, len(rollouts)
+        scored = time.perf_counter()
+        n_sampled = sum(len(tokens) for tokens, _ in drawn)
+        said, rewards, ref, entropies, n_said, n_answer = self._score(rollouts)
+        earned = credit(
+            rewards,
+            said,
+            ref,
+            np.array([r.is_finished for r in rollouts]),
+            K,
+            config.kl_coef,
+            config.penalty_mode if config.non_stop_penalty else None,
+            config.penalty_reward_value,
+        )
+        order = np.random.default_rng([config.seed, u, 1]).permutation(B)
+        batches = [
+            self._collate(
+                [rollouts[i] for i in part],
+                advantages=earned.advantages[part],
+                answer_weight=config.sft_penalty,
+                n_rows=B,
+            )
+            for part in chunks(order, config.batch_size_training)
+        ]
+        lr = learning_rate(config, u, self.total)
+        stats = backend.policy_step(batches, lr)
+        updated = np.concatenate(
+            [batch.sums(x)[0] for batch, x in zip(batches, stats.logprobs, strict=True)]
+        )
+        seconds = time.perf_counter() - start
+        self.seconds += seconds
+        groups = earned.adjusted.reshape(-1, K).std(axis=1)
+        finished = sum(r.is_finished for r in rollouts)
+        log_ratio = said - ref
+        fields: dict[str, Any] = {
+            "objective/kl_penalty": earned.kl_penalty.mean(),
+            "objective/rlhf_reward": earned.adjusted.mean(),
+            "objective/advantage_avg": earned.advantages.mean(),
+            "loss/policy_avg": -(earned.advantages * said).mean(),
+            "loss/sft_avg": -rewards.mean(),
+            "val/num_stop_tokens": finished,
+            "val/perc_finished_thoughts": finished / B,
+            "val/avg_rationale_length": np.mean([r.n_said for r in rollouts]),
+            "lr": lr,
+            "episode": (u + 1) * B,
+            "eps": int((u + 1) * B / max(self.seconds, 1e-9)),
+            "objective/reward": rewards.mean(),
+            "objective/reward_per_token": rewards.sum() / max(n_answer, 1),
+            "objective/kl": log_ratio.mean(),
+            "objective/kl_per_token": log_ratio.sum() / max(n_said, 1),
+            "objective/group_std": groups.mean(),
+            "objective/zero_variance_groups": np.mean(groups < 1e-8),
+            "objective/entropy": entropies / max(n_said, 1),
+            "objective/on_policy_gap": abs(updated - said[order]).max(),
+            "grad_norm": stats.grad_norm,
+            "rollout_seconds": scored - start,
+            "samples_per_second": B / seconds,
+            "tokens_per_second": n_sampled / seconds,
+            "peak_memory_bytes": backend.memory(),
+        }
+        prompt_epoch = (u + 1) * config.n_prompts / len(self.data.train)
+        self.console.record("train", step=u + 1, n_steps=self.total, epochs=prompt_epoch, **fields)
+        if u == 0 or (u + 1) % config.log_every == 0 or u + 1 == self.total:
+            self.console.say(
+                f"update {u + 1:04d}/{self.total:04d} | reward {rewards.mean():.3f}"
+                f" | kl {log_ratio.mean():.3f} | finished {100 * finished / B:.0f}%"
+                f" | length {fields['val/avg_rationale_length']:.1f}"
+                f" | grad {stats.grad_norm:.2f} | {B / seconds:.0f} samples/s"
+            )
+            self._log_table(rollouts, drawn, earned)
+        if not math.isfinite(stats.grad_norm) or not np.isfinite(rewards).all():
+            raise UserError(
+                str(self.run_dir),
+                f"update {u + 1}: the reward or gradient is not finite; lower lr or set"
+                " max_grad_norm: 1; the last checkpoint is untouched",
+            )
+
+    def _sample(
+        self, items: Sequence[dict[str, Any]], u: int
+    ) -> tuple[list[Rollout], list[tuple[list[int], list[float]]]]:
+        """K rollouts of every item, groups adjacent; and what was drawn."""
+        config, d = self.config, self.data
+        prompts = [d.prompt(item) for item in items]
+        decoding = Decoding(
+            config.response_length,
+            d.questions.end_id,
+            config.temperature,
+            config.seed,
+            d.stops.ended,
+        )
+        source = np.repeat(np.arange(len(items)), config.rloo_k)
+        drawn: list[tuple[list[int], list[float]]] = []
+        for part in chunks(np.arange(len(source)), config.rollout_batch_size):
+            used = np.unique(source[part])
+            batch = collate([prompts[i] for i in used], self.tokenizer.pad_id)
+            streams = [(u, int(row)) for row in part]
+            found = self.backend.sample(
+                batch, decoding, np.searchsorted(used, source[part]), streams
+            )
+            drawn += [(row.tokens, row.logprobs) for row in found]
+        rollouts = [
+            d.rollout(prompts[i], tokens, items[i])
+            for i, (tokens, _) in zip(source.tolist(), drawn, strict=True)
+        ]
+        return rollouts, drawn
+
+    def _score(
+        self, rollouts: Sequence[Rollout]
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray, float, int, int]:
+        """(policy's and answer's log-probabilities, the reference's, summed entropy, tokens said,
+        tokens of answers)."""
+        said, rewards, ref = [], [], []
+        entropies, n_said, n_answer = 0.0, 0, 0
+        for part in chunks(np.arange(len(rollouts)), self.config.rollout_batch_size):
+            batch = self._collate([rollouts[i] for i in part])
+            scores = self.backend.score(batch)
+            z, y = batch.sums(scores.logprobs)
+            said.append(z)
+            rewards.append(y)
+            entropies += float(batch.sums(scores.entropies)[0].sum())
+            answers = int(batch.target_is_answer[: batch.n_real].sum())
+            n_said, n_answer = n_said + batch.n_real - answers, n_answer + answers
+            if self.config.kl_coef:
+                z = batch.sums(self.backend.score(batch, of_reference=True).logprobs)[0]
+            ref.append(z)
+        joined = (np.concatenate(x) for x in (said, rewards, ref))
+        return (*joined, entropies, n_said, n_answer)  # type: ignore[return-value]
+
+    def _collate(self, rollouts: Sequence[Rollout], **weights: Any) -> RolloutBatch:
+        config = self.config
+        return collate_rollouts(
+            rollouts,
+            self.tokenizer.pad_id,
+            config.pad_multiple,
+            config.reward_offset,
+            config.temperature,
+            **weights,
+        )
+
+    def _log_table(self, rollouts: Sequence[Rollout], drawn: Any, earned: Any) -> None:
+        decode = self.tokenizer.decode
+        rows = [
+            {
+                "query": decode(r.prompt),
+                "response": decode(tokens),
+                "truncated": decode(tokens[: r.n_said]),
+                "assembled": decode(r.prompt + r.shared + r.bridge + r.answer),
+                "reward": float(earned.rewards[i]),
+                "advantage": float(earned.advantages[i]),
+            }
+            for i, (r, (tokens, _)) in enumerate(
+                zip(rollouts[:N_TABLE], drawn[:N_TABLE], strict=True)
+            )
+        ]
+        self.console.record("training_samples", step=self.update + 1, rows=rows)
+
+    # ---- evaluation
+
+    def _evaluate(self) -> None:
+        found = self._answers(self.data.validation[: self.config.evaluation_items])
+        rows = found.pop("rows")
+        self.console.record("evaluations", step=self.update, rows=rows[:N_TABLE])
+        self.console.record("eval", step=self.update, n_steps=self.total, **found)
+        self.console.say(_eval_line(f"eval after update {self.update:04d}", found))
+        if found["eval/zero_shot_acc"] > self.best:
+            self.best = found["eval/zero_shot_acc"]
+            self._write(self.run_dir / BEST, with_optimizer=False)
+
+    def _test(self) -> None:
+        """The best checkpoint on the test split, once for the run."""
+        path = self.run_dir / "test.json"
+        if path.exists():
+            return
+        best = self.run_dir / BEST
+        if best.is_dir():
+            self.backend.restore(best)
+        found = self._answers(self.data.items("test"))
+        del found["rows"]
+        checkpoint.write_json(path, found | {"checkpoint": str(best if best.is_dir() else "last")})
+        self.console.event(
+            "test", path=str(path), n=found["n"], accuracy=found["eval/zero_shot_acc"]
+        )
+        self.console.say(_eval_line("test", found))
+
+    def _answers(self, items: Sequence[dict[str, Any]]) -> dict[str, Any]:
+        """Greedy answers, and the answer's likelihood after its own, another's and no rationale."""
+        config, d = self.config, self.data
+        decoding = Decoding(
+            config.response_length,
+            d.questions.end_id,
+            stops=lambda tokens: tokens[-1] in d.questions.stop_ids,
+        )
+        outputs: list[list[int]] = []
+        prompts = [d.prompt(item) for item in items]
+        for part in chunks(np.arange(len(items)), config.eval_batch_size):
+            batch = collate([prompts[i] for i in part], self.tokenizer.pad_id)
+            outputs += self.backend.generate(batch, decoding)
+        own = [d.rollout(*x) for x in zip(prompts, outputs, items, strict=True)]
+        other = [
+            replace(r, shared=o.shared, bridge=o.bridge, tail=[])
+            for r, o in zip(own, [*own[1:], own[0]], strict=True)
+        ]
+        none = [replace(r, shared=[], bridge=d.separator_ids, tail=[]) for r in own]
+        rewards = [self._score(kind)[1].mean() for kind in (own, other, none)]
+        texts = [self.tokenizer.decode(tokens) for tokens in outputs]
+        right = [
+            d.questions.data.answer(text, item) == item["gold"]
+            for text, item in zip(texts, items, strict=True)
+        ]
+        return {
+            "eval/zero_shot_acc": float(np.mean(right)),
+            "objective/eval_reward": float(rewards[0]),
+            "eval/reward_shuffled": float(rewards[1]),
+            "eval/reward_empty": float(rewards[2]),
+            "eval/finished": float(np.mean([r.is_finished for r in own])),
+            "n": len(items),
+            "rows": [
+                {"query": item["queries"], "response": text, "gold": item["gold"], "correct": ok}
+                for item, text, ok in zip(items, texts, right, strict=True)
+            ],
+        }
+
+    # ---- checkpoints
+
+    def _save_is_due(self) -> bool:
+        steps = self.config.save_steps
+        every = math.ceil(steps * self.total) if 0 < steps < 1 else int(steps)
+        return bool(every) and self.update % every == 0
+
+    def _save(self, directory: Path) -> None:
+        start = time.perf_counter()
+        self._write(directory, with_optimizer=True)
+        size = sum(f.stat().st_size for f in directory.iterdir())
+        self.console.event(
+            "saved", path=str(directory), bytes=size, seconds=time.perf_counter() - start
+        )
+
+    def _write(self, directory: Path, with_optimizer: bool) -> None:
+        config = self.config
+        m = markers_of(self.tokenizer)
+        with checkpoint.write_atomically(directory) as partial:
+            self.backend.save(partial, with_optimizer=with_optimizer)
+            self.tokenizer.save(partial)
+            checkpoint.write_json(
+                partial / "coconut.json",
+                {
+                    "format_version": checkpoint.FORMAT_VERSION,
+                    "method": "latro",
+                    "stage": 1 if m else 0,
+                    "c_thought": config.latro_latents,
+                    "max_latent_stage": 1,
+                    "latent_ids": [m.start, m.end, m.latent] if m else None,
+                },
+            )
+            checkpoint.write_json(
+                partial / "trainer_state.json",
+                {
+                    "epoch": 0,
+                    "update_in_epoch": self.update,
+                    "n_updates": self.update,
+                    "total_updates": self.total,
+                    "best_accuracy": self.best,
+                    "seed": config.seed,
+                    "backend": self.twin,
+                },
+            )
+
+    def _restore(self, directory: Path) -> None:
+        checkpoint.verify(directory)
+        state = checkpoint.read_json(directory / "trainer_state.json")
+        if state["seed"] != self.config.seed:
+            raise UserError(
+                str(directory),
+                f"was trained with seed {state['seed']}, not {self.config.seed}; choose another"
+                " run_name for a new run",
+            )
+        self.backend.restore(directory)
+        self.backend.load_optimizer(directory)
+        self.update, self.best = state["n_updates"], state["best_accuracy"]
+
+
+class Data:
+    """The items of a run, their prompts, and where a rationale ends."""
+
+    def __init__(self, config: LatroConfig, tokenizer: Any):
+        self.config, self.tokenizer = config, tokenizer
+        self.questions = Questions(config, tokenizer)
+        self.train, self.validation = self.items("train"), self.items("validation")
+        if len(self.train) < config.n_prompts:
+            raise UserError(
+                self.questions.path("train"),
+                f"{len(self.train)} prompts are fewer than the {config.n_prompts} of one update;"
+                " lower batch_size_training or gradient_accumulation_steps, or raise rloo_k",
+            )
+        by_text = config.stop_matching == "text"
+        sequences = () if by_text else tuple(tuple(tokenizer.encode(s)) for s in config.stop_seqs)
+        self.stops = Stops(
+            self.questions.stop_ids,
+            tokenizer.decode,
+            tuple(config.stop_seqs) if by_text else (),
+            sequences,
+        )
+        self.separator_ids = tokenizer.encode(config.separator) if config.separator else []
+        m = markers_of(tokenizer)
+        thoughts = [m.latent] * config.latro_latents if m else []
+        self.thoughts = [m.start, *thoughts, m.end] if m and thoughts else []
+
+    def items(self, split: str) -> list[dict[str, Any]]:
+        """The items of a split. Raises UserError where one has no answer."""
+        items = self.questions.items(split)
+        empty = [i["idx"] for i in items if not str(i["groundtruth"]).strip()]
+        if empty:
+            raise UserError(
+                self.questions.path(split), f"item {empty[0]}: has no answer to be rewarded by"
+            )
+        return items[:SANITY_ITEMS] if self.config.sanity_check else items
+
+    def prompt(self, item: dict[str, Any]) -> Row:
+        """The prompt's tokens, thoughts behind them if the run has any."""
+        ids = item["query_ids"]
+        k = self.config.latro_latents
+        return Row(item["idx"], [*ids, *self.thoughts], None, len(ids) + 1 if k else -1, k)
+
+    def rollout(self, prompt: Row, tokens: Sequence[int], item: dict[str, Any]) -> Rollout:
+        """A sampled rationale with the item's answer behind it."""
+        config = self.config
+        return make_rollout(
+            prompt,
+            tokens,
+            item["response_ids"],
+            self.stops,
+            config.separator,
+            self.tokenizer.encode,
+            config.include_stop,
+        )
+
+    def prompts_of(self, u: int) -> list[dict[str, Any]]:
+        """The items of an update: passes over train in shuffled order, joined end to end."""
+        n, size = len(self.train), self.config.n_prompts
+        first, stop = _epochs(u, size, n)
+        order = [i for e in range(first, stop) for i in epoch_order(n, self.config.seed, e)]
+        start = u * size - first * n
+        return [self.train[i] for i in order[start : start + size]]
+
+    def written_rows(self) -> list[Row]:
+        """What the warm start learns: items with a rationale, all behind the prompt labelled."""
+        written = [i for i in self.train if i.get("rationales", "").strip()]
+        if not written:
+            raise UserError(
+                self.questions.path("train"),
+                "warm_start_updates: no item has a rationale to learn from; set it to 0",
+            )
+        rows = []
+        for item in written[: self.config.warm_start_items]:
+            prompt = self.prompt(item)
+            rationale = self.tokenizer.encode(item["rationales"].rstrip())
+            target = [*rationale, *self.separator_ids, *item["response_ids"]]
+            labels = [IGNORED] * len(prompt.ids) + target
+            rows.append(replace(prompt, ids=[*prompt.ids, *target], labels=labels))
+        return rows
+
+
+def _epochs(u: int, size: int, n: int) -> tuple[int, int]:
+    """(first, behind the last) pass over n items that update u of `size` items reads from."""
+    return u * size // n, ((u + 1) * size - 1) // n + 1
+
+
+def newest(run_dir: Path) -> Path | None:
+    """The checkpoint of a LaTRO run that got furthest."""
+    found = [p for p in run_dir.glob("update_*") if p.is_dir() and _UPDATE.fullmatch(p.name)]
+    return max(found, key=lambda p: int(p.name[7:]), default=None)
+
+
+def plan_lines(config: LatroConfig, n_items: int) -> list[str]:
+    """Updates and both ways of counting epochs, in words."""
+    total = config.n_updates(n_items)
+    P, B = config.n_prompts, config.local_batch
+    return [
+        f"{total:,} updates of {P:,} prompts x {config.rloo_k} rationales = {B:,} rollouts"
+        f" ({config.batch_size_training} rows x {config.gradient_accumulation_steps}"
+        " micro-batches)",
+        f"epochs: {total * P / n_items:.2f} passes over {n_items:,} prompts;"
+        f" counted in rollouts, as released, {total * B / n_items:.2f}",
+    ]
+
+
+def print_latro_plan(config: LatroConfig, twin: str) -> None:
+    """Check everything that needs no weights and print the plan of a LaTRO run."""
+    from coconut.plan import evaluation_bytes, shape_of, training_bytes
+
+    opened = open_source(config, newest(config.run_dir))
+    data = Data(config, opened.tokenizer)
+    source, console = opened.source, Console()
+    shape = shape_of(source.config, source.vocab_size, str(config.model_id))
+    console.say(f"{twin} | {shape.n_params / 1e6:.1f}M params | run {config.name} | latro")
+    for line in plan_lines(config, len(data.train)):
+        console.say(line)
+    longest = max(len(data.prompt(i).ids) + len(i["response_ids"]) for i in data.train)
+    length, L = longest + config.response_length, config.response_length
+    rows = config.batch_size_training
+    options = (config.bf16, config.gradient_checkpointing)
+    step = training_bytes(shape, rows, length, rows * (L + longest), *options)
+    step += 4 * shape.n_params * (config.kl_coef > 0)
+    draw = evaluation_bytes(shape, config.rollout_batch_size, longest, L, config.bf16)
+    console.say(f"longest row {length} tokens: prompt and answer {longest}, rationale {L}")
+    console.say(f"estimated peak memory: update {step / 1e9:.2f} GB, sampling {draw / 1e9:.2f} GB")
+    console.say("checked: no model was built or downloaded, nothing was written")
+
+
+def _eval_line(title: str, found: dict[str, Any]) -> str:
+    return (
+        f"{title} | accuracy {100 * found['eval/zero_shot_acc']:.1f}%"
+        f" | reward {found['objective/eval_reward']:.3f}, shuffled"
+        f" {found['eval/reward_shuffled']:.3f}, empty {found['eval/reward_empty']:.3f}"
+        f" | n {found['n']}"
+    )
+
+
+def read_curve(run_dir: Path, event: str) -> list[dict[str, Any]]:
+    """The events of one kind of a run's log."""
+    lines = (run_dir / "log.jsonl").read_text(encoding="utf-8").splitlines()
+    return [r for r in map(json.loads, lines) if r["event"] == event]

@@ -1,0 +1,181 @@
+"""Whole LaTRO runs on both twins: keys, counting, metrics, resuming, evaluation."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+from safetensors.numpy import load_file
+
+from coconut.config import check_config, load_config
+from coconut.errors import UserError
+from coconut.latro_config import LatroConfig
+from coconut.latro_runner import LatroRunner, plan_lines, read_curve
+
+REPOSITORY = Path(__file__).parent.parent
+PUBLISHED_METRICS = (
+    *("eps", "objective/kl_penalty", "objective/rlhf_reward", "objective/advantage_avg"),
+    *("loss/policy_avg", "loss/sft_avg", "val/num_stop_tokens", "val/perc_finished_thoughts"),
+    *("val/avg_rationale_length", "lr", "episode"),
+)
+
+
+def config(folder: Path, **keys) -> LatroConfig:
+    test = folder / "test.jsonl"
+    if not test.exists():
+        folder.mkdir(exist_ok=True)
+        lines = (REPOSITORY / "data/chains_test.jsonl").read_text().splitlines()[:12]
+        test.write_text("".join(line + "\n" for line in lines))
+    values = yaml.safe_load((REPOSITORY / "args/tiny_latro.yaml").read_text())
+    values |= {
+        "save_path": str(folder),
+        "model_config_path": str(REPOSITORY / "args/models/tiny_latro.json"),
+        "train_path": str(REPOSITORY / "data/chains_train.jsonl"),
+        "val_path": str(test),
+        "warm_start_updates": 3,
+        "warm_start_batch": 8,
+        "rloo_k": 4,
+        "per_device_train_batch_size": 4,
+        "gradient_accumulation_steps": 2,
+        "rollout_batch_size": 3,
+        "total_updates": 3,
+        "response_length": 5,
+        "evaluation_items": 8,
+        "num_evaluations": 1,
+    }
+    made = check_config(values | keys)
+    assert isinstance(made, LatroConfig)
+    return made
+
+
+def run(twin, made: LatroConfig) -> list[dict]:
+    LatroRunner(made, twin.run.make_backend, twin.__name__).train()
+    return read_curve(made.run_dir, "train")
+
+
+@pytest.mark.parametrize(
+    "keys, complaint",
+    [
+        ({"rloo_k": 1}, "at least 2"),
+        (
+            {"per_device_train_batch_size": 3, "gradient_accumulation_steps": 3},
+            "multiple of rloo_k",
+        ),
+        ({"c_thought": 2}, "does not read it"),
+        ({"stop_seqs": [""]}, "every rationale at once"),
+        ({"temperature": 0}, "must be above 0"),
+        ({"rloo_kk": 4}, "did you mean rloo_k"),
+        ({"penalty_mode": "harsh"}, "expected one of"),
+    ],
+)
+def test_a_wrong_key_is_one_clear_line(tmp_path, keys, complaint):
+    with pytest.raises(UserError, match=complaint):
+        config(tmp_path, **keys)
+
+
+def test_a_preset_is_overridden_key_by_key(tmp_path):
+    released = config(tmp_path, preset="released", separator="\n")
+    assert (released.sft_penalty, released.reward_offset, released.include_stop) == (0, -1, False)
+    assert (released.stop_matching, released.penalty_mode) == ("ids", "batch_mean")
+    assert released.separator == "\n"
+    paper = config(tmp_path)
+    assert (paper.sft_penalty, paper.reward_offset, paper.separator) == (1, 0, "\n")
+
+
+def test_the_resolved_configuration_loads_to_the_same_run(tmp_path):
+    made = config(tmp_path, preset="released", stop_seqs=["\nThe answer is", "="])
+    path = tmp_path / "resolved.yaml"
+    path.write_text(made.to_yaml())
+    assert load_config(path) == made
+
+
+def test_epochs_count_prompts_or_as_released_rollouts(tmp_path):
+    published = {"rloo_k": 16, "per_device_train_batch_size": 32, "gradient_accumulation_steps": 12}
+    made = config(tmp_path, **published, num_train_epochs=6, total_updates=None)
+    assert made.n_updates(7473) == int(np.ceil(6 * 7473 / 24))
+    made.epoch_counts = "rollouts"
+    assert made.n_updates(7473) == 117  # 48 rollouts on each of 8 processes
+    assert "0.38 passes" in plan_lines(made, 7473)[1]
+    made.total_episodes = 385
+    assert made.n_updates(7473) == 2
+
+
+@pytest.mark.parametrize("name", ["latro_gsm8k", "latro_arc_challenge", "tiny_latro"])
+def test_runs_that_ship_are_right(monkeypatch, name):
+    monkeypatch.chdir(REPOSITORY)
+    made = load_config(f"args/{name}.yaml")
+    assert isinstance(made, LatroConfig) and made.local_batch % made.rloo_k == 0
+
+
+def test_a_run_logs_the_published_metrics_and_starts_at_its_reference(twin, tmp_path):
+    made = config(tmp_path)
+    updates = run(twin, made)
+    assert len(updates) == 3
+    for record in updates:
+        assert set(PUBLISHED_METRICS) <= record.keys()
+        assert abs(record["objective/advantage_avg"]) < 1e-9
+        assert record["objective/on_policy_gap"] < 1e-3
+    assert updates[0]["objective/kl"] == 0 != updates[2]["objective/kl"]
+    assert [r["episode"] for r in updates] == [8, 16, 24]
+    evaluations = read_curve(made.run_dir, "eval")
+    assert [e["step"] for e in evaluations] == [0, 1, 3]
+    assert json.loads((made.run_dir / "update_0003/coconut.json").read_text())["method"] == "latro"
+
+
+def test_a_resumed_run_is_an_unbroken_one(twin, tmp_path, monkeypatch):
+    whole = run(twin, config(tmp_path / "whole", save_steps=1))
+    part = config(tmp_path / "part", save_steps=1)
+    update = LatroRunner._update
+
+    def stop(self, u):
+        if u == 2:
+            raise KeyboardInterrupt
+        update(self, u)
+
+    monkeypatch.setattr(LatroRunner, "_update", stop)
+    with pytest.raises(KeyboardInterrupt):
+        run(twin, part)
+    monkeypatch.setattr(LatroRunner, "_update", update)
+    resumed = run(twin, part)
+    for name in ("objective/reward", "objective/kl", "grad_norm"):
+        np.testing.assert_allclose([r[name] for r in resumed], [r[name] for r in whole], rtol=1e-3)
+    ours, theirs = (
+        load_file(p / "tiny-latro/update_0003/model.safetensors")
+        for p in (tmp_path / "part", tmp_path / "whole")
+    )
+    assert max(float(abs(ours[n] - w).max()) for n, w in theirs.items()) < 1e-4
+
+
+def test_how_many_rows_are_sampled_at_a_time_changes_nothing(twin, tmp_path):
+    found = [run(twin, config(tmp_path / str(n), rollout_batch_size=n))[0] for n in (3, 8)]
+    assert found[0]["objective/reward"] == pytest.approx(found[1]["objective/reward"], abs=1e-4)
+    assert found[0]["grad_norm"] == pytest.approx(found[1]["grad_norm"], rel=1e-3)
+
+
+@pytest.mark.parametrize("preset", ["paper", "released"])
+def test_rationales_that_begin_with_thoughts_train(twin, tmp_path, preset):
+    updates = run(twin, config(tmp_path, latro_latents=2, preset=preset))
+    assert updates[0]["objective/kl"] == 0
+    assert all(np.isfinite(r["grad_norm"]) and r["grad_norm"] > 0 for r in updates)
+    assert all(r["objective/on_policy_gap"] < 1e-3 for r in updates)
+
+
+def test_a_warm_start_without_written_rationales_is_refused(twin, tmp_path):
+    bare = tmp_path / "bare.jsonl"
+    lines = (REPOSITORY / "data/chains_train.jsonl").read_text().splitlines()
+    kept = [line for line in lines if "rationales" not in line][:20]
+    bare.write_text("".join(line + "\n" for line in kept))
+    with pytest.raises(UserError, match="no item has a rationale"):
+        run(twin, config(tmp_path, train_path=str(bare)))
+
+
+def test_test_split_is_asked_once_by_the_best_checkpoint(twin, tmp_path):
+    made = config(tmp_path, test_at_end=True, sanity_check=True)
+    run(twin, made)
+    first = (made.run_dir / "test.json").stat().st_mtime_ns
+    run(twin, made)
+    assert (made.run_dir / "test.json").stat().st_mtime_ns == first
+    assert json.loads((made.run_dir / "test.json").read_text())["n"] == 12
