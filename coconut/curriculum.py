@@ -25,6 +25,7 @@ class Sample:
     """One tokenised item: question and steps with their newlines, answer with eos.
 
     latents: set if the item says its own number of latents; it then keeps all of its steps.
+    thoughts: what each of those thoughts should name, a token each; empty: they are not labelled.
     """
 
     idx: int
@@ -32,6 +33,7 @@ class Sample:
     steps: list[list[int]]
     answer: list[int]
     latents: int | None = None
+    thoughts: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -141,10 +143,14 @@ def training_row(
     thoughts = _latent_run(config, n_latents, markers)
     targets = rest + sample.answer
     prompt = sample.question + thoughts
+    labels = [IGNORED] * len(prompt)
+    # A thought is the state before its latent, so the head reads it as a prediction of the latent.
+    for i, token in enumerate(sample.thoughts[:n_latents], len(sample.question) + 1):
+        labels[i] = token
     return Row(
         sample.idx,
         prompt + targets,
-        [IGNORED] * len(prompt) + targets,
+        labels + targets,
         len(sample.question) + 1 if n_latents else -1,
         n_latents,
     )

@@ -57,6 +57,11 @@ def _complaints(item: Any) -> list[str]:
     latents = item.get("latents", 0)
     if type(latents) is not int or latents < 0:
         found.append(f"latents must be a number of latents, got {latents!r}")
+    thoughts = item.get("thoughts", [])
+    if not isinstance(thoughts, list) or not all(isinstance(t, str) and t for t in thoughts):
+        found.append("thoughts must be a list of texts, one a latent")
+    elif thoughts and len(thoughts) != latents:
+        found.append(f"thoughts must be one text for each of its latents, got {len(thoughts)}")
     try:
         json.dumps(item, ensure_ascii=False).encode("utf-8")
     except UnicodeEncodeError:
@@ -92,7 +97,9 @@ def tokenize(
                     " remove white space at the ends of question, steps and answer"
                 )
         latents = item.get("latents")
-        samples.append(Sample(idx, question, steps, [*answer, tokenizer.eos_id], latents))
+        # A thought is one position: it is taught the first token of its text.
+        thoughts = tuple(tokenizer.encode(text)[0] for text in item.get("thoughts", []))
+        samples.append(Sample(idx, question, steps, [*answer, tokenizer.eos_id], latents, thoughts))
     raise_all(where, problems)
     return samples
 

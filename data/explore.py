@@ -7,11 +7,14 @@ An item says how many latents it is asked with (`latents`). Three kinds are mixe
     walk    no latents: a random walk down, a concept a step, so that printing a step and thinking
             one are the same operation, from concepts to their children
 
+Items with `thoughts` (`name_thoughts`) teach the same more directly: asked as a `final`, and every
+thought on the way is labelled with a concept that so many hops lead to.
+
 Because walks stay at leaves, the last thought holds the leaves that the asked name leads to, and
 the answer can be read from it whatever the depth.
 
 Source: after the breadth-first variant of Zhu et al. 2025 (arXiv 2505.12514), which labels a random
-node of the frontier; asking for several facts, and letting leaves stay, are ours.
+node of the frontier as each thought's target; several facts, and leaves that stay, are ours.
 """
 
 from __future__ import annotations
@@ -35,9 +38,7 @@ def explore(
     if kind < SHARE_FINAL:
         return item | {"steps": [], "latents": max_hops}
     symbols, root = item["idx_to_symbol"], item["root"]
-    children: dict[int, list[int]] = {}
-    for parent, child in item["edges"]:
-        children.setdefault(parent, []).append(child)
+    children = _children(item)
     if kind < SHARE_FINAL + SHARE_FACTS:
         latents = max_hops if draw() < SHARE_LAST else 1 + int(draw() * max_hops)
         frontier = _frontier(children, root, latents)
@@ -51,6 +52,24 @@ def explore(
     # The answer is a further fact: a right answer behind facts could be read off them.
     answer = f"{symbols[root]} is a {symbols[_one(frontier, draw)]}."
     return item | {"steps": steps, "latents": latents, "answer": answer}
+
+
+def name_thoughts(item: dict[str, Any], max_hops: int, draw: Callable[[], float]) -> dict[str, Any]:
+    """The question asked with max_hops latents, and what each of their thoughts should name.
+
+    Thought k names a concept, drawn uniformly, of those that walks of k hops may end at.
+    """
+    symbols, children = item["idx_to_symbol"], _children(item)
+    frontiers = [_frontier(children, item["root"], k) for k in range(1, max_hops + 1)]
+    thoughts = [f" is a {symbols[_one(frontier, draw)]}." for frontier in frontiers]
+    return item | {"steps": [], "latents": max_hops, "thoughts": thoughts}
+
+
+def _children(item: dict[str, Any]) -> dict[int, list[int]]:
+    children: dict[int, list[int]] = {}
+    for parent, child in item["edges"]:
+        children.setdefault(parent, []).append(child)
+    return children
 
 
 def _frontier(children: dict[int, list[int]], root: int, n_hops: int) -> list[int]:

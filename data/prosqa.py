@@ -26,7 +26,7 @@ if not __package__:  # run as `python data/prosqa.py`
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from coconut.errors import UserError
-from data.explore import explore
+from data.explore import explore, name_thoughts
 from data.files import Item, command, field, parse_json, read_text, write_items
 from data.graphs import distances, shortest_path
 
@@ -55,7 +55,7 @@ _PARENT_COUNTS = list(
 )
 _FAMILY_A, _FAMILY_B = 0.35, 0.7  # the second is drawn only if the first fails: 0.35/0.455/0.195
 _DEPTH_SLOPE = 1.5
-STEPS = ("path", "explore", "walk")
+STEPS = ("path", "explore", "walk", "thoughts")
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,7 @@ class Options:
     more_parents: int = 0
     """Parents that every node wants beyond those it draws: denser graphs."""
     steps: str = "path"
-    """"path": a shortest path to the answer; "explore", "walk": see explore.py."""
+    """"path": a shortest path to the answer; "explore", "walk", "thoughts": see explore.py."""
 
     def __post_init__(self) -> None:
         problems = []
@@ -261,6 +261,8 @@ def _write(draw: Callable[[], float], raw: _Raw, options: Options) -> Item | Non
     }
     if options.steps == "path":
         return item
+    if options.steps == "thoughts":
+        return name_thoughts(item, options.max_hops, draw)
     return explore(item, options.max_hops, draw, options.steps == "walk")
 
 

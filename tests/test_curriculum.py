@@ -199,6 +199,14 @@ def test_a_forced_number_of_latents_overrides_the_stage() -> None:
     assert question_row(run, ITEM, 2, MARKERS, 0).first_latent == -1
 
 
+def test_a_thought_is_labelled_at_the_latent_it_becomes() -> None:
+    told = Sample(7, [1, 2, 3], [], [91, 92], latents=2, thoughts=(51, 52))
+    made = row(told, 3)
+    assert made.ids == [1, 2, 3, S, L, L, E, 91, 92]
+    assert made.labels == [IGNORED] * 4 + [51, 52, IGNORED, 91, 92]
+    assert row(told, 3, method="cot").labels == [IGNORED] * 3 + [91, 92]
+
+
 def test_making_rows_leaves_the_sample_alone() -> None:
     before = repr(ITEM)
     for method in ("coconut", "cot", "icot", "recall"):

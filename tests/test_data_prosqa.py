@@ -408,6 +408,27 @@ def test_exploration_says_its_latents_and_prints_what_that_many_hops_reach():
     assert 0.3 < kinds["final"] / 400 < 0.5 and kinds[6] > 3 * kinds[1]
 
 
+def test_every_thought_names_a_concept_that_so_many_hops_lead_to():
+    plain = list(generate(Options(swapped=0.5), 3, 200))
+    drawn = Counter()
+    for item, source in zip(
+        generate(Options(swapped=0.5, steps="thoughts"), 3, 200), plain, strict=True
+    ):
+        assert item["question"] == source["question"] and item["answer"] == source["answer"]
+        assert item["steps"] == [] and item["latents"] == len(item["thoughts"]) == 6
+        children: dict[int, list[int]] = {}
+        for parent, child in item["edges"]:
+            children.setdefault(parent, []).append(child)
+        frontier = {item["root"]}
+        for text in item["thoughts"]:
+            frontier = {c for node in frontier for c in children.get(node, [node])}
+            names = [f" is a {item['idx_to_symbol'][node]}." for node in sorted(frontier)]
+            assert text in names
+            drawn[len(names) > 1 and text == names[0]] += 1
+    # Not always the same one of them: each thought stands for its whole frontier.
+    assert 100 < drawn[True] < 600
+
+
 def test_shortest_path_is_drawn_uniformly_among_all():
     # Three shortest paths 0-1-4-6, 0-2-4-6, 0-3-5-6 and a longer one.
     edges = [[0, 1], [0, 2], [0, 3], [1, 4], [2, 4], [3, 5], [4, 5], [4, 6], [5, 6]]

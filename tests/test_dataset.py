@@ -207,3 +207,19 @@ def test_recall_of_a_question_without_statements_is_refused(tmp_path: Path) -> N
     path = file_of(tmp_path, [GOOD, GOOD | {"question": "Who?"}])
     with pytest.raises(UserError, match=r"items.json: item 1: no sentence to recall"):
         data(method="recall", train_path=str(path)).samples(0)
+
+
+@pytest.mark.parametrize(
+    ("thoughts", "complaint"),
+    [
+        (" is a", "thoughts must be a list of texts, one a latent"),
+        ([" is a", ""], "thoughts must be a list of texts, one a latent"),
+        ([" is a"], "thoughts must be one text for each of its latents, got 1"),
+    ],
+)
+def test_thoughts_that_do_not_fit_their_latents_are_refused(tmp_path, thoughts, complaint) -> None:
+    path = tmp_path / "data.json"
+    item = {"question": "Q?", "answer": "A", "steps": [], "latents": 2, "thoughts": thoughts}
+    path.write_text(json.dumps([item]))
+    with pytest.raises(UserError, match=complaint):
+        read_items(path)
