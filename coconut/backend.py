@@ -6,7 +6,7 @@ arrays, numbers, strings and paths crosses.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -14,6 +14,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from coconut.batch import Batch
+from coconut.feedback import Setup
 from coconut.rollouts import RolloutBatch
 
 
@@ -125,9 +126,17 @@ class Backend(Protocol):
     n_positions: int | None
 
     def train_step(
-        self, micro_batches: Sequence[Batch], lr: float, dropout_key: tuple[int, ...]
+        self,
+        micro_batches: Sequence[Batch],
+        lr: float,
+        dropout_key: tuple[int, ...],
+        progress: float = 0.0,
     ) -> StepStats:
-        """One optimizer update on the summed gradients, divided once by all targets."""
+        """One optimizer update on the summed gradients, divided once by all targets.
+
+        dropout_key: (..., number of the update in its epoch) names all that is random in it.
+        progress: share of the run's updates that are done.
+        """
         ...
 
     def eval_loss(self, batch: Batch) -> LossSum:
@@ -179,6 +188,14 @@ class Backend(Protocol):
         """LaTRO: one update on minus the weighted log-probabilities, summed over all batches."""
         ...
 
+    def thought_statistics(self) -> dict[str, Any]:
+        """What the thoughts of `generate` looked like since the last call; {} without any."""
+        ...
+
+    def fit_feedback(self, batches: Iterable[Batch]) -> None:
+        """Fit the rule's `linear` on batches of ordinary text."""
+        ...
+
     def reset_optimizer(self) -> None:
         """Forget the moments."""
         ...
@@ -222,6 +239,8 @@ class Source:
     vocab_size: int
     new_tokens: range
     copy_from: int | None
+    feedback: Setup | None = None
+    """The rule that latents are fed by, if there are any."""
 
     @property
     def n_positions(self) -> int | None:

@@ -16,6 +16,7 @@ from typing import Any
 import yaml
 
 from coconut.errors import UserError
+from coconut.feedback import parse
 
 DATASET_METHODS = ("latro", "sft", "preexperiment")
 """Methods over a data set of data/latro: a prompt, a rationale in words, an answer."""
@@ -157,6 +158,13 @@ class RunConfig:
     pad_multiple: int = key(
         32, "lengths are padded to multiples of this, so few shapes occur", low=1
     )
+    feedback: str | None = key(
+        None, "what a latent receives (docs/feedback.md); otherwise the checkpoint's rule, or last"
+    )
+    replace_feedback: bool = key(
+        False, "use feedback though the checkpoint was trained with another rule"
+    )
+    feedback_lr_multiplier: float = key(1.0, "rate of the rule's own weights, times lr", low=0)
     wandb: bool = key(False, "also log to Weights & Biases")
     report: bool = key(True, "draw the curves into the run's report.html and .png as it trains")
 
@@ -457,6 +465,21 @@ def _combinations(config: RunConfig) -> list[str]:
         if bad:
             problems.append(text)
 
+    if c.feedback is not None:
+        check(
+            c.method not in WITH_FEEDBACK,
+            f"feedback: nothing is fed back with {c.method}; remove the key",
+        )
+        try:
+            rule = parse(c.feedback)
+            alone = rule.find("shuffle") and 1 in (c.batch_size_training, c.eval_batch_size)
+            check(bool(alone), "feedback: shuffle needs batches of two rows or more")
+        except ValueError as error:
+            problems.append(f"feedback: {error}")
+    check(
+        c.replace_feedback and c.feedback is None,
+        "replace_feedback: by which rule? set feedback too",
+    )
     latent = c.method in WITH_LATENTS
     staged = latent or c.method == "no_thoughts"
     asks = c.method in DATASET_METHODS

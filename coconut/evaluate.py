@@ -42,10 +42,13 @@ def evaluate(
     advance: told how many questions were answered, for a progress bar.
     """
     backend.memory()
+    backend.thought_statistics()
     start = time.perf_counter()
     predictions = _answer(backend, config, tokenizer, items, samples, stage, advance)
     seconds = time.perf_counter() - start
     summary = _count(predictions, seconds)
+    if thoughts := backend.thought_statistics():
+        summary["thoughts"] = thoughts
     if swapped is not None:
         others = _answer(backend, config, tokenizer, *swapped, stage, advance)
         for prediction, other in zip(predictions, others, strict=True):

@@ -21,6 +21,7 @@ from coconut.checkpoint import write_text
 from coconut.config import RunConfig
 from coconut.console import Console
 from coconut.curriculum import (
+    Row,
     Sample,
     draw_stage,
     evaluation_stage,
@@ -39,6 +40,8 @@ from coconut.report import Reporter
 from coconut.source import LAST, newest_checkpoint, open_source
 from coconut.training_data import DEBUG_VALIDATION, TrainingData
 
+N_FITTED = 512
+"""Training items that a feedback rule's `linear` is fitted on, if it asks for that."""
 N_SHOWN = 5
 """Answers that an evaluation shows on the terminal; all are in predictions.jsonl."""
 
@@ -63,6 +66,7 @@ class Runner:
         self.swapped = self._swap() if config.swap_test else None
         self.data = TrainingData(config, self.tokenizer, self.val_items)
         self._check_lengths(opened.source.n_positions)
+        self.feedback = opened.source.feedback
         self.backend = make_backend(config, opened.source)
         self.epoch, self.update_in_epoch, self.n_updates = config.resume, 0, 0
         self.evaluations: dict[str, Any] = {}
@@ -101,6 +105,8 @@ class Runner:
         self._greet()
         if self.resumed and self._evaluation_due(self.epoch - 1):
             self._evaluate_epoch(self.epoch - 1)  # the run was stopped between saving and this
+        if self.feedback and self.feedback.rule.is_fitted and not self.feedback.is_trained:
+            self.backend.fit_feedback(self._plain_text())
         while self.epoch < config.num_epochs:
             epoch, stage = self.epoch, stage_of_epoch(config, self.epoch)
             if self.update_in_epoch == 0 and self._resets(epoch, stage):
@@ -134,7 +140,8 @@ class Runner:
                 if number == 0:
                     self._log_first_row(batches[0], epoch)
                 lr = learning_rate(config, self.n_updates, total_updates)
-                stats = backend.train_step(batches, lr, (config.seed, epoch, number))
+                progress = self.n_updates / total_updates
+                stats = backend.train_step(batches, lr, (config.seed, epoch, number), progress)
                 if not math.isfinite(stats.loss) or not math.isfinite(stats.grad_norm):
                     self._stop_non_finite(epoch, number, batches, stats.loss)
                 self.n_updates += 1
@@ -159,6 +166,16 @@ class Runner:
                 if config.save_every and not config.debug and not last:
                     if (number + 1) % config.save_every == 0:
                         self._save(self.run_dir / LAST, stage)
+
+    def _plain_text(self) -> Iterator[Batch]:
+        """Some training items as ordinary text, without latents."""
+        samples = self.data.samples(self.epoch)[:N_FITTED]
+        for chunk in chunks(np.arange(len(samples)), self.config.batch_size_training):
+            rows = []
+            for sample in (samples[i] for i in chunk):
+                ids = [*sample.question, *(t for s in sample.steps for t in s), *sample.answer]
+                rows.append(Row(sample.idx, ids, None, -1, 0))
+            yield collate(rows, self.tokenizer.pad_id)
 
     def _is_line(self, number: int) -> bool:
         """Whether an update gets a line on the terminal; every one is in log.jsonl."""
@@ -308,6 +325,8 @@ class Runner:
             samples_per_second=s["samples_per_second"],
             peak_memory_bytes=s["peak_memory_bytes"],
         )
+        if s.get("thoughts"):
+            self.console.record("thoughts", epoch=s["epoch"], stage=s["stage"], **s["thoughts"])
         for name, count in s.get("outcomes", {}).items():
             self.console.say(f"  {name}: {count}")
 
@@ -332,7 +351,7 @@ class Runner:
                 {
                     "format_version": checkpoint.FORMAT_VERSION,
                     "method": config.method,
-                    "feedback": "last",
+                    "feedback": self.feedback and str(self.feedback.rule),
                     "stage": stage,
                     "c_thought": config.c_thought,
                     "max_latent_stage": config.max_latent_stage,

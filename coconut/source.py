@@ -9,8 +9,9 @@ from typing import Any
 
 from coconut.backend import Source
 from coconut.checkpoint import COCONUT, CONFIG, describe, latest, read_json, verify
-from coconut.config import METHODS, RunConfig
+from coconut.config import METHODS, WITH_FEEDBACK, RunConfig
 from coconut.errors import UserError
+from coconut.feedback import Setup, parse
 from coconut.hub import fetch
 from coconut.tokens import Tokenizer, load_tokenizer
 
@@ -114,8 +115,44 @@ def _opened(
         # Only rows that are new: markers that a checkpoint has trained are left as they are.
         new_tokens=range(0) if trained else range(before, len(tokenizer)),
         copy_from=tokenizer.token_id("<<"),
+        feedback=_feedback(config, model, directory, tokenizer, made_with),
     )
     return Opened(source, tokenizer, made_with)
+
+
+def _feedback(
+    config: RunConfig,
+    model: dict[str, Any],
+    directory: Path | None,
+    tokenizer: Tokenizer,
+    made_with: dict[str, Any] | None,
+) -> Setup | None:
+    """The rule of a run: the configured one, else the checkpoint's, else the published one.
+
+    Raises UserError if they differ and it was not asked for, or the model cannot run it.
+    """
+    if config.method not in WITH_FEEDBACK:
+        return None
+    trained = made_with or {}
+    own = None
+    if trained.get("method") in WITH_FEEDBACK:
+        own = parse(trained.get("feedback") or "last")
+    asked = parse(config.feedback) if config.feedback else own or parse("last")
+    if own is not None and asked != own and not config.replace_feedback:
+        raise UserError(
+            str(directory),
+            f"was trained with feedback {own}, not {asked}; remove the key feedback, or set"
+            " replace_feedback: True to go on with another rule",
+        )
+    assert tokenizer.start_id is not None and tokenizer.end_id is not None
+    assert tokenizer.latent_id is not None, "given with the method"
+    markers = (tokenizer.start_id, tokenizer.end_id, tokenizer.latent_id)
+    setup = Setup(asked, markers, tokenizer.eos_id, len(tokenizer), is_trained=asked == own)
+    n_layers = model.get("n_layer", model.get("num_hidden_layers"))
+    n_rows = max(model.get("vocab_size") or 0, len(tokenizer))
+    if type(n_layers) is int and (problems := setup.problems(n_layers, n_rows)):
+        raise UserError((config.feedback and "configuration") or str(directory), *problems)
+    return setup
 
 
 def _check_made_with(path: Path, made_with: dict[str, Any]) -> None:
@@ -125,9 +162,10 @@ def _check_made_with(path: Path, made_with: dict[str, Any]) -> None:
     problems = []
     if found.get("method", "coconut") not in METHODS:
         problems.append(f"method: expected one of {', '.join(METHODS)}")
-    if found.get("feedback", "last") not in ("last", "-1"):  # -1: the fork's name for it
-        rule = found["feedback"]
-        problems.append(f"feedback: rule {rule!r} is not supported, only last; train it anew")
+    try:
+        parse(str(found.get("feedback", "last")))
+    except ValueError as error:
+        problems.append(f"feedback: {error}")
     if not isinstance(ids, list) or len(ids) != 3 or any(type(i) is not int for i in ids):
         problems.append("latent_ids: expected three ids, or null for a model without latents")
     for name in ("stage", "c_thought", "max_latent_stage"):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -10,7 +10,8 @@ import torch
 from coconut.backend import Decoding, Sampled
 from coconut.batch import Batch
 from cuda_coconut.cache import DecodeCache
-from cuda_coconut.latent import Inputs, latent_forward, to_device
+from cuda_coconut.feedback import prepare
+from cuda_coconut.latent import Inputs, LatentOutput, latent_forward, to_device
 from cuda_coconut.models.base import NEVER
 
 COMPACT_AT = 0.75
@@ -19,17 +20,23 @@ for each single row would cost more than it saves."""
 
 
 def generate(
-    model, batch: Batch, n_passes: int, decoding: Decoding, replaced: np.ndarray | None = None
+    model,
+    batch: Batch,
+    n_passes: int,
+    decoding: Decoding,
+    replaced: np.ndarray | None = None,
+    watch: Callable[[LatentOutput], None] | None = None,
 ) -> list[list[int]]:
     """New tokens of every row; a row ends with eos (kept) or at max_new_tokens.
 
     batch: prompts as collated; rows may hold different numbers of latents. n_passes 0 treats
     latents as ordinary tokens. Every token is tested for eos, the first one too. replaced
-    (n_passes, B, D): thoughts to feed back instead of the model's own.
+    (n_passes, B, D): thoughts to feed back instead of the model's own. watch: is shown the latent
+    phase.
     """
     source = np.arange(len(batch.ids))
     streams = [(int(i),) for i in batch.idx]
-    rows = sample(model, batch, n_passes, decoding, source, streams, replaced)
+    rows = sample(model, batch, n_passes, decoding, source, streams, replaced, watch)
     return [row.tokens for row in rows]
 
 
@@ -42,29 +49,37 @@ def sample(
     source: np.ndarray,
     streams: Sequence[tuple[int, ...]],
     replaced: np.ndarray | None = None,
+    watch: Callable[[LatentOutput], None] | None = None,
 ) -> list[Sampled]:
     """New tokens of any number of rows a prompt; each prompt is read once.
 
     source (R,): the prompt of each row, a number of a row of the batch. streams: R tuples of whole
     numbers; with decoding.seed they name a row's random draws, so batch mates change nothing.
-    replaced: as for `generate`.
+    replaced, watch: as for `generate`.
     """
     device = next(model.parameters()).device
     if replaced is not None and replaced.shape[:2] != (n_passes, len(batch.ids)):
         raise ValueError(f"thoughts {replaced.shape}: expected ({n_passes}, {len(batch.ids)}, D)")
     given = None if replaced is None else to_device(replaced, device)
     inputs = Inputs.of(batch, device)
-    state = latent_forward(model, inputs, batch.first_latent, n_passes, replaced=given)
+    prepared = prepare(model, batch, (decoding.seed,), decoding=True) if n_passes else None
+    plan = (batch.first_latent, n_passes)
+    state = latent_forward(model, inputs, *plan, replaced=given, prepared=prepared)
+    if watch:
+        watch(state)
+    mask, numbers = batch.mask, batch.positions
+    if state.inputs is not inputs:  # some rows were spared latents
+        mask, numbers = (a.cpu().numpy() for a in (state.inputs.mask, state.inputs.positions))
     T = batch.ids.shape[1]
     last = (T - 1 - np.argmax(batch.mask[:, ::-1], axis=1))[source]
     hidden = state.hidden[to_device(source, device), to_device(last, device)]
     # Only real tokens are keys: a pad behind a short prompt must stay unseen.
-    seen = to_device((~batch.mask[source]).astype(np.float32) * NEVER, device)
+    seen = to_device((~mask[source]).astype(np.float32) * NEVER, device)
     cache = DecodeCache(state.cache)
     del state
     if not np.array_equal(source, np.arange(len(batch.ids))):
         cache.keep(to_device(source, device))
-    positions = batch.positions[source, last]
+    positions = numbers[source, last]
     uniforms = decoding.uniforms(streams)
     out = [Sampled([], []) for _ in source]
     rows, ended = np.arange(len(out)), np.zeros(len(out), bool)

@@ -10,6 +10,7 @@ import torch
 from coconut.backend import Trace
 from coconut.batch import Batch
 from cuda_coconut.cache import DecodeCache
+from cuda_coconut.feedback import prepare
 from cuda_coconut.latent import Inputs, latent_forward, to_device
 from cuda_coconut.models.base import NEVER, recorded_attention
 
@@ -26,7 +27,8 @@ def trace(model, batch: Batch, n_passes: int) -> Trace:
     device = next(model.parameters()).device
     columns = np.flatnonzero(batch.is_latent[0])
     with recorded_attention() as record:
-        state = latent_forward(model, Inputs.of(batch, device), batch.first_latent, n_passes)
+        plan, prepared = (batch.first_latent, n_passes), prepare(model, batch, (0,))
+        state = latent_forward(model, Inputs.of(batch, device), *plan, prepared=prepared)
     before = state.hidden[0, to_device(columns - 1, device)]
     n_layers, T = len(model.layers), batch.ids.shape[1]
     n_heads = record[0].shape[1]
@@ -56,7 +58,8 @@ def continuation_logprobs(
     is computed once, whatever the number of its continuations.
     """
     device = next(model.parameters()).device
-    state = latent_forward(model, Inputs.of(batch, device), batch.first_latent, n_passes)
+    plan, prepared = (batch.first_latent, n_passes), prepare(model, batch, (0,))
+    state = latent_forward(model, Inputs.of(batch, device), *plan, prepared=prepared)
     B, T = batch.ids.shape
     last = T - 1 - np.argmax(batch.mask[:, ::-1], axis=1)
     hidden = state.hidden[to_device(np.arange(B), device), to_device(last, device)]

@@ -12,10 +12,13 @@ from safetensors.torch import load_file, save_file
 
 from coconut.errors import UserError
 from cuda_coconut import models
+from cuda_coconut.feedback import PREFIX
 
 SHARD_BYTES = 5 * 2**30
 WEIGHTS = "model.safetensors"
 OPTIMIZER = "optimizer.safetensors"
+FEEDBACK = "feedback.safetensors"
+"""The feedback rule's own weights: beside the model's, so that other programs open these alone."""
 HEAD = "lm_head.weight"
 WRITTEN_OUT = ("num_key_value_heads", "rope_theta", "tie_word_embeddings")
 """Fields of config.json that readers know by different defaults, or in one spelling only."""
@@ -79,7 +82,27 @@ def weight_files(directory: Path) -> list[Path]:
 
 def hf_weights(model, module) -> dict[str, torch.Tensor]:
     """The model's parameters under Hugging Face names, in Hugging Face layout."""
-    return module.to_hf({name: w.detach() for name, w in model.named_parameters()})
+    own = {name: w.detach() for name, w in model.named_parameters()}
+    return module.to_hf({n: w for n, w in own.items() if not n.startswith(PREFIX)})
+
+
+def feedback_weights(model) -> dict[str, torch.Tensor]:
+    """The weights of the model's feedback rule, without prefix."""
+    own = {name: w.detach() for name, w in model.named_parameters()}
+    return {n.removeprefix(PREFIX): w for n, w in own.items() if n.startswith(PREFIX)}
+
+
+def save_feedback(model, directory: Path) -> None:
+    """Write feedback.safetensors if the model's rule has weights."""
+    if own := feedback_weights(model):
+        _save(directory / FEEDBACK, {f"{PREFIX}{n}": w for n, w in own.items()})
+
+
+def load_feedback(directory: Path) -> dict[str, torch.Tensor]:
+    """The weights in feedback.safetensors without prefix; none if there is no such file."""
+    path = directory / FEEDBACK
+    raw = load_file(path) if path.exists() else {}
+    return {n.removeprefix(PREFIX): w for n, w in raw.items()}
 
 
 def save_config(config: dict[str, Any], args: Any, directory: Path) -> None:
@@ -116,15 +139,18 @@ def save_weights(weights: dict[str, torch.Tensor], directory: Path) -> None:
 
 def save_moments(optimizer, module, directory: Path) -> None:
     """Write AdamW's moments as m.NAME and v.NAME under Hugging Face names, and the step count."""
-    (group,) = optimizer.param_groups
+    groups = optimizer.param_groups
+    named = [pair for g in groups for pair in zip(g["param_names"], g["params"], strict=True)]
     moments, step = {}, 0
     for kind, key in MOMENTS.items():
         own = {}
-        for name, w in zip(group["param_names"], group["params"], strict=True):
+        for name, w in named:
             # Before the first update torch has no state yet.
             state = optimizer.state.get(w) or {key: torch.zeros_like(w), "step": 0}
             own[name], step = state[key], state["step"]
-        moments.update({f"{kind}.{n}": w.detach() for n, w in module.to_hf(own).items()})
+        rule = {n: own.pop(n) for n in list(own) if n.startswith(PREFIX)}
+        own = module.to_hf(own) | rule
+        moments.update({f"{kind}.{n}": w.detach() for n, w in own.items()})
     moments["step"] = torch.tensor([int(step)])
     _save(directory / OPTIMIZER, moments)
 
@@ -137,10 +163,11 @@ def load_moments(optimizer, model, module, directory: Path) -> None:
     raw = load_file(path)
     step = raw.pop("step", None)
     shapes = {name: w.shape for name, w in model.named_parameters()}
-    own = {
-        kind: module.sanitize({n[2:]: w for n, w in raw.items() if n.startswith(f"{kind}.")})
-        for kind in MOMENTS
-    }
+    own = {}
+    for kind in MOMENTS:
+        read = {n[2:]: w for n, w in raw.items() if n.startswith(f"{kind}.")}
+        rule = {n: read.pop(n) for n in list(read) if n.startswith(PREFIX)}
+        own[kind] = module.sanitize(read) | rule
     if step is None or any({n: w.shape for n, w in o.items()} != shapes for o in own.values()):
         raise UserError(str(path), "its moments do not fit the model; remove it to start anew")
     for name, p in model.named_parameters():

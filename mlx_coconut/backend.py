@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 import mlx.core as mx
 import numpy as np
@@ -21,12 +22,14 @@ from coconut.backend import (
 )
 from coconut.batch import Batch
 from coconut.config import WITH_FEEDBACK, RunConfig
+from coconut.feedback import ThoughtStatistics
 from coconut.initial import grown_rows, initial_weights
 from coconut.rollouts import RolloutBatch
 from mlx_coconut import blas, models, weights
+from mlx_coconut.feedback import attach, fit, measure
 from mlx_coconut.generate import generate
 from mlx_coconut.inspect import continuation_logprobs, trace
-from mlx_coconut.latent import thoughts_of
+from mlx_coconut.latent import LatentOutput, thoughts_of
 from mlx_coconut.latro import Policy
 from mlx_coconut.train import Trainer
 
@@ -42,6 +45,8 @@ class Backend:
         self.dtype = "bfloat16" if config.bf16 else "float32"
         self.note = blas.STATUS
         self.feeds_back = config.method in WITH_FEEDBACK
+        if source.feedback and source.feedback.rule.is_token:
+            self.feeds_back = False  # every latent keeps its embedding: one pass suffices
         if source.directory is None:
             self.config["vocab_size"] = source.vocab_size
             self.model, self.module = models.build(self.config, "model_config_path")
@@ -53,6 +58,11 @@ class Backend:
             self.model, self.module, _ = weights.load_model(source.directory)
             if source.vocab_size > self.config["vocab_size"] or source.new_tokens:
                 self._grow(source, config.seed)
+        if self.feeds_back:
+            trained = None
+            if source.feedback and source.feedback.is_trained and source.directory:
+                trained = weights.load_feedback(source.directory)
+            attach(self.model, source.feedback, config.seed, trained)
         self.trainer = Trainer(
             self.model,
             weight_decay=config.weight_decay,
@@ -61,8 +71,10 @@ class Backend:
             bf16=config.bf16,
             feeds_back=self.feeds_back,
             checkpointing=config.gradient_checkpointing,
+            feedback_rate=config.feedback_lr_multiplier,
         )
         self.policy = Policy(self.trainer)
+        self.statistics = ThoughtStatistics()
         self.model_type = self.config["model_type"]
         self.n_params = sum(w.size for _, w in tree_flatten(self.model.parameters()))
         self.n_positions = source.n_positions
@@ -80,10 +92,14 @@ class Backend:
         weights.set_weights(self.model, own, "grown embedding")
 
     def train_step(
-        self, micro_batches: Sequence[Batch], lr: float, dropout_key: tuple[int, ...]
+        self,
+        micro_batches: Sequence[Batch],
+        lr: float,
+        dropout_key: tuple[int, ...],
+        progress: float = 0.0,
     ) -> StepStats:
         """One optimizer update on the summed gradients, divided once by all targets."""
-        return self.trainer.step(micro_batches, lr, dropout_key)
+        return self.trainer.step(micro_batches, lr, dropout_key, progress)
 
     def eval_loss(self, batch: Batch) -> LossSum:
         """Loss without dropout and without an update."""
@@ -95,7 +111,17 @@ class Backend:
         """New tokens of every row of a batch of prompts; eos is kept where it was produced."""
         with self.trainer.compute_weights():
             n_passes = batch.n_passes * self.feeds_back
-            return generate(self.model, batch, n_passes, decoding, replaced)
+            return generate(self.model, batch, n_passes, decoding, replaced, self._measure)
+
+    def _measure(self, state: LatentOutput) -> None:
+        if state.thoughts:
+            has = np.array(state.inputs.is_latent & state.inputs.mask)
+            # Latents stand in one run of columns, the same for all rows.
+            first = int(np.argmax(has.any(axis=0)))
+            has = has[:, first : first + len(state.thoughts)]
+            self.statistics.add(measure(self.model, state.thoughts), has)
+            thoughts = np.array(mx.stack(state.thoughts).astype(mx.float32))
+            self.statistics.add_rank(thoughts, has)
 
     def thoughts(self, batch: Batch) -> np.ndarray:
         """What the latents of a batch of prompts receive: (R, B, D) float32."""
@@ -137,6 +163,15 @@ class Backend:
         """LaTRO: one update on minus the weighted log-probabilities, summed over all batches."""
         return self.policy.step(micro_batches, lr)
 
+    def thought_statistics(self) -> dict[str, Any]:
+        """What the thoughts of `generate` looked like since the last call; {} without any."""
+        found, self.statistics = self.statistics.means(), ThoughtStatistics()
+        return found
+
+    def fit_feedback(self, batches: Iterable[Batch]) -> None:
+        """Fit the rule's `linear` on batches of ordinary text."""
+        fit(self.model, batches)
+
     def reset_optimizer(self) -> None:
         """Forget the moments."""
         self.trainer.reset_optimizer()
@@ -150,6 +185,9 @@ class Backend:
         """Write config.json, model.safetensors and, if asked, optimizer.safetensors."""
         weights.save_config(self.config, self.model.args, directory)
         weights.save_weights(weights.hf_weights(self.model, self.module), directory)
+        weights.save_feedback(self.model, directory)
+        if self.model.feedback is not None:
+            self.model.feedback.inverses.forget()  # a resumed run makes them anew too
         if with_optimizer:
             weights.save_moments(self.trainer.optimizer, self.module, directory)
 

@@ -10,6 +10,7 @@ import numpy as np
 from coconut.backend import Trace
 from coconut.batch import Batch
 from mlx_coconut.cache import DecodeCache
+from mlx_coconut.feedback import prepare
 from mlx_coconut.latent import Inputs, latent_forward
 from mlx_coconut.models.base import NEVER, recorded_attention
 
@@ -24,7 +25,8 @@ def trace(model, batch: Batch, n_passes: int) -> Trace:
     """
     columns = np.flatnonzero(batch.is_latent[0])
     with recorded_attention() as record:
-        state = latent_forward(model, Inputs.of(batch), batch.first_latent, n_passes)
+        plan, prepared = (batch.first_latent, n_passes), prepare(model, batch, (0,))
+        state = latent_forward(model, Inputs.of(batch), *plan, prepared=prepared)
     before = state.hidden[0][mx.array(columns - 1)]
     n_layers, T = len(model.layers), batch.ids.shape[1]
     n_heads = record[0].shape[1]
@@ -52,7 +54,8 @@ def continuation_logprobs(
     Returns (B, V), and for each prompt and continuation an array with a number a token. A prompt
     is computed once, whatever the number of its continuations.
     """
-    state = latent_forward(model, Inputs.of(batch), batch.first_latent, n_passes)
+    plan, prepared = (batch.first_latent, n_passes), prepare(model, batch, (0,))
+    state = latent_forward(model, Inputs.of(batch), *plan, prepared=prepared)
     B, T = batch.ids.shape
     last = T - 1 - np.argmax(batch.mask[:, ::-1], axis=1)
     hidden = state.hidden[mx.arange(B), mx.array(last)]

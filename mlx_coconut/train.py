@@ -12,8 +12,11 @@ from mlx.utils import tree_flatten, tree_map
 
 from coconut.backend import LossSum, StepStats
 from coconut.batch import Batch
+from coconut.feedback import GAINS
+from mlx_coconut.feedback import prepare, set_weights
 from mlx_coconut.latent import Inputs, latent_forward
 from mlx_coconut.losses import masked_cross_entropy
+from mlx_coconut.weights import feedback_weights
 
 
 class Trainer:
@@ -29,8 +32,10 @@ class Trainer:
         bf16: bool = False,
         feeds_back: bool = True,
         checkpointing: bool = False,
+        feedback_rate: float = 1.0,
     ):
         self.model = model
+        self.feedback_rate = feedback_rate
         self.checkpointing = checkpointing
         self.betas, self.weight_decay = [0.9, beta2], weight_decay
         self.reset_optimizer()
@@ -50,13 +55,25 @@ class Trainer:
         self._update = None  # it was compiled over the old optimizer's state
 
     def step(
-        self, micro_batches: Sequence[Batch], lr: float, dropout_key: tuple[int, ...]
+        self,
+        micro_batches: Sequence[Batch],
+        lr: float,
+        dropout_key: tuple[int, ...],
+        progress: float = 0.0,
     ) -> StepStats:
-        """One update. dropout_key: host numbers that name this update's dropout."""
+        """One update. dropout_key: host numbers that name its draws, its number in the epoch last.
+
+        progress: share of the run that is done.
+        """
+        feedback = self.model.feedback
+        if feedback and feedback.rule.refresh == 0 and dropout_key[-1] == 0:
+            feedback.inverses.forget()
         n_targets = sum(batch.n_targets for batch in micro_batches)
         loss_sum, total = mx.array(0.0), None
         for i, batch in enumerate(micro_batches):
-            loss, grads = self._call(self._micro, self._gradients, batch, _key(*dropout_key, i))
+            prepared = self._prepare(batch, dropout_key, training=True, progress=progress)
+            rest = (prepared, _key(*dropout_key, i))
+            loss, grads = self._call(self._micro, self._gradients, batch, *rest)
             loss_sum = loss_sum + loss
             total = grads if total is None else tree_map(mx.add, total, grads)
             # Once a micro-batch: unevaluated, the graphs (activations included) of all of them
@@ -71,12 +88,19 @@ class Trainer:
         if self._update is None:
             self._update = self._compile_update()
         norm = self._update(grads, mx.array(scale), mx.array(lr))
+        if self.model.feedback:
+            self.model.feedback.version += 1
         mx.eval(norm, self.model.state, self.optimizer.state)
         return norm.item()
 
     def loss(self, batch: Batch) -> LossSum:
         """Loss without dropout."""
-        return LossSum(self._call(self._loss, self._loss_sum, batch).item(), batch.n_targets)
+        prepared = self._prepare(batch, (0,))
+        loss = self._call(self._loss, self._loss_sum, batch, prepared)
+        return LossSum(loss.item(), batch.n_targets)
+
+    def _prepare(self, batch: Batch, key: tuple[int, ...], **options) -> dict[str, mx.array]:
+        return prepare(self.model, batch, key, **options) if self.feeds_back else {}
 
     def _call(self, compiled: dict, function, batch: Batch, *rest):
         """Call a function of (plan, weights, arrays...), compiled once a pass plan.
@@ -97,18 +121,19 @@ class Trainer:
         finally:
             self.model.update(weights)  # tracing leaves placeholders in the model
 
-    def _gradients(self, plan, weights, arrays, dropout):
+    def _gradients(self, plan, weights, arrays, prepared, dropout):
         def loss(weights):
-            return self._loss_sum(plan, weights, arrays, dropout)
+            return self._loss_sum(plan, weights, arrays, prepared, dropout)
 
         return mx.value_and_grad(loss)(weights)
 
-    def _loss_sum(self, plan, weights, arrays, dropout=None):
+    def _loss_sum(self, plan, weights, arrays, prepared, dropout=None):
         ids, mask, positions, is_latent, index, targets, counts = arrays
         self.model.update(weights)
         with self.compute_weights():
             inputs = Inputs(ids, mask, positions, is_latent)
-            hidden = latent_forward(self.model, inputs, *plan, dropout, self.checkpointing).hidden
+            options = {"key": dropout, "checkpointing": self.checkpointing, "prepared": prepared}
+            hidden = latent_forward(self.model, inputs, *plan, **options).hidden
             # The head only where a label counts: it is a third of GPT-2 small's work.
             hidden = hidden.reshape(-1, hidden.shape[-1])[index]
             loss, _ = masked_cross_entropy(self.model.head(hidden), targets, counts)
@@ -140,10 +165,24 @@ class Trainer:
                 clip = mx.minimum(self.max_grad_norm / (norm + 1e-6), 1.0)
                 grads = tree_map(lambda g: g * clip, grads)
             self.optimizer.learning_rate = lr
+            before = feedback_weights(self.model)
             self.optimizer.update(self.model, grads)
+            if before:
+                set_weights(self.model.feedback, self._moved(before, lr))
             return norm
 
         return mx.compile(update, inputs=state, outputs=state)
+
+    def _moved(self, before: dict[str, mx.array], lr: mx.array) -> dict[str, mx.array]:
+        """The rule's weights after an update at their own rate; gains do not decay.
+
+        AdamW's step is proportional to its rate, so it is scaled afterwards.
+        """
+        after = feedback_weights(self.model)
+        decay = {n: lr * self.weight_decay * (n in GAINS) for n in before}
+        return {
+            n: w + self.feedback_rate * (after[n] - w + decay[n] * w) for n, w in before.items()
+        }
 
 
 def norm_of(grads) -> mx.array:

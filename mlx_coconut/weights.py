@@ -12,10 +12,13 @@ from mlx.utils import tree_flatten, tree_unflatten
 
 from coconut.errors import UserError
 from mlx_coconut import models
+from mlx_coconut.feedback import PREFIX
 
 SHARD_BYTES = 5 * 2**30
 WEIGHTS = "model.safetensors"
 OPTIMIZER = "optimizer.safetensors"
+FEEDBACK = "feedback.safetensors"
+"""The feedback rule's own weights: beside the model's, so that other programs open these alone."""
 HEAD = "lm_head.weight"
 WRITTEN_OUT = ("num_key_value_heads", "rope_theta", "tie_word_embeddings")
 """Fields of config.json that readers know by different defaults, or in one spelling only."""
@@ -76,7 +79,27 @@ def weight_files(directory: Path) -> list[Path]:
 
 def hf_weights(model, module) -> dict[str, mx.array]:
     """The model's parameters under Hugging Face names, in Hugging Face layout."""
-    return module.to_hf(dict(tree_flatten(model.parameters())))
+    own = dict(tree_flatten(model.parameters()))
+    return module.to_hf({n: w for n, w in own.items() if not n.startswith(PREFIX)})
+
+
+def feedback_weights(model) -> dict[str, mx.array]:
+    """The weights of the model's feedback rule, without prefix."""
+    own = dict(tree_flatten(model.parameters()))
+    return {n.removeprefix(PREFIX): w for n, w in own.items() if n.startswith(PREFIX)}
+
+
+def save_feedback(model, directory: Path) -> None:
+    """Write feedback.safetensors if the model's rule has weights."""
+    if own := feedback_weights(model):
+        _save(directory / FEEDBACK, {f"{PREFIX}{n}": mx.contiguous(w) for n, w in own.items()})
+
+
+def load_feedback(directory: Path) -> dict[str, mx.array]:
+    """The weights in feedback.safetensors without prefix; none if there is no such file."""
+    path = directory / FEEDBACK
+    raw = mx.load(str(path)) if path.exists() else {}
+    return {n.removeprefix(PREFIX): w for n, w in raw.items()}
 
 
 def save_config(config: dict[str, Any], args: Any, directory: Path) -> None:
@@ -117,7 +140,9 @@ def save_moments(optimizer, module, directory: Path) -> None:
     moments = {}
     for kind in ("m", "v"):
         own = {n[: -len(kind) - 1]: w for n, w in state.items() if n.endswith(f".{kind}")}
-        moments.update({f"{kind}.{n}": mx.contiguous(w) for n, w in module.to_hf(own).items()})
+        rule = {n: own.pop(n) for n in list(own) if n.startswith(PREFIX)}
+        named = module.to_hf(own) | rule
+        moments.update({f"{kind}.{n}": mx.contiguous(w) for n, w in named.items()})
     moments["step"] = mx.array([int(optimizer.step)], mx.int64)
     _save(directory / OPTIMIZER, moments)
 
@@ -132,7 +157,9 @@ def load_moments(optimizer, model, module, directory: Path) -> None:
     optimizer.init(model.trainable_parameters())
     flat = dict(tree_flatten(optimizer.state))
     for kind in ("m", "v"):
-        own = module.sanitize({n[2:]: w for n, w in raw.items() if n.startswith(f"{kind}.")})
+        named = {n[2:]: w for n, w in raw.items() if n.startswith(f"{kind}.")}
+        rule = {n: named.pop(n) for n in list(named) if n.startswith(PREFIX)}
+        own = module.sanitize(named) | rule
         shapes = {n: w.shape for n, w in flat.items() if n.endswith(f".{kind}")}
         if step is None or {f"{n}.{kind}": w.shape for n, w in own.items()} != shapes:
             raise UserError(str(path), "its moments do not fit the model; remove it to start anew")

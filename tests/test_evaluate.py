@@ -42,6 +42,9 @@ class Answers:
     def memory(self):
         return 123
 
+    def thought_statistics(self):
+        return {}
+
 
 @pytest.fixture
 def items():
@@ -259,7 +262,7 @@ class Learned(Answers):
         both = [*items, *(prosqa.swap(item) for item in items)]
         super().__init__(tokenizer, answer_of(both, also=lambda item: self.n_updates >= 3))
 
-    def train_step(self, micro_batches, lr, dropout_key):
+    def train_step(self, micro_batches, lr, dropout_key, progress):
         self.n_updates += 1
         return StepStats(1.0, 1, 1.0)
 

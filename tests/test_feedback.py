@@ -1,0 +1,486 @@
+"""Feedback rules: their strings, their formulas, their gradients, and their weights in a run."""
+
+from __future__ import annotations
+
+import json
+
+import naive
+import naive_feedback
+import numpy as np
+import pytest
+from conftest import CHOSEN, load_twin
+from golden_models import (
+    GOLDEN,
+    MODELS,
+    TOKENS,
+    golden,
+    golden_batch,
+    mlx_gradients,
+    ragged_batch,
+    to_numpy,
+    torch_gradients,
+)
+from safetensors.numpy import load_file
+from tiny import MODEL, read_log, rows_of, run_config, start
+
+from coconut import feedback as rules
+from coconut.errors import UserError
+from coconut.feedback import Setup, parse
+
+RULES = [
+    "last",
+    "layer:-1|final_norm",
+    "layer:0",
+    "layer:2|rms",
+    "layer:-1|ln",
+    "layer:1|ln:rms",
+    "depth:0.5|rms:learned",
+    "hf:-2",
+    "hf:-1",
+    "mean",
+    "mean:0:2,norm_each,learned|rms",
+    "prev_input",
+    "last+prev_input",
+    "suppressed",
+    "suppressed:0:,sign=signed,value=before,agg=sum,threshold=abs:0.3",
+    "suppressed:0:,value=after,agg=mean,threshold=topk:7,base=prev_input",
+    "suppressed:space=vocab",
+    "suppressed:0:,space=vocab,agg=mean,threshold=abs:0.5,tokens=20,base=none|rms",
+    "suppressed:space=vocab,subset=30,threshold=topk:9,lam=0.001",
+    "last+suppressed_fork:0.5",
+    "prev_input+suppressed_fork:-1",
+    "soft",
+    "soft:0.7,topk=5,renorm",
+    "soft:2,topp=0.6,eos",
+    "token|rms",
+    "zero",
+    "random:3|detach",
+    "last|linear:orthogonal",
+    "last|mlp:24,norm_out",
+    "last|mlp:phi=silu",
+    "last|mlp_plain:16",
+    "last|gate:1",
+    "last|gate:1,vector",
+    "last|detach",
+    "last|rms|noise:0.1",
+]
+MARKERS = (TOKENS["start"], TOKENS["end"], TOKENS["latent"])
+
+# Behind each tolerance the largest gap seen on x86-64.
+LOGITS = 2e-3
+DIFFERENCES = {
+    "mlx_coconut": 1e-3,
+    "cuda_coconut": 2e-5,
+}  # of a tensor's norm; float64 in torch: 4e-6
+DIFFERENCE_STEP = 1e-6
+TWIN_THOUGHTS, TWIN_GRADIENTS = 1e-4, 1e-3
+
+
+def setup_of(rule: str, **changes) -> Setup:
+    return Setup(parse(rule), MARKERS, TOKENS["eos"], changes.pop("n_tokens", 200), **changes)
+
+
+def array(twin, a: np.ndarray):
+    if twin.__name__ == "mlx_coconut":
+        import mlx.core as mx
+
+        return mx.array(a)
+    import torch
+
+    return torch.from_numpy(np.array(a))
+
+
+def own_weights(rule: str, n_layers: int = 3, width: int = 64) -> dict[str, np.ndarray]:
+    """A rule's weights moved away from where they start, at which much of them has no effect."""
+    drawn = rules.initial_weights(parse(rule), n_layers, width, 0.2, 0)
+    rng = np.random.default_rng(1)
+    return {n: w + 0.1 * rng.standard_normal(w.shape).astype("f4") for n, w in drawn.items()}
+
+
+def load(twin, rule: str, directory=MODEL, own=None):
+    """(model, module) with a rule."""
+    model, module, _ = twin.weights.load_model(directory)
+    trained = None if own is None else {n: array(twin, w) for n, w in own.items()}
+    twin.feedback.attach(model, setup_of(rule), trained=trained)
+    return model, module
+
+
+def think(twin, model, batch, key=(0,), training=False):
+    """(logits, thoughts) of a batch."""
+    prepared = twin.feedback.prepare(model, batch, key, training)
+    out = twin.latent.latent_forward(
+        model, twin.latent.Inputs.of(batch), batch.first_latent, batch.n_passes, prepared=prepared
+    )
+    return to_numpy(model.head(out.hidden)), [to_numpy(t) for t in out.thoughts]
+
+
+def thoughts_of(twin, rule, batch, directory=MODEL, own=None) -> np.ndarray:
+    return np.array(think(twin, load(twin, rule, directory, own)[0], batch)[1])
+
+
+# ---- the strings
+
+
+@pytest.mark.parametrize("rule", [*RULES, *rules.FORK_ALIASES])
+def test_a_rule_is_saved_by_a_string_that_reads_as_the_same_rule(rule):
+    parsed = parse(rule)
+    assert parse(str(parsed)) == parsed
+
+
+@pytest.mark.parametrize(
+    ("text", "complaint"),
+    [
+        ("lasst", "unknown source 'lasst', did you mean last?"),
+        ("rms", "unknown source 'rms'; it is a transform"),
+        ("last|rmss", "unknown transform 'rmss', did you mean rms?"),
+        ("soft:tua=1", "soft: unknown argument 'tua', did you mean tau?"),
+        ("layer", "layer: needs n, as in layer:-1"),
+        ("layer:x", "layer: n: expected a whole number, got 'x'"),
+        ("depth:1.5", "depth: f: must be at least 0 and at most 1, got 1.5"),
+        ("soft:tau=0", "soft: tau: must be above 0"),
+        ("soft:1,tau=2", "soft: tau is given twice"),
+        ("zero:3", "zero: unknown argument '3'; takes no argument"),
+        ("last|noise:0.1|rms", "noise: comes last"),
+        ("last|mlp|mlp", "mlp: may occur once"),
+        ("suppressed:base=none", "without a base it needs a scale: add |rms"),
+        ("suppressed:subset=3", "subset needs space=vocab"),
+        ("suppressed:space=vocab,sign=signed", "sign is of the residual space only"),
+        ("", "unknown source ''"),
+    ],
+)
+def test_a_wrong_rule_is_refused_with_advice(text, complaint, tmp_path):
+    with pytest.raises(ValueError) as error:
+        parse(text)
+    assert complaint in str(error.value)
+    if text:
+        with pytest.raises(UserError) as refused:
+            run_config(tmp_path, feedback=text)
+        assert f"feedback: {error.value}" in str(refused.value)
+
+
+@pytest.mark.parametrize("rule", ["layer:4", "layer:-5", "mean:2:1", "suppressed:3:", "mean:0:9"])
+def test_a_layer_that_the_model_lacks_is_refused(twin, rule):
+    assert setup_of(rule).problems(n_layers=3, n_rows=200)
+    with pytest.raises(UserError, match="layer"):
+        load(twin, rule)
+
+
+def test_markers_without_a_row_are_refused(twin):
+    model, _, _ = twin.weights.load_model(MODEL)
+    with pytest.raises(UserError, match="embedding has 200 rows"):
+        twin.feedback.attach(model, Setup(parse("soft"), (200, 201, 202), 0, 203))
+
+
+# ---- the formulas, with cache, batch and padding
+
+
+def oracle_of(rule, batch, row, own) -> naive_feedback.Thinker:
+    made = rules.prepare(parse(rule), batch, 64, (0,), training=True)
+    noise = made["noise"][:, row] if "noise" in made else None
+    model = naive.GPT2.load(MODEL)
+    return naive_feedback.Thinker(model, setup_of(rule), own, noise)
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_cached_ragged_batches_equal_the_formulas_run_uncached(twin, rule):
+    batch, own = ragged_batch(1, (0, 1, 3)), own_weights(rule)
+    model, _ = load(twin, rule, own=own)
+    ours, thoughts = think(twin, model, batch, training=True)
+    for i, row in enumerate(rows_of(batch)):
+        oracle = oracle_of(rule, batch, i, own)
+        x = oracle.inputs(row.ids, TOKENS["latent"])
+        for k in range(row.n_latents):
+            scale = max(1, np.abs(x[row.first_latent + k]).max())
+            gap = np.abs(thoughts[k][i] - x[row.first_latent + k]).max()
+            assert gap < LOGITS * scale
+        expected = naive_feedback.logits(oracle, row.ids, TOKENS["latent"])
+        assert np.abs(ours[i][batch.mask[i]] - expected).max() < LOGITS
+
+
+def gradients_of(twin, model, module, batch, training=True):
+    """Gradients of the summed loss by our own names."""
+    prepared = twin.feedback.prepare(model, batch, (0,), training)
+    inputs = twin.latent.Inputs.of(batch)
+
+    def loss(model):
+        plan = (batch.first_latent, batch.n_passes)
+        out = twin.latent.latent_forward(model, inputs, *plan, prepared=prepared)
+        hidden = out.hidden.reshape(-1, 64)[array(twin, batch.target_index)]
+        logits = model.head(hidden)
+        if twin.__name__ == "cuda_coconut":  # keeps float64, which the product's loss does not
+            import torch.nn.functional as F
+
+            return F.cross_entropy(logits, array(twin, batch.target_ids).long(), reduction="sum")
+        target = array(twin, batch.target_ids), array(twin, batch.target_weight)
+        return twin.losses.masked_cross_entropy(logits, *target)[0]
+
+    run = mlx_gradients if twin.__name__ == "mlx_coconut" else torch_gradients
+    _, grads = run(model, loss)
+    return {n: to_numpy(g) for n, g in grads.items() if g is not None}
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_gradient_through_two_latents_equals_finite_differences(twin, rule):
+    batch, own = ragged_batch(4, (2,)), own_weights(rule)
+    model, module = load(twin, rule, own=own)
+    if twin.__name__ == "cuda_coconut":
+        model.double()
+    grads = gradients_of(twin, model, module, batch)
+    (row,) = rows_of(batch)
+    oracle = oracle_of(rule, batch, 0, own)
+
+    def loss():
+        oracle.replay = list(oracle.record or [])
+        return naive_feedback.loss_sum(oracle, row.ids, row.labels, TOKENS["latent"])
+
+    oracle.record = []
+    naive_feedback.loss_sum(oracle, row.ids, row.labels, TOKENS["latent"])
+    weights = {"wte.weight": oracle.model.weights, "h.1.mlp.c_proj.bias": oracle.model.weights}
+    weights |= dict.fromkeys(oracle.own, oracle.own)
+    largest = max(np.linalg.norm(g) for g in grads.values())
+    for name, store in weights.items():
+        g = grads[name if store is oracle.model.weights else f"feedback.{name}"]
+        direction = g / max(np.linalg.norm(g), 1e-30)
+        direction = direction + np.random.default_rng(0).standard_normal(g.shape) / g.size**0.5
+        w, ends = store[name], []
+        for step in (DIFFERENCE_STEP, -DIFFERENCE_STEP):
+            store[name] = w + step * direction
+            ends.append(loss())
+        store[name] = w
+        slope = (ends[0] - ends[1]) / (2 * DIFFERENCE_STEP)
+        scale = max(np.linalg.norm(g), 1e-3 * largest)
+        assert abs(slope - (g * direction).sum()) < DIFFERENCES[twin.__name__] * scale, name
+
+
+# ---- golden
+
+
+CASES = [case for case in golden("feedback")["results"] if "error" not in case]
+
+
+@pytest.mark.parametrize("model", sorted({case["model"] for case in CASES}))
+def test_the_forks_thoughts_hold_where_its_mathematics_is_kept(twin, model):
+    arrays = load_file(GOLDEN / "feedback.safetensors")
+    batches = {b["name"]: golden_batch(b["inputs"]) for b in golden("feedback")["batches"]}
+    for case in (case for case in CASES if case["model"] == model):
+        batch = batches[case["batch"]]
+        ours = thoughts_of(twin, case["variant"], batch, MODELS / model)
+        rows, columns = np.nonzero(batch.is_latent)
+        ours = ours[columns - batch.first_latent, rows]
+        expected = arrays[case["outputs"]["thoughts"]]
+        if case["variant"].startswith("ie+"):
+            # The fork adds the embedding of column 0 in every pass; ours that of the source, which
+            # is column 0 only for the first latent of this batch.
+            assert np.abs(ours[1:] - expected[1:]).max() > 1
+            ours, expected = ours[:1], expected[:1]
+        np.testing.assert_allclose(ours, expected, atol=2e-4, rtol=1e-4)
+
+
+# ---- algebra
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ("layer:-1|final_norm", "last"),
+        ("depth:1", "layer:-1"),
+        ("mean:2:2", "layer:2"),
+        ("last|linear", "last"),
+        ("last|mlp", "last"),
+        ("last|mlp:norm_out", "last|rms"),
+        ("layer:0", "prev_input"),
+        ("suppressed", "last+suppressed:base=none"),
+    ],
+)
+def test_equal_rules_give_equal_thoughts(twin, one, other):
+    batch = ragged_batch(2, (2, 1))
+    if "base=none" in other:
+        assert parse(one) == parse(other)
+    ours, theirs = (thoughts_of(twin, rule, batch) for rule in (one, other))
+    np.testing.assert_allclose(ours, theirs, atol=1e-4)
+
+
+def test_noise_of_0_is_no_noise():
+    assert parse("last|noise:0") == parse("last") and parse("last|noise:0").is_last
+
+
+def test_soft_is_an_embedding_when_cold_and_their_mean_when_hot(twin):
+    batch = ragged_batch(3, (2, 1))
+    model, _ = load(twin, "last")
+    E = to_numpy(model.embedding).copy()
+    cold = thoughts_of(twin, "soft:0.0001", batch)
+    hard = thoughts_of(twin, "soft:straight_through", batch)
+    graded, hardened = (
+        gradients_of(twin, *load(twin, rule), ragged_batch(3, (1,)))
+        for rule in ("soft", "soft:straight_through")
+    )
+    assert graded.keys() == hardened.keys()  # its gradient is taken as if it were soft
+    kept = np.setdiff1d(np.arange(200), [*MARKERS, TOKENS["eos"]])
+    for thought in cold[0]:
+        assert np.abs(E[kept] - thought).max(axis=1).min() < 1e-5
+    np.testing.assert_allclose(hard[0], cold[0], atol=1e-5)
+    hot = thoughts_of(twin, "soft:1e8", batch)
+    np.testing.assert_allclose(hot, np.broadcast_to(E[kept].mean(axis=0), hot.shape), atol=1e-5)
+
+
+def test_rms_gives_the_scale_of_an_embedding_and_zero_stays_finite(twin):
+    batch = ragged_batch(4, (2, 1))
+    model, _ = load(twin, "last|rms")
+    rho = np.sqrt((to_numpy(model.embedding) ** 2).mean(axis=1)).mean()
+    thoughts = np.array(think(twin, model, batch)[1])
+    np.testing.assert_allclose(np.sqrt((thoughts**2).mean(axis=-1)), rho, rtol=1e-5)
+    model, module = load(twin, "zero|rms")
+    grads = gradients_of(twin, model, module, batch)
+    assert all(np.isfinite(g).all() for g in grads.values())
+
+
+def test_token_equals_one_pass_over_the_plain_model(twin):
+    batch = ragged_batch(5, (2, 1))
+    model, _, _ = twin.weights.load_model(MODEL)
+    plain = to_numpy(
+        model.head(twin.latent.latent_forward(model, twin.latent.Inputs.of(batch), 0, 0).hidden)
+    )
+    ours, _ = think(twin, load(twin, "token|linear")[0], batch)
+    np.testing.assert_allclose(ours[batch.mask], plain[batch.mask], atol=1e-4)
+    assert parse("token").is_token
+
+
+def test_shuffle_gives_every_row_the_state_of_another(twin):
+    batch = ragged_batch(6, (2, 2, 2))
+    first = thoughts_of(twin, "hf:-1", batch)[0]
+    shuffled = thoughts_of(twin, "shuffle", batch)[0]
+    where = [int(np.abs(first - row).max(axis=1).argmin()) for row in shuffled]
+    assert sorted(where) == [0, 1, 2] and all(i != j for i, j in enumerate(where))
+    with pytest.raises(UserError, match="no other row"):
+        thoughts_of(twin, "shuffle", ragged_batch(6, (2,)))
+
+
+# ---- suppressed, by hand
+
+
+HAND = np.array([[4.0, 1.0, 2.0, 3.0], [1.0, -3.0, -1.0, 1.0], [1.0, -3.0, -1.0, 3.0]])
+"""Coordinates: shrinking, growing negative, flipping its sign, restored later."""
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ("sign=magnitude,agg=net", [3, 0, 3, 0]),
+        ("sign=signed,agg=net", [3, 4, 3, 0]),
+        ("sign=magnitude,agg=sum", [3, 0, 3, 2]),
+        ("sign=signed,agg=sum", [3, 4, 3, 2]),
+        ("sign=signed,agg=mean", [1.5, 2, 1.5, 1]),
+        ("sign=magnitude,value=before,agg=net", [4, 0, 2, 0]),
+        ("sign=magnitude,value=after,agg=net", [1, 0, -1, 0]),
+        ("sign=magnitude,threshold=topk:1", [3, 0, 0, 0]),
+        ("sign=magnitude,threshold=abs:2", [3, 0, 0, 0]),
+    ],
+)
+def test_suppressed_coordinates_are_those_found_by_hand(twin, options, expected):
+    part = parse(
+        f"suppressed:0:,threshold=abs:0.5,{options}".replace(
+            "threshold=abs:0.5," if "threshold" in options else "\0", ""
+        )
+    ).sources[1]
+    thinker = twin.feedback.Thinker.__new__(twin.feedback.Thinker)
+    thinker.layers = {i: array(twin, h[None].astype("f4")) for i, h in enumerate(HAND)}
+    thinker.feedback = type("OfTwoLayers", (), {"n_layers": 2})
+    np.testing.assert_allclose(to_numpy(twin.feedback.suppressed(thinker, part))[0], expected)
+
+
+# ---- the pseudo-inverse
+
+
+def test_pseudo_inverse_equals_least_squares_and_undoes_full_rank_only():
+    rng = np.random.default_rng(0)
+    W, z = rng.standard_normal((200, 16)), rng.standard_normal(200)
+    solved = rules.inverse_gram(W.T @ W, 1e-15) @ (W.T @ z)
+    np.testing.assert_allclose(solved, np.linalg.lstsq(W, z, rcond=None)[0], atol=1e-12)
+    x = rng.standard_normal(16)
+    np.testing.assert_allclose(rules.inverse_gram(W.T @ W, 1e-15) @ (W.T @ (W @ x)), x, atol=1e-12)
+    V = W[:, :8] @ rng.standard_normal((8, 16))
+    assert np.abs(rules.inverse_gram(V.T @ V, 1e-9) @ (V.T @ (V @ x)) - x).max() > 0.1
+
+
+def test_inverse_is_of_its_own_model_and_follows_its_parameters(twin):
+    rule = "suppressed:space=vocab,refresh=2"
+    (one, _), (other, _) = load(twin, rule), load(twin, rule, MODELS / "gpt2-tiny")
+    first = one.feedback.inverses.of(one, training=True)
+    assert other.feedback.inverses.of(other, training=True) is not first
+    other.feedback.inverses, other.feedback.version = one.feedback.inverses, 0
+    assert other.feedback.inverses.of(other, training=True) is not first  # another model object
+    one, _ = load(twin, rule)
+    first = one.feedback.inverses.of(one, training=True)
+    fresh = one.feedback.inverses.of(one)
+    scaled = array(twin, 2 * to_numpy(one.wte.weight))
+    one.wte.weight = scaled if twin.__name__ == "mlx_coconut" else type(one.wte.weight)(scaled)
+    one.feedback.version += 1
+    assert one.feedback.inverses.of(one, training=True) is first
+    assert np.abs(to_numpy(one.feedback.inverses.of(one)) * 4 - to_numpy(fresh)).max() < 1e-4
+    one.feedback.version += 1
+    assert one.feedback.inverses.of(one, training=True) is not first
+
+
+# ---- twins
+
+
+@pytest.mark.skipif(len(CHOSEN) < 2, reason="TWINS names one twin only")
+@pytest.mark.parametrize(
+    "rule", ["last|mlp:24,norm_out", "soft:0.7,topk=9", "suppressed", "mean|ln"]
+)
+def test_twins_agree_on_thoughts_and_gradients_of_qwen2(rule):
+    batch, own = ragged_batch(7, (2, 1)), own_weights(rule)
+    found = []
+    for name in ("mlx", "cuda"):
+        twin = load_twin(name)
+        model, module = load(twin, rule, MODELS / "qwen2-tiny-untied", own)
+        thoughts = np.array(think(twin, model, batch)[1])
+        found.append((thoughts, gradients_of(twin, model, module, batch)))
+    (ours, grads), (theirs, others) = found
+    assert np.abs(ours - theirs).max() < TWIN_THOUGHTS * max(1, np.abs(theirs).max())
+    assert grads.keys() == others.keys()
+    scale = max(np.linalg.norm(g) for g in others.values())
+    for name, g in others.items():
+        limit = TWIN_GRADIENTS * max(np.linalg.norm(g), 1e-3 * scale)
+        assert np.linalg.norm(grads[name] - g) < limit, name
+
+
+# ---- in a run
+
+
+def test_rule_and_weights_are_saved_loaded_strictly_and_resumed(twin, tmp_path, monkeypatch):
+    if twin.__name__ == "mlx_coconut":
+        import mlx.core as mx
+
+        mx.disable_compile()  # tracing is tested elsewhere, and costs a compiler run a kernel
+        monkeypatch.setattr(mx, "compile", lambda f, **_: f)
+    rule = "last|mlp:8,norm_out|noise:0.1"
+    keys = {"feedback": rule, "reset_optimizer": "never", "feedback_lr_multiplier": 2.0}
+    whole = run_config(tmp_path, name="whole", num_epochs=3, **keys)
+    start(twin, whole).train()
+    parts = run_config(tmp_path, name="parts", num_epochs=2, **keys)
+    start(twin, parts).train()
+    parts = run_config(tmp_path, name="parts", num_epochs=3, **keys)
+    start(twin, parts).train()
+    a, b = (load_file(c.run_dir / "epoch_03/feedback.safetensors") for c in (whole, parts))
+    assert {n for n in a if "w2" in n} == {"feedback.mlp.w2"} and np.any(a["feedback.mlp.w2"])
+    for name, w in a.items():
+        np.testing.assert_allclose(b[name], w, atol=1e-6)
+    made = json.loads((whole.run_dir / "epoch_03/coconut.json").read_text())
+    assert made["feedback"] == rule
+    summary = json.loads((whole.run_dir / "summary.json").read_text())
+    assert summary["thoughts"]["scale"] == read_log(whole, "thoughts")[-1]["scale"]
+    again = {"load_model_path": str(whole.run_dir / "epoch_03"), "only_eval": True}
+    again |= {"model_config_path": None, "tokenizer": None, "name": "again"}
+    start(twin, run_config(tmp_path, **again)).evaluate_once()  # by the checkpoint's own rule
+    with pytest.raises(UserError, match=r"was trained with feedback .*replace_feedback"):
+        start(twin, run_config(tmp_path, feedback="last", **again))
+    replaced = run_config(tmp_path, feedback="last", replace_feedback=True, **again)
+    start(twin, replaced).evaluate_once()
+    weights = whole.run_dir / "epoch_03/feedback.safetensors"
+    weights.unlink()
+    (whole.run_dir / "epoch_03/checksums.json").unlink()
+    with pytest.raises(UserError, match="needs the weights"):
+        start(twin, run_config(tmp_path, **again))
+    if twin.__name__ == "mlx_coconut":
+        mx.enable_compile()
