@@ -7,12 +7,14 @@ arrays, numbers, strings and paths crosses.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 
+from coconut.adapters import Adapter
 from coconut.batch import Batch
 from coconut.feedback import Setup
 from coconut.rollouts import RolloutBatch
@@ -123,6 +125,8 @@ class Backend(Protocol):
     """A line for the log about the libraries underneath; may be empty."""
     model_type: str
     n_params: int
+    n_trained: int
+    """How many of n_params, or of an adapter beside them, an update changes."""
     n_positions: int | None
 
     def train_step(
@@ -204,8 +208,15 @@ class Backend(Protocol):
         """Read the weights of a checkpoint of this run, in place of those of now."""
         ...
 
+    def without_adapters(self) -> AbstractContextManager[None]:
+        """Inside, the model is its frozen base: a reference policy without a second copy."""
+        ...
+
     def save(self, directory: Path, with_optimizer: bool) -> None:
-        """Write config.json, model.safetensors and, if asked, optimizer.safetensors."""
+        """Write config.json, model.safetensors and, if asked, optimizer.safetensors.
+
+        Of an adapted model its adapter instead of model.safetensors; see coconut/adapters.py.
+        """
         ...
 
     def load_optimizer(self, directory: Path) -> None:
@@ -213,7 +224,7 @@ class Backend(Protocol):
         ...
 
     def weights(self) -> dict[str, np.ndarray]:
-        """Every parameter under its Hugging Face name and layout, float32."""
+        """Every parameter under its Hugging Face name and layout, float32; adapters fused in."""
         ...
 
     def memory(self) -> int:
@@ -231,7 +242,8 @@ class Source:
 
     config: its config.json. directory: a checkpoint with weights, or None for random ones.
     vocab_size: rows the embedding needs at least. new_tokens: ids whose rows must be set anew, from
-    the row of copy_from, or at random if that is None.
+    the row of copy_from, or at random if that is None. adapter: what is trained beside it, if the
+    weights themselves are frozen.
     """
 
     config: dict[str, Any]
@@ -241,6 +253,7 @@ class Source:
     copy_from: int | None
     feedback: Setup | None = None
     """The rule that latents are fed by, if there are any."""
+    adapter: Adapter | None = None
 
     @property
     def n_positions(self) -> int | None:

@@ -28,6 +28,7 @@ FORMAT_VERSION = 1
 MODEL_TYPES = ("gpt2", "qwen2")
 CONFIG, COCONUT, CHECKSUMS = "config.json", "coconut.json", "checksums.json"
 WEIGHTS, WEIGHTS_INDEX = "model.safetensors", "model.safetensors.index.json"
+ADAPTERS = "adapters.safetensors"
 
 _CHECKPOINT_NAME = re.compile(r"epoch_(\d{2,})", re.ASCII)
 _HIDDEN_NAME = re.compile(r"\.(.+)\.(partial|replaced|deleted)-(\d+)", re.ASCII)
@@ -278,10 +279,13 @@ def safetensors_header(path: Path) -> dict[str, TensorEntry]:
 def weight_files(directory: Path) -> dict[str, dict[str, TensorEntry]]:
     """Header of each weight file of a checkpoint, by file name: one, or the shards of an index.
 
+    Of a checkpoint that holds an adapter, the adapter's.
     Raises UserError if a file is missing or damaged, or a shard lacks a tensor of the index.
     """
     directory = Path(directory)
     if not (directory / WEIGHTS_INDEX).exists():
+        if not (directory / WEIGHTS).exists() and (directory / ADAPTERS).exists():
+            return {ADAPTERS: safetensors_header(directory / ADAPTERS)}
         if not (directory / WEIGHTS).exists():
             raise UserError(str(directory), f"no weights: expected {WEIGHTS} or {WEIGHTS_INDEX}")
         return {WEIGHTS: safetensors_header(directory / WEIGHTS)}

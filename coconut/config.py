@@ -9,7 +9,7 @@ import stat
 import types
 import typing
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -70,6 +70,26 @@ def key(
     if isinstance(default, (list, dict)):
         return field(default_factory=lambda: type(default)(default), metadata=metadata)
     return field(default=default, metadata=metadata)
+
+
+ADAPTERS = ("lora", "dora")
+BITS, GROUP_SIZES = (4, 8), (32, 64, 128)
+"""What a base may be quantised to: bits a weight, and weights that share a scale."""
+
+
+@dataclass(frozen=True)
+class Lora:
+    """The keys under `lora`: what is trained beside a frozen base."""
+
+    type: str = key("lora", "lora, or dora: with a learned length of every row", choices=ADAPTERS)
+    rank: int = key(8, "columns of the two factors", low=1)
+    scale: float = key(2.0, "factor of the update; alpha / rank in other programs", low=0)
+    alpha: float | None = key(None, "sets scale to alpha / rank", low=0)
+    dropout: float = key(0.0, "dropout on what the factors read", low=0)
+    targets: list[str] = key(["all"], "linear layers, by name (q_proj, mlp.c_fc), or all")
+    layers: int | None = key(None, "only the last so many blocks; all if none", low=1)
+    quantize: int | None = key(None, "bits of the frozen base, 4 or 8; MLX only")
+    group_size: int = key(64, "weights that share a scale of a quantised base: 32, 64 or 128")
 
 
 @dataclass
@@ -155,6 +175,9 @@ class RunConfig:
         "constant", "after the warm-up", choices=("constant", "linear", "cosine")
     )
     gradient_checkpointing: bool = key(False, "recompute block activations in the backward pass")
+    lora: dict[str, Any] = key(
+        {}, "train low-rank adapters beside a frozen base; the keys of `lora` below"
+    )
     pad_multiple: int = key(
         32, "lengths are padded to multiples of this, so few shapes occur", low=1
     )
@@ -231,6 +254,11 @@ class RunConfig:
         """What a method of its own class finds wrong; given: the keys as they were written."""
         return []
 
+    @property
+    def adapter(self) -> Lora | None:
+        """The keys under `lora` with their defaults; None trains every weight."""
+        return None if not self.lora else _lora(self.lora)[0]
+
     def to_yaml(self) -> str:
         """The resolved configuration as a file that loads to the same run."""
         resolved = {f.name: getattr(self, f.name) for f in fields(self)}
@@ -298,6 +326,7 @@ def check_config(
     problems += _combinations(config)
     problems += _data_set_problems(config)
     problems += _generate_problems(config)
+    problems += _lora_problems(config)
     problems += _missing_files(config)
     problems += config.problems(values)
     if problems:
@@ -607,6 +636,70 @@ def _generate_problems(config: RunConfig) -> list[str]:
     return problems
 
 
+def _lora(values: Mapping[str, Any]) -> tuple[Lora, list[str]]:
+    """The keys under `lora` as far as they are right, and what is wrong with the others."""
+    known = {f.name: f for f in fields(Lora)}
+    hints, found, problems = typing.get_type_hints(Lora), {}, []
+    for name, value in values.items():
+        if name not in known:
+            advice = _nearest(name, known) or f"known: {', '.join(known)}"
+            problems.append(f"lora.{_word(name)}: unknown key, {advice}")
+            continue
+        if name == "targets" and isinstance(value, str):
+            value = [value]
+        try:
+            found[name] = _convert(name, value, hints[name], known[name].metadata)
+        except ValueError as error:
+            problems.append(f"lora.{name}: {error}")
+    lora = Lora(**found)
+    if lora.alpha is not None:
+        if "scale" in found and lora.scale != lora.alpha / lora.rank:
+            problems.append("lora.alpha: sets scale to alpha / rank, and scale says otherwise")
+        lora = replace(lora, scale=lora.alpha / lora.rank, alpha=None)
+    return lora, problems
+
+
+def lora_of(values: Mapping[str, Any]) -> Lora:
+    """A Lora from what `dataclasses.asdict` made of one. Raises ValueError for anything else."""
+    lora, problems = _lora(values)
+    if problems:
+        raise ValueError("; ".join(problems))
+    return lora
+
+
+def _lora_problems(config: RunConfig) -> list[str]:
+    """What is wrong with the keys under `lora`, alone and with the others."""
+    if not config.lora:
+        return []
+    lora, problems = _lora(config.lora)
+
+    def check(bad: bool, text: str) -> None:
+        if bad:
+            problems.append(f"lora.{text}")
+
+    check(lora.scale == 0, "scale: must be above 0, or nothing is trained")
+    check(not lora.targets, "targets: the list is empty")
+    check(lora.dropout >= 1, f"dropout: must be below 1, got {lora.dropout}")
+    check(
+        lora.quantize is not None and lora.quantize not in BITS,
+        f"quantize: expected 4 or 8 bits, got {lora.quantize}",
+    )
+    check(
+        lora.group_size not in GROUP_SIZES,
+        f"group_size: expected 32, 64 or 128, got {lora.group_size}",
+    )
+    check(
+        "group_size" in config.lora and lora.quantize is None,
+        "group_size: belongs to quantize, which is not set",
+    )
+    check(
+        bool(config.model_config_path) and not config.load_model_path,
+        "type: needs trained weights under it; give model_id or load_model_path, not"
+        " model_config_path",
+    )
+    return problems
+
+
 def _missing_files(config: RunConfig) -> list[str]:
     problems = []
     wanted = [("val_path", config.val_path), ("model_config_path", config.model_config_path)]
@@ -643,13 +736,15 @@ def keys_table(kind: type[RunConfig] = RunConfig) -> list[tuple[str, str, str, s
     """
     rows = []
     defaults, common = kind(), RunConfig()
-    for f in fields(kind):
-        default = getattr(defaults, f.name)
-        if kind is not RunConfig and default == getattr(common, f.name, _ABSENT):
+    listed = [(f.name, f, getattr(defaults, f.name)) for f in fields(kind)]
+    if kind is RunConfig:
+        listed += [(f"lora.{f.name}", f, getattr(Lora(), f.name)) for f in fields(Lora)]
+    for name, f, default in listed:
+        if kind is not RunConfig and default == getattr(common, name, _ABSENT):
             continue
         values = " | ".join(f.metadata["choices"]) or str(f.type).split("[")[0]
         shown = str(default).encode("unicode_escape").decode()
-        rows.append((f.name, values, shown, f.metadata["help"]))
+        rows.append((name, values, shown, f.metadata["help"]))
     return rows
 
 

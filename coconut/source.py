@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
+from coconut.adapters import Adapter, fingerprint, is_adapter, read_adapter
 from coconut.backend import Source
 from coconut.checkpoint import COCONUT, CONFIG, describe, latest, read_json, verify
-from coconut.config import METHODS, WITH_FEEDBACK, RunConfig
+from coconut.config import METHODS, WITH_FEEDBACK, Lora, RunConfig
 from coconut.errors import UserError
 from coconut.feedback import Setup, parse
 from coconut.hub import fetch
@@ -81,7 +82,76 @@ def open_source(
             f"its tokenizer has {len(tokenizer)} tokens but its model only {rows} rows; give the"
             " tokenizer it was trained with (key tokenizer)",
         )
-    return _opened(config, found["config"], directory, tokenizer, made_with)
+    model, adapter = found["config"], None
+    if is_adapter(directory):
+        adapter = read_adapter(directory)
+        _check_settings(config, adapter)
+        directory = base_of(adapter, config.model_id)
+        model = describe(directory)["config"]
+    _check_trainable(config, model, adapter, directory)
+    return _opened(config, model, directory, tokenizer, made_with, adapter)
+
+
+def base_of(adapter: Adapter, given: str | None) -> Path:
+    """Directory of an adapter's base: where it was, or if it is gone `given` (the key model_id).
+
+    Raises UserError if it is not found, or is not the model that the adapter was trained beside.
+    """
+    name, where = adapter.base, str(adapter.directory)
+    if os.path.isabs(name) and not os.path.isdir(name):
+        if given is None:
+            raise UserError(
+                where, f"its base {name} is gone; bring it back, or say where it is (model_id=DIR)"
+            )
+        name = given
+    directory = Path(name) if os.path.isdir(name) else fetch(name)
+    if (directory / "checksums.json").exists():
+        verify(directory)
+    if is_adapter(directory):
+        raise UserError(where, f"its base {name} is an adapter itself; fuse that one first")
+    if fingerprint(directory) != adapter.base_sha256:
+        raise UserError(
+            where,
+            f"was trained beside other weights than {name} holds now; give the right base"
+            " (model_id=DIR)",
+        )
+    return directory
+
+
+def _check_settings(config: RunConfig, adapter: Adapter) -> None:
+    """Raise UserError if the configuration wants another adapter than the one found."""
+    wanted, found = config.adapter, adapter.lora
+    where = str(adapter.directory)
+    if wanted is None:
+        if not config.only_eval:
+            raise UserError(
+                where,
+                "holds an adapter; set the keys of lora to train it on, or make a whole"
+                " checkpoint of it first (python -m mlx_coconut.fuse)",
+            )
+        return
+    differing = [
+        f"lora.{f.name}: the adapter has {getattr(found, f.name)}, not {getattr(wanted, f.name)}"
+        for f in fields(Lora)
+        if getattr(found, f.name) != getattr(wanted, f.name)
+    ]
+    if differing:
+        raise UserError(where, *differing)
+
+
+def _check_trainable(
+    config: RunConfig, model: dict[str, Any], adapter: Adapter | None, directory: Path
+) -> None:
+    """Raise UserError where weights are quantised and would be trained, or quantised twice."""
+    lora = config.adapter
+    if model.get("quantization") and lora is None and not config.only_eval:
+        raise UserError(
+            str(directory), "quantised weights cannot be trained; train beside them (keys of lora)"
+        )
+    if model.get("quantization") and lora is not None and lora.quantize is not None:
+        raise UserError(str(directory), "is quantised already; remove lora.quantize")
+    if lora is not None and adapter is None and config.only_eval:
+        raise UserError(str(directory), "holds no adapter to evaluate; remove the keys of lora")
 
 
 def _from_config(config: RunConfig) -> Opened:
@@ -96,6 +166,7 @@ def _opened(
     directory: Path | None,
     tokenizer: Tokenizer,
     made_with: dict[str, Any] | None,
+    adapter: Adapter | None = None,
 ) -> Opened:
     before = len(tokenizer)
     trained = made_with.get("latent_ids") if made_with is not None else None
@@ -108,16 +179,32 @@ def _opened(
             f"was trained with the latent tokens {trained}, but its tokenizer numbers them {ids};"
             " give the tokenizer it was trained with (key tokenizer)",
         )
+    # Only rows that are new: markers that a checkpoint has trained are left as they are.
+    new_tokens = range(0) if trained else range(before, len(tokenizer))
+    if adapter is not None:
+        new_tokens = adapter.new_tokens
+    elif config.adapter is not None and directory is not None:
+        rows = tuple(i for i in ids if i is not None)
+        adapter = _begun(config, config.adapter, rows, directory, new_tokens)
     source = Source(
         config=_described(model, tokenizer),
         directory=directory,
         vocab_size=len(tokenizer),
-        # Only rows that are new: markers that a checkpoint has trained are left as they are.
-        new_tokens=range(0) if trained else range(before, len(tokenizer)),
+        new_tokens=new_tokens,
         copy_from=tokenizer.token_id("<<"),
         feedback=_feedback(config, model, directory, tokenizer, made_with),
+        adapter=adapter,
     )
     return Opened(source, tokenizer, made_with)
+
+
+def _begun(
+    config: RunConfig, lora: Lora, rows: tuple[int, ...], directory: Path, new_tokens: range
+) -> Adapter:
+    """An adapter before training. rows: the latent tokens, which the base may know nothing of."""
+    is_hub = not config.load_model_path and not os.path.isdir(str(config.model_id))
+    base = str(config.model_id) if is_hub else str(directory.resolve())
+    return Adapter(lora, rows, base, fingerprint(directory), new_tokens, None)
 
 
 def _feedback(

@@ -32,7 +32,9 @@ class Policy:
 
     def keep_reference(self) -> None:
         """Freeze the weights of now as the reference."""
-        self.reference = copy.deepcopy(self.trainer.model).requires_grad_(False)
+        # Frozen weights beside an adapter are shared, not copied.
+        shared = {id(p): p for p in self.trainer.model.parameters() if not p.requires_grad}
+        self.reference = copy.deepcopy(self.trainer.model, shared).requires_grad_(False)
 
     def sample(
         self,

@@ -51,7 +51,8 @@ class Trainer:
         for name, w in self.model.named_parameters():
             is_gain = name.removeprefix(PREFIX) in GAINS
             kind = "model" if not name.startswith(PREFIX) else "gains" if is_gain else "rule"
-            groups[kind].setdefault("params", []).append((name, w))
+            if w.requires_grad:  # beside an adapter the model's own are frozen
+                groups[kind].setdefault("params", []).append((name, w))
         self.optimizer = torch.optim.AdamW(
             [group for group in groups.values() if "params" in group],
             betas=self.betas,
@@ -88,10 +89,11 @@ class Trainer:
 
     def update(self, lr: float) -> torch.Tensor:
         """AdamW on the gradients. Returns their norm before clipping."""
-        for p in self.model.parameters():
+        trained = [p for group in self.optimizer.param_groups for p in group["params"]]
+        for p in trained:
             if p.grad is None:  # a rule's weights at a stage without latents
                 p.grad = torch.zeros_like(p)
-        grads = [p.grad for p in self.model.parameters()]
+        grads = [p.grad for p in trained]
         norm = torch.nn.utils.get_total_norm(grads)
         if self.max_grad_norm > 0:
             torch._foreach_mul_(grads, (self.max_grad_norm / (norm + 1e-6)).clamp(max=1))

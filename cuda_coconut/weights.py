@@ -32,6 +32,12 @@ def load_model(directory: Path) -> tuple[Any, Any, dict[str, Any]]:
     Every parameter is set exactly once with its own shape, or UserError lists what does not fit.
     """
     config = json.loads((directory / "config.json").read_text())
+    if config.get("quantization"):
+        raise UserError(
+            str(directory),
+            "weights quantised by MLX, which torch cannot read; open it with mlx_coconut, or make a"
+            " float checkpoint of it: python -m mlx_coconut.fuse",
+        )
     model, module = models.build(config, str(directory / "config.json"))
     raw: dict[str, torch.Tensor] = {}
     for path in weight_files(directory):
@@ -125,12 +131,12 @@ def save_weights(weights: dict[str, torch.Tensor], directory: Path) -> None:
         shards[-1][name] = w
         size += w.nbytes
     if len(shards) == 1:
-        _save(directory / WEIGHTS, shards[0])
+        write_tensors(directory / WEIGHTS, shards[0])
         return
     where = {}
     for i, shard in enumerate(shards, 1):
         file = f"model-{i:05d}-of-{len(shards):05d}.safetensors"
-        _save(directory / file, shard)
+        write_tensors(directory / file, shard)
         where.update(dict.fromkeys(shard, file))
     total = sum(w.nbytes for w in weights.values())
     index = {"metadata": {"total_size": total}, "weight_map": where}
@@ -152,7 +158,7 @@ def save_moments(optimizer, module, directory: Path) -> None:
         own = module.to_hf(own) | rule
         moments.update({f"{kind}.{n}": w.detach() for n, w in own.items()})
     moments["step"] = torch.tensor([int(step)])
-    _save(directory / OPTIMIZER, moments)
+    write_tensors(directory / OPTIMIZER, moments)
 
 
 def load_moments(optimizer, model, module, directory: Path) -> None:
@@ -162,7 +168,8 @@ def load_moments(optimizer, model, module, directory: Path) -> None:
         raise UserError(str(path), "missing; this checkpoint cannot be resumed, only started from")
     raw = load_file(path)
     step = raw.pop("step", None)
-    shapes = {name: w.shape for name, w in model.named_parameters()}
+    trained = {name: w for name, w in model.named_parameters() if w.requires_grad}
+    shapes = {name: w.shape for name, w in trained.items()}
     own = {}
     for kind in MOMENTS:
         read = {n[2:]: w for n, w in raw.items() if n.startswith(f"{kind}.")}
@@ -170,7 +177,7 @@ def load_moments(optimizer, model, module, directory: Path) -> None:
         own[kind] = module.sanitize(read) | rule
     if step is None or any({n: w.shape for n, w in o.items()} != shapes for o in own.values()):
         raise UserError(str(path), "its moments do not fit the model; remove it to start anew")
-    for name, p in model.named_parameters():
+    for name, p in trained.items():
         # The fused AdamW wants its step count as a float32 beside the parameter.
         state = {"step": torch.tensor(float(step.item()), device=p.device)}
         for kind, key in MOMENTS.items():
@@ -178,7 +185,8 @@ def load_moments(optimizer, model, module, directory: Path) -> None:
         optimizer.state[p] = state
 
 
-def _save(path: Path, arrays: dict[str, torch.Tensor]) -> None:
+def write_tensors(path: Path, arrays: dict[str, torch.Tensor]) -> None:
+    """Write a safetensors file that other programs open."""
     # transformers refuses files that do not say which framework's layout they hold.
     contiguous = {name: w.contiguous() for name, w in arrays.items()}
     save_file(contiguous, path, metadata={"format": "pt"})

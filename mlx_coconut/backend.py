@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +12,7 @@ import mlx.core as mx
 import numpy as np
 from mlx.utils import tree_flatten
 
+from coconut.adapters import vocabulary
 from coconut.backend import (
     Decoding,
     LossSum,
@@ -25,7 +28,7 @@ from coconut.config import WITH_FEEDBACK, RunConfig
 from coconut.feedback import ThoughtStatistics
 from coconut.initial import grown_rows, initial_weights
 from coconut.rollouts import RolloutBatch
-from mlx_coconut import blas, models, weights
+from mlx_coconut import adapters, blas, models, weights
 from mlx_coconut.feedback import attach, fit, measure
 from mlx_coconut.generate import generate
 from mlx_coconut.inspect import continuation_logprobs, trace
@@ -58,11 +61,24 @@ class Backend:
             self.model, self.module, _ = weights.load_model(source.directory)
             if source.vocab_size > self.config["vocab_size"] or source.new_tokens:
                 self._grow(source, config.seed)
+        self.n_params = adapters.n_numbers(self.model)
+        self.adapter = source.adapter
+        self.naming = self.module
+        if source.adapter is not None:
+            self.naming = adapters
+            adapters.adapt(self.model, self.config, source.adapter, config.seed)
+            if source.adapter.directory is not None:
+                adapters.load(self.model, self.config, source.adapter)
         if self.feeds_back:
             trained = None
-            if source.feedback and source.feedback.is_trained and source.directory:
-                trained = weights.load_feedback(source.directory)
+            made_in = source.directory
+            if source.adapter is not None and source.adapter.directory is not None:
+                made_in = source.adapter.directory
+            if source.feedback and source.feedback.is_trained and made_in:
+                trained = weights.load_feedback(made_in)
             attach(self.model, source.feedback, config.seed, trained)
+        self.n_params += sum(w.size for w in weights.feedback_weights(self.model).values())
+        self.n_trained = sum(w.size for _, w in tree_flatten(self.model.trainable_parameters()))
         self.trainer = Trainer(
             self.model,
             weight_decay=config.weight_decay,
@@ -76,11 +92,17 @@ class Backend:
         self.policy = Policy(self.trainer)
         self.statistics = ThoughtStatistics()
         self.model_type = self.config["model_type"]
-        self.n_params = sum(w.size for _, w in tree_flatten(self.model.parameters()))
         self.n_positions = source.n_positions
 
     def _grow(self, source: Source, seed: int) -> None:
         """Rebuild the model around a larger embedding: resized first, then rows written."""
+        if self.config.get("quantization"):
+            n = max(source.vocab_size, self.config["vocab_size"])
+            rows = (n, source.copy_from, source.new_tokens, seed)
+            for path in vocabulary(self.config):
+                adapters.grow_quantized(self.model, path, *rows)
+            self.config["vocab_size"] = n
+            return
         hf = weights.to_numpy(weights.hf_weights(self.model, self.module))
         for name in self.module.VOCABULARY_ROWS:
             if name in hf:
@@ -178,27 +200,41 @@ class Backend:
 
     def restore(self, directory: Path) -> None:
         """Read the weights of a checkpoint of this run, in place of those of now."""
+        if self.adapter is not None:
+            adapter = replace(self.adapter, directory=directory)
+            adapters.load(self.model, self.config, adapter)
+            return
         model, _, _ = weights.load_model(directory)
         self.model.update(model.parameters())
 
+    def without_adapters(self) -> AbstractContextManager[None]:
+        """Inside, the model is its frozen base: a reference policy without a second copy."""
+        return adapters.disabled(self.model)
+
     def save(self, directory: Path, with_optimizer: bool) -> None:
-        """Write config.json, model.safetensors and, if asked, optimizer.safetensors."""
+        """Write config.json, model.safetensors and, if asked, optimizer.safetensors.
+
+        Of an adapted model its adapter instead of model.safetensors; see coconut/adapters.py.
+        """
         weights.save_config(self.config, self.model.args, directory)
-        weights.save_weights(weights.hf_weights(self.model, self.module), directory)
+        if self.adapter is None:
+            weights.save_weights(weights.hf_weights(self.model, self.module), directory)
+        else:
+            adapters.save(self.model, self.config, self.adapter, directory)
         weights.save_feedback(self.model, directory)
         if self.model.feedback is not None:
             self.model.feedback.inverses.forget()  # a resumed run makes them anew too
         if with_optimizer:
-            weights.save_moments(self.trainer.optimizer, self.module, directory)
+            weights.save_moments(self.trainer.optimizer, self.naming, directory)
 
     def load_optimizer(self, directory: Path) -> None:
         """Read the moments a checkpoint holds."""
         self.reset_optimizer()
-        weights.load_moments(self.trainer.optimizer, self.model, self.module, directory)
+        weights.load_moments(self.trainer.optimizer, self.model, self.naming, directory)
 
     def weights(self) -> dict[str, np.ndarray]:
-        """Every parameter under its Hugging Face name and layout, float32."""
-        return weights.to_numpy(weights.hf_weights(self.model, self.module))
+        """Every parameter under its Hugging Face name and layout, float32; adapters fused in."""
+        return weights.to_numpy(self.module.to_hf(adapters.fused(self.model)))
 
     def memory(self) -> int:
         """Peak bytes of MLX's arrays since the last call."""

@@ -124,7 +124,7 @@ def span_logprobs(model, hidden, targets, temperature, with_entropy: bool = Fals
             return picked - total, entropy
 
         run = scored if with_entropy or len(targets) <= CHUNK else mx.checkpoint(scored)
-        parameters = head.parameters()
+        parameters = head.trainable_parameters()
         divided = None if temperature is None else temperature[chunk]
         parts.append(run(parameters, hidden[chunk], targets[chunk], divided))
         head.update(parameters)

@@ -122,10 +122,11 @@ class Trainer:
             self.model.update(weights)  # tracing leaves placeholders in the model
 
     def _gradients(self, plan, weights, arrays, prepared, dropout):
-        def loss(weights):
-            return self._loss_sum(plan, weights, arrays, prepared, dropout)
+        def loss(trained):
+            return self._loss_sum(plan, trained, arrays, prepared, dropout)
 
-        return mx.value_and_grad(loss)(weights)
+        self.model.update(weights)
+        return mx.value_and_grad(loss)(self.model.trainable_parameters())
 
     def _loss_sum(self, plan, weights, arrays, prepared, dropout=None):
         ids, mask, positions, is_latent, index, targets, counts = arrays
@@ -147,7 +148,7 @@ class Trainer:
         """
         masters = self.model.parameters()
         if self.bf16:
-            self.model.update(tree_map(lambda w: w.astype(mx.bfloat16), masters))
+            self.model.update(tree_map(_as_bfloat16, masters))
         try:
             yield
         finally:
@@ -183,6 +184,11 @@ class Trainer:
         return {
             n: w + self.feedback_rate * (after[n] - w + decay[n] * w) for n, w in before.items()
         }
+
+
+def _as_bfloat16(w: mx.array) -> mx.array:
+    # Quantised weights are packed whole numbers.
+    return w.astype(mx.bfloat16) if mx.issubdtype(w.dtype, mx.floating) else w
 
 
 def norm_of(grads) -> mx.array:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
+import mlx.nn as nn
 import numpy as np
 from mlx.utils import tree_flatten, tree_unflatten
 
@@ -34,12 +35,36 @@ def load_model(directory: Path) -> tuple[Any, Any, dict[str, Any]]:
     raw: dict[str, mx.array] = {}
     for path in weight_files(directory):
         raw.update(mx.load(str(path)))
-    set_weights(model, module.sanitize(raw), str(directory))
+    own = module.sanitize(raw)
+    if config.get("quantization"):
+        _quantize_as(model, config["quantization"], own, str(directory / "config.json"))
+    set_weights(model, own, str(directory))
     return model, module, config
 
 
+def _quantize_as(model, quantization: dict[str, Any], own: dict[str, mx.array], where: str) -> None:
+    """Give the model the quantised layers that a directory of mlx_lm's has scales for."""
+
+    def settings(path: str, module) -> bool | dict[str, Any]:
+        if not hasattr(module, "to_quantized") or f"{path}.scales" not in own:
+            return False
+        # A layer of its own settings is listed under its name, mlx_lm's or the hub's.
+        return quantization.get(path) or quantization.get(f"model.{path}") or True
+
+    try:
+        nn.quantize(
+            model,
+            quantization["group_size"],
+            quantization["bits"],
+            mode=quantization.get("mode", "affine"),
+            class_predicate=settings,
+        )
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(where, f"quantization cannot be read: {error}") from None
+
+
 def set_weights(model, weights: dict[str, mx.array], where: str) -> None:
-    """Put weights into a model, strictly; floating types become float32.
+    """Put weights into a model, strictly; floating types become float32, quantised ones stay.
 
     A tied head may be there once more, equal to the embedding.
     """
@@ -62,7 +87,11 @@ def set_weights(model, weights: dict[str, mx.array], where: str) -> None:
     ]
     if problems:
         raise UserError(where, *problems)
-    model.update(tree_unflatten([(k, w.astype(mx.float32)) for k, w in weights.items()]))
+    own = {
+        name: w.astype(mx.float32) if mx.issubdtype(w.dtype, mx.floating) else w
+        for name, w in weights.items()
+    }
+    model.update(tree_unflatten(list(own.items())))
     mx.eval(model.parameters())
 
 
@@ -122,12 +151,12 @@ def save_weights(weights: dict[str, mx.array], directory: Path) -> None:
         shards[-1][name] = mx.contiguous(w)
         size += w.nbytes
     if len(shards) == 1:
-        _save(directory / WEIGHTS, shards[0])
+        write_tensors(directory / WEIGHTS, shards[0])
         return
     where = {}
     for i, shard in enumerate(shards, 1):
         file = f"model-{i:05d}-of-{len(shards):05d}.safetensors"
-        _save(directory / file, shard)
+        write_tensors(directory / file, shard)
         where.update(dict.fromkeys(shard, file))
     total = sum(w.nbytes for w in weights.values())
     index = {"metadata": {"total_size": total}, "weight_map": where}
@@ -144,7 +173,7 @@ def save_moments(optimizer, module, directory: Path) -> None:
         named = module.to_hf(own) | rule
         moments.update({f"{kind}.{n}": mx.contiguous(w) for n, w in named.items()})
     moments["step"] = mx.array([int(optimizer.step)], mx.int64)
-    _save(directory / OPTIMIZER, moments)
+    write_tensors(directory / OPTIMIZER, moments)
 
 
 def load_moments(optimizer, model, module, directory: Path) -> None:
@@ -169,7 +198,8 @@ def load_moments(optimizer, model, module, directory: Path) -> None:
     mx.eval(optimizer.state)
 
 
-def _save(path: Path, arrays: dict[str, mx.array]) -> None:
+def write_tensors(path: Path, arrays: dict[str, mx.array]) -> None:
+    """Write a safetensors file that other programs open."""
     # transformers refuses files that do not say which framework's layout they hold.
     mx.save_safetensors(str(path), arrays, metadata={"format": "pt"})
 

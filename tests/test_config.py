@@ -10,6 +10,7 @@ import yaml
 
 from coconut.config import (
     METHODS,
+    Lora,
     RunConfig,
     check_config,
     keys_markdown,
@@ -403,7 +404,8 @@ def test_the_resolved_file_can_be_overridden_to_another_method(folder: Path) -> 
 
 def test_every_key_has_a_help_line_and_the_table_names_them_all() -> None:
     rows = keys_table()
-    assert [row[0] for row in rows] == [f.name for f in dataclasses.fields(RunConfig)]
+    own = [f.name for f in dataclasses.fields(RunConfig)]
+    assert [row[0] for row in rows] == own + [f"lora.{f.name}" for f in dataclasses.fields(Lora)]
     assert all(help for *_, help in rows)
     kinds = {name: kind for name, kind, *_ in rows}
     assert kinds["method"] == " | ".join(METHODS)

@@ -34,7 +34,7 @@ ANYWHERE = {
 INSIDE_FUNCTIONS = {
     "coconut": {"data", "transformers", "huggingface_hub", "matplotlib"},
     "mlx_coconut": {"transformers"},
-    "cuda_coconut": {"transformers"},
+    "cuda_coconut": {"transformers", "peft"},
     "convert": {"torch", "mlx", "mlx_coconut", "cuda_coconut", "transformers", "mlx_lm"},
     "data": {"huggingface_hub", "coconut"},
 }

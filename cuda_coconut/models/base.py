@@ -141,6 +141,13 @@ def dropout(x: torch.Tensor, rate: float, key: Key | None) -> torch.Tensor:
     return x * kept.mul_(1 / (1 - rate))
 
 
+def as_linear(embedding, h: torch.Tensor) -> torch.Tensor:
+    """Products of states (..., D) with the rows of an embedding: the logits of a tied head."""
+    # twin: MLX's embeddings have this as a method.
+    own = getattr(embedding, "as_linear", None)
+    return F.linear(h, embedding.weight) if own is None else own(h)
+
+
 def split_key(key: Key | None, n: int) -> list[Key | None]:
     """n keys out of one; n times None out of None (no dropout)."""
     return [None] * n if key is None else [(*key, i) for i in range(n)]

@@ -15,7 +15,16 @@ from torch import nn
 
 from cuda_coconut.cache import Cache
 from cuda_coconut.cpu import Linear
-from cuda_coconut.models.base import Key, Mask, Tap, attend, checkpointed, dropout, split_key
+from cuda_coconut.models.base import (
+    Key,
+    Mask,
+    Tap,
+    as_linear,
+    attend,
+    checkpointed,
+    dropout,
+    split_key,
+)
 
 CONV1D = ("attn.c_attn.weight", "attn.c_proj.weight", "mlp.c_fc.weight", "mlp.c_proj.weight")
 """Weights that Hugging Face stores (in, out)."""
@@ -131,7 +140,7 @@ class Model(nn.Module):
 
     def head(self, h: torch.Tensor) -> torch.Tensor:
         """Logits of states after the final norm: (..., D) -> (..., V)."""
-        return F.linear(h, self.wte.weight)
+        return as_linear(self.wte, h)
 
     def final_norm(self, h: torch.Tensor) -> torch.Tensor:
         """The norm between the last block and the head, on states (..., D) of any layer."""
@@ -160,12 +169,12 @@ class Model(nn.Module):
 def sanitize(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """Hugging Face names and layout -> ours; applied twice equals applied once.
 
-    Prefix, mask buffers and the tied head are dropped. The orientation is read from c_attn once and
-    holds for the whole file: the square c_proj does not show its own.
+    Prefixes (mlx_lm's too), mask buffers and the tied head are dropped. The orientation is read
+    from c_attn once and holds for the whole file: the square c_proj does not show its own.
     """
     out = {}
     for name, w in weights.items():
-        name = name.removeprefix("transformer.")
+        name = name.removeprefix("transformer.").removeprefix("model.")
         if name == "lm_head.weight" or name.endswith((".attn.bias", ".attn.masked_bias")):
             continue
         out[name] = w

@@ -16,7 +16,15 @@ from torch import nn
 
 from cuda_coconut.cache import Cache
 from cuda_coconut.cpu import Linear
-from cuda_coconut.models.base import Key, Mask, Tap, attend, checkpointed, split_key
+from cuda_coconut.models.base import (
+    Key,
+    Mask,
+    Tap,
+    as_linear,
+    attend,
+    checkpointed,
+    split_key,
+)
 
 VOCABULARY_ROWS = ("model.embed_tokens.weight", "lm_head.weight")
 """Tensors with a row a token, by their Hugging Face names; a tied head has none of its own."""
@@ -186,7 +194,7 @@ class Model(nn.Module):
     def head(self, h: torch.Tensor) -> torch.Tensor:
         """Logits of states after the final norm: (..., D) -> (..., V)."""
         tied = self.args.tie_word_embeddings
-        return F.linear(h, self.embed_tokens.weight) if tied else self.lm_head(h)
+        return as_linear(self.embed_tokens, h) if tied else self.lm_head(h)
 
     def final_norm(self, h: torch.Tensor) -> torch.Tensor:
         """The norm between the last block and the head, on states (..., D) of any layer."""

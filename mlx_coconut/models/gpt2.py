@@ -79,7 +79,11 @@ class MLP(nn.Module):
         self.c_proj = nn.Linear(inner, args.n_embd)
 
     def __call__(self, x, key=None):
-        x = gelu_linear(self.c_fc(x), self.c_proj.weight, self.c_proj.bias)
+        x = self.c_fc(x)
+        if type(self.c_proj) is nn.Linear:
+            x = gelu_linear(x, self.c_proj.weight, self.c_proj.bias)
+        else:  # with an adapter, or quantised
+            x = self.c_proj(gelu_new(x))
         return dropout(x, self.resid_pdrop, key)
 
 
@@ -91,7 +95,12 @@ class Block(nn.Module):
         self.ln_2 = nn.LayerNorm(args.n_embd, eps=args.layer_norm_epsilon)
         self.mlp = MLP(args)
 
+    draw = None
+    """Where adapters with dropout find the key of the block; see mlx_coconut/adapters.py."""
+
     def __call__(self, x, mask, cache, layer, key=None):
+        if self.draw is not None:
+            self.draw.key = key
         attn_key, mlp_key = split_key(key, 2)
         x = x + self.attn(self.ln_1(x), mask, cache, layer, attn_key)
         return x + self.mlp(self.ln_2(x), mlp_key)
@@ -170,12 +179,12 @@ class Model(nn.Module):
 def sanitize(weights: dict[str, mx.array]) -> dict[str, mx.array]:
     """Hugging Face names and layout -> ours; applied twice equals applied once.
 
-    Prefix, mask buffers and the tied head are dropped. The orientation is read from c_attn once and
-    holds for the whole file: the square c_proj does not show its own.
+    Prefixes (mlx_lm's too), mask buffers and the tied head are dropped. The orientation is read
+    from c_attn once and holds for the whole file: the square c_proj does not show its own.
     """
     out = {}
     for name, w in weights.items():
-        name = name.removeprefix("transformer.")
+        name = name.removeprefix("transformer.").removeprefix("model.")
         if name == "lm_head.weight" or name.endswith((".attn.bias", ".attn.masked_bias")):
             continue
         out[name] = w

@@ -137,7 +137,12 @@ class Block(nn.Module):
         self.post_attention_layernorm = nn.RMSNorm(args.hidden_size, eps=args.rms_norm_eps)
         self.mlp = MLP(args)
 
+    draw = None
+    """Where adapters with dropout find the key of the block; see mlx_coconut/adapters.py."""
+
     def __call__(self, x, mask, cache, layer, key, rotation):
+        if self.draw is not None:
+            self.draw.key = key
         x = x + self.self_attn(self.input_layernorm(x), mask, cache, layer, key, rotation)
         return x + self.mlp(self.post_attention_layernorm(x))
 
