@@ -410,8 +410,11 @@ class Runner:
 
     def _greet(self) -> None:
         config, b = self.config, self.backend
+        adapter = config.adapter
+        trained = f", {b.n_trained / 1e6:.2f}M trained ({adapter.type})" if adapter else ""
         self.console.say(
-            f"{self.twin} | {b.model_type} {b.n_params / 1e6:.1f}M params | {b.device} {b.dtype}"
+            f"{self.twin} | {b.model_type} {b.n_params / 1e6:.1f}M params{trained}"
+            f" | {b.device} {b.dtype}"
             f" | run {config.name} | method {config.method} | seed {config.seed}"
         )
         if b.note:

@@ -181,7 +181,7 @@ def load(model, config: Mapping[str, Any], adapter: Adapter) -> None:
 
 
 def to_hf(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """peft's names and layout of trained arrays -> those of the files."""
+    """Names and layout of trained arrays here -> those of the files."""
     out = {}
     for name, w in weights.items():
         for theirs, ours in LEAVES.items():
@@ -193,7 +193,7 @@ def to_hf(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 
 
 def sanitize(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Names and layout of trained arrays in the files -> peft's."""
+    """Names and layout of trained arrays in the files -> those here."""
     out = {}
     for name, w in weights.items():
         for theirs, ours in LEAVES.items():

@@ -198,12 +198,12 @@ def load(model, config: Mapping[str, Any], adapter: Adapter) -> None:
 
 
 def to_hf(weights: dict[str, mx.array]) -> dict[str, mx.array]:
-    """Our names of trained arrays -> those of the files, which are the same."""
+    """Names and layout of trained arrays here -> those of the files."""
     return weights
 
 
 def sanitize(weights: dict[str, mx.array]) -> dict[str, mx.array]:
-    """Names of trained arrays in the files -> ours, which are the same."""
+    """Names and layout of trained arrays in the files -> those here."""
     return weights
 
 

@@ -64,9 +64,9 @@ def _quantize_as(model, quantization: dict[str, Any], own: dict[str, mx.array], 
 
 
 def set_weights(model, weights: dict[str, mx.array], where: str) -> None:
-    """Put weights into a model, strictly; floating types become float32, quantised ones stay.
+    """Put weights into a model, strictly; floating types become float32.
 
-    A tied head may be there once more, equal to the embedding.
+    Quantised ones stay as they are. A tied head may be there once more, equal to the embedding.
     """
     shapes = {name: w.shape for name, w in tree_flatten(model.parameters())}
     if HEAD in weights and HEAD not in shapes:

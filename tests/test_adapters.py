@@ -58,7 +58,7 @@ def loss(engine: Any, seed: int = 2) -> float:
     return engine.eval_loss(ragged_batch(seed)).loss_sum
 
 
-@pytest.mark.parametrize("name", [GPT2, QWEN2, UNTIED])
+@pytest.mark.parametrize("name", [GPT2, UNTIED])
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_fresh_adapter_changes_nothing(twin, name, kind):
     plain, adapted = backend(twin, name, None), backend(twin, name, Lora(type=kind))
@@ -96,11 +96,10 @@ def test_the_base_alone_and_the_adapted_model_take_turns(twin):
     assert loss(engine) != adapted
 
 
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("name", [GPT2, UNTIED])
+@pytest.mark.parametrize("name, kind", [(GPT2, "lora"), (UNTIED, "dora")])
 def test_fused_weights_compute_what_the_adapted_model_does(twin, name, kind, tmp_path):
     engine = backend(twin, name, Lora(type=kind, rank=3))
-    train(engine, 3)
+    train(engine, 3, n_batches=1)
     config = base_config(MODELS / name)
     twin.weights.save_config(config, engine.model.args, tmp_path)
     from safetensors.numpy import save_file
@@ -123,13 +122,13 @@ def test_a_saved_adapter_goes_on_bit_for_bit(twin, kind, tmp_path):
 
 
 @needs_both
-@pytest.mark.parametrize("kind", KINDS)
 # Not qwen2-tiny: there float32 alone is 3e-4 away from float64 after 20 steps.
-@pytest.mark.parametrize("name", [GPT2, UNTIED])
+@pytest.mark.parametrize("name, kind", [(GPT2, "dora"), (UNTIED, "lora")])
 def test_twins_follow_one_curve_and_read_each_others_adapters(name, kind, tmp_path):
     lora = Lora(type=kind, rank=4)
     engines = [backend(load_twin(t), name, lora, max_grad_norm=1.0) for t in ("mlx", "cuda")]
-    ours, theirs = (np.array(train(engine, 10, 1e-3)) for engine in engines)
+    ours, theirs = (np.array(train(engine, 20, 1e-3, 1)) for engine in engines)
+    assert ours[-1] < 0.9 * ours[0]
     assert np.abs(ours / theirs - 1).max() < CURVE
     rest = []
     for engine, other in zip(engines, ("cuda", "mlx"), strict=True):
@@ -138,7 +137,7 @@ def test_twins_follow_one_curve_and_read_each_others_adapters(name, kind, tmp_pa
         engine.save(folder, with_optimizer=True)
         went_on = backend(load_twin(other), name, lora, saved=folder, max_grad_norm=1.0)
         went_on.load_optimizer(folder)
-        rest += [train(went_on, 10, 1e-3), train(engine, 10, 1e-3)]
+        rest += [train(went_on, 5, 1e-3, 1), train(engine, 5, 1e-3, 1)]
     for curve in rest:
         assert np.abs(np.array(curve) / rest[0] - 1).max() < CURVE
 
