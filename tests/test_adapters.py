@@ -11,11 +11,13 @@ import numpy as np
 import pytest
 from conftest import CHOSEN, load_twin
 from golden_models import MODELS, TOKENS, ragged_batch
+from test_latro import random_rollouts
 
 from coconut.adapters import Adapter, fingerprint, n_trained, trained_shapes
 from coconut.backend import Source
 from coconut.config import Lora, RunConfig
 from coconut.errors import UserError
+from coconut.rollouts import collate_rollouts
 
 GPT2, QWEN2, UNTIED = "gpt2-tiny", "qwen2-tiny", "qwen2-tiny-untied"
 ROWS = (TOKENS["start"], TOKENS["end"], TOKENS["latent"])
@@ -166,6 +168,35 @@ def test_bfloat16_trains_adapters_in_float32(twin):
     a, b = train(exact, 3), train(rough, 3)
     assert a == pytest.approx(b, rel=2e-2) and a != b
     assert all(w.dtype == np.float32 for w in rough.weights().values())
+
+
+def test_latro_trains_an_adapter_against_the_base_alone(twin):
+    engine = backend(twin, GPT2, Lora(rank=2))
+    rollouts = random_rollouts(4, latents=1)
+    batch = collate_rollouts(rollouts, TOKENS["latro_pad"])
+    engine.keep_reference()
+    before = engine.score(batch).logprobs
+    weighted = collate_rollouts(
+        rollouts, TOKENS["latro_pad"], advantages=[1.0, -1.0, 0.5, -0.5], n_rows=4
+    )
+    for _ in range(2):
+        engine.policy_step([weighted], 1e-2)
+    after = engine.score(batch).logprobs
+    assert np.abs(after - before).max() > 1e-2
+    np.testing.assert_array_equal(engine.score(batch, of_reference=True).logprobs, before)
+    with engine.without_adapters():
+        np.testing.assert_allclose(engine.score(batch).logprobs, before, atol=1e-5)
+
+
+def test_a_run_goes_back_to_an_adapter_it_saved(twin, tmp_path):
+    engine = backend(twin, GPT2, Lora(rank=2))
+    train(engine, 1, n_batches=1)
+    engine.save(tmp_path, with_optimizer=False)
+    saved = loss(engine)
+    train(engine, 1, n_batches=1)
+    assert loss(engine) != saved
+    engine.restore(tmp_path)
+    assert loss(engine) == saved
 
 
 @pytest.mark.parametrize("name", [GPT2, UNTIED])
