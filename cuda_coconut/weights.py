@@ -101,7 +101,7 @@ def feedback_weights(model) -> dict[str, torch.Tensor]:
 def save_feedback(model, directory: Path) -> None:
     """Write feedback.safetensors if the model's rule has weights."""
     if own := feedback_weights(model):
-        _save(directory / FEEDBACK, {f"{PREFIX}{n}": w for n, w in own.items()})
+        write_tensors(directory / FEEDBACK, {f"{PREFIX}{n}": w for n, w in own.items()})
 
 
 def load_feedback(directory: Path) -> dict[str, torch.Tensor]:

@@ -121,7 +121,9 @@ def feedback_weights(model) -> dict[str, mx.array]:
 def save_feedback(model, directory: Path) -> None:
     """Write feedback.safetensors if the model's rule has weights."""
     if own := feedback_weights(model):
-        _save(directory / FEEDBACK, {f"{PREFIX}{n}": mx.contiguous(w) for n, w in own.items()})
+        write_tensors(
+            directory / FEEDBACK, {f"{PREFIX}{n}": mx.contiguous(w) for n, w in own.items()}
+        )
 
 
 def load_feedback(directory: Path) -> dict[str, mx.array]:
