@@ -218,7 +218,7 @@ def _feedback(
 
     Raises UserError if they differ and it was not asked for, or the model cannot run it.
     """
-    if config.method not in WITH_FEEDBACK:
+    if config.method not in WITH_FEEDBACK or not config.has_latents:
         return None
     trained = made_with or {}
     own = None
