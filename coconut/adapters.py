@@ -40,9 +40,10 @@ LEAVES = ("lora_a", "lora_b", "m")
 class Adapter:
     """What is trained beside a frozen base.
 
-    rows: tokens whose embedding rows are trained. base: directory or hub name of the frozen model;
-    base_sha256: fingerprint of its weight files. new_tokens: rows that the base was given when the
-    adapter began. directory: where trained values lie, None for an adapter that begins.
+    rows: tokens whose embedding rows are trained. base: directory or hub name of the frozen model,
+    revision: of the hub's; base_sha256: fingerprint of its weight files. new_tokens: rows that the
+    base was given when the adapter began. directory: where trained values lie, None for an adapter
+    that begins.
     """
 
     lora: Lora
@@ -51,6 +52,9 @@ class Adapter:
     base_sha256: str
     new_tokens: range
     directory: Path | None
+    revision: str | None = None
+    seed: int = 0
+    """Of the first values, and of new rows of the base."""
 
 
 def linear_layers(config: Mapping[str, Any]) -> dict[str, tuple[int, int]]:
@@ -149,6 +153,35 @@ def n_trained(config: Mapping[str, Any], lora: Lora, n_rows: int) -> int:
     return sum(math.prod(shape) for shape in trained_shapes(config, lora, n_rows).values())
 
 
+def in_words(adapter: Adapter, config: Mapping[str, Any]) -> str:
+    """What is trained, for the plan of a run."""
+    lora = adapter.lora
+    blocks = "all blocks" if lora.layers is None else f"the last {lora.layers} blocks"
+    words = f"{lora.type} of rank {lora.rank}, scale {lora.scale:g}, on"
+    words += f" {', '.join(targets(config, lora))} of {blocks}"
+    if adapter.rows:
+        words += f", and the rows of tokens {', '.join(map(str, adapter.rows))}"
+    return words
+
+
+def check_twin(twin: str, lora: Lora | None, config: Mapping[str, Any], where: str) -> None:
+    """Raise UserError for what the torch twin cannot do: quantised weights."""
+    if twin != "cuda_coconut":
+        return
+    if lora is not None and lora.quantize is not None:
+        raise UserError(
+            "lora.quantize",
+            "this twin does not quantise: bitsandbytes needs CUDA and its numbers are not MLX's;"
+            " remove the key, or train with python -m mlx_coconut.run",
+        )
+    if config.get("quantization"):
+        raise UserError(
+            where,
+            "weights quantised by MLX, which torch cannot read; open it with mlx_coconut, or make a"
+            " float checkpoint of it: python -m mlx_coconut.fuse",
+        )
+
+
 def initial_factor(name: str, shape: tuple[int, ...], seed: int) -> np.ndarray:
     """A factor before training: lora_a uniform within 1/sqrt(inputs), lora_b 0, float32.
 
@@ -198,6 +231,8 @@ def read_adapter(directory: Path) -> Adapter:
             base_sha256=str(ours["base_sha256"]),
             new_tokens=range(*ours["new_tokens"]),
             directory=directory,
+            revision=ours.get("revision"),
+            seed=int(ours.get("seed", 0)),
         )
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(str(path), f"damaged: {error}") from None
@@ -222,6 +257,8 @@ def adapter_config(adapter: Adapter, config: Mapping[str, Any]) -> dict[str, Any
             "rows": list(adapter.rows),
             "new_tokens": [adapter.new_tokens.start, adapter.new_tokens.stop],
             "base": adapter.base,
+            "revision": adapter.revision,
+            "seed": adapter.seed,
             "base_sha256": adapter.base_sha256,
         },
     }

@@ -38,6 +38,7 @@ def main(twin: str, make_backend: MakeBackend, argv: Sequence[str] | None = None
     parser.add_argument("--temperature", type=float, default=0.0, metavar="T", help="0 is greedy")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--batch-size", type=int, default=64, metavar="B")
+    parser.add_argument("--base", metavar="DIR", help="where an adapter's base is, if it was moved")
     parser.add_argument("--json", action="store_true", help="an object a question")
     options = parser.parse_args(argv)
     guarded(lambda: _answer(make_backend, options))
@@ -65,6 +66,7 @@ def _answer(make_backend: MakeBackend, options: argparse.Namespace) -> None:
 
     directory = Path(options.model)
     config = checkpoint_config(directory if directory.exists() else fetch(options.model))
+    config.model_id = options.base
     opened = open_source(config)
     tokenizer, made_with = opened.tokenizer, opened.coconut or {}
     backend = make_backend(config, opened.source)

@@ -219,6 +219,10 @@ class Backend(Protocol):
         """
         ...
 
+    def save_fused(self, directory: Path) -> None:
+        """Write a whole float checkpoint: adapters fused into the weights, nothing quantised."""
+        ...
+
     def load_optimizer(self, directory: Path) -> None:
         """Read the moments a checkpoint holds."""
         ...

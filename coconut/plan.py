@@ -10,6 +10,8 @@ from typing import Any
 
 import numpy as np
 
+from coconut.adapters import check_twin, in_words, n_trained
+from coconut.backend import Source
 from coconut.config import WITH_LATENTS, RunConfig
 from coconut.console import Console
 from coconut.curriculum import (
@@ -72,6 +74,7 @@ class Model:
     tokenizer: Tokenizer | None
     coconut: dict[str, Any] | None
     note: str = ""
+    source: Source | None = None
 
 
 @dataclass(frozen=True)
@@ -92,6 +95,8 @@ def print_plan(config: RunConfig, twin: str) -> None:
     newest = None if config.only_eval else newest_checkpoint(config.run_dir)
     model = _find_model(config, newest)
     shape = model.shape
+    if model.source is not None:
+        check_twin(twin, config.adapter, model.source.config, model.name)
     assert config.val_path is not None, "checked with the configuration"
     val_items = read_items(config.val_path)
     if config.debug:
@@ -117,11 +122,28 @@ def print_plan(config: RunConfig, twin: str) -> None:
         rows = []
     else:
         console.say(resume_in_words(config, newest))
+        _say_adapter(console, model)
         rows = _say_stages(console, config, train, model)
     _say_evaluation(console, val, prompts, model)
     if shape and model.tokenizer:
-        _say_memory(console, config, shape, rows, prompts)
+        _say_memory(console, config, shape, rows, prompts, model.source)
     console.say("checked: no model was built, no weights were downloaded, nothing was written")
+
+
+def _say_adapter(console: Console, model: Model) -> None:
+    """How much of the model is trained, where that is not all of it."""
+    if model.source is None or model.source.adapter is None or model.shape is None:
+        return
+    adapter, config = model.source.adapter, model.source.config
+    n = n_trained(config, adapter.lora, len(adapter.rows))
+    frozen = model.shape.n_params
+    quantized = config.get("quantization") or {}
+    bits = adapter.lora.quantize or quantized.get("bits")
+    stored = f" in {bits} bits" if bits else ""
+    console.say(
+        f"trains {n:,} parameters ({100 * n / frozen:.2f} %) beside {frozen:,} frozen ones{stored}:"
+        f" {in_words(adapter, config)}"
+    )
 
 
 def resume_in_words(config: RunConfig, newest: Path | None) -> str:
@@ -164,7 +186,7 @@ def _find_model(config: RunConfig, newest: Path | None) -> Model:
     if source.directory is not None:
         where, rows = str(source.directory / "config.json"), source.config["vocab_size"]
     shape = shape_of(source.config, max(source.vocab_size, rows), where)
-    return Model(name, shape, opened.tokenizer, opened.coconut)
+    return Model(name, shape, opened.tokenizer, opened.coconut, source=source)
 
 
 def _not_downloaded(config: RunConfig, name: str) -> Model:
@@ -256,6 +278,22 @@ def training_bytes(
         kept = shape.n_layers * 6 * (shape.width + shape.kv_width) + 2 * inside
     parameters = shape.n_params * (16 + 2 * bf16)
     return parameters + tokens * kept * size + 3 * 4 * n_targets * shape.vocab_size
+
+
+def frozen_bytes(shape: Shape, source: Source, bf16: bool = False) -> int:
+    """What of `training_bytes` a frozen base does not need.
+
+    Gradient and moments, 12 bytes a parameter; of a quantised one all but its bits and 2 numbers of
+    4 bytes a group. What is trained costs its 16 bytes.
+    """
+    assert source.adapter is not None, "nothing is frozen otherwise"
+    lora = source.adapter.lora
+    quantized = source.config.get("quantization") or {}
+    bits = lora.quantize or quantized.get("bits")
+    group = lora.group_size if lora.quantize else quantized.get("group_size", 64)
+    saved = 12.0 if not bits else 16 - bits / 8 - 8 / group
+    n = n_trained(source.config, lora, len(source.adapter.rows))
+    return int(shape.n_params * saved) - n * (16 + 2 * bf16)
 
 
 def evaluation_bytes(
@@ -441,6 +479,7 @@ def _say_memory(
     shape: Shape,
     rows: list[Row],
     prompts: dict[int, list[Row]],
+    source: Source | None,
 ) -> None:
     """Memory of batches of the longest rows, and whether an answer has room behind its question."""
     table = []
@@ -451,6 +490,8 @@ def _say_memory(
         n_rows = config.batch_size_training
         options = (config.bf16, config.gradient_checkpointing)
         size = training_bytes(shape, n_rows, length, n_rows * targets, *options)
+        if source is not None and source.adapter is not None:
+            size -= frozen_bytes(shape, source, config.bf16)
         table.append(("training", n_rows, length, f"{size / 1e9:.2f}"))
     questions = [len(row.ids) for asked in prompts.values() for row in asked]
     longest, n_rows = max(questions), min(config.eval_batch_size, len(prompts[min(prompts)]))

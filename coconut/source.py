@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -88,6 +88,13 @@ def open_source(
         _check_settings(config, adapter)
         directory = base_of(adapter, config.model_id)
         model = describe(directory)["config"]
+    elif config.adapter is not None:
+        is_there = with_weights or not on_hub
+        base = str(config.model_id) if on_hub else str(directory.resolve())
+        # Its rows and new tokens follow from the tokenizer.
+        sha = fingerprint(directory) if is_there else ""
+        revision = config.model_revision if on_hub else None
+        adapter = Adapter(config.adapter, (), base, sha, range(0), None, revision, config.seed)
     _check_trainable(config, model, adapter, directory)
     return _opened(config, model, directory, tokenizer, made_with, adapter)
 
@@ -104,7 +111,7 @@ def base_of(adapter: Adapter, given: str | None) -> Path:
                 where, f"its base {name} is gone; bring it back, or say where it is (model_id=DIR)"
             )
         name = given
-    directory = Path(name) if os.path.isdir(name) else fetch(name)
+    directory = Path(name) if os.path.isdir(name) else fetch(name, adapter.revision)
     if (directory / "checksums.json").exists():
         verify(directory)
     if is_adapter(directory):
@@ -150,7 +157,7 @@ def _check_trainable(
         )
     if model.get("quantization") and lora is not None and lora.quantize is not None:
         raise UserError(str(directory), "is quantised already; remove lora.quantize")
-    if lora is not None and adapter is None and config.only_eval:
+    if lora is not None and config.only_eval and adapter is not None and adapter.directory is None:
         raise UserError(str(directory), "holds no adapter to evaluate; remove the keys of lora")
 
 
@@ -181,11 +188,12 @@ def _opened(
         )
     # Only rows that are new: markers that a checkpoint has trained are left as they are.
     new_tokens = range(0) if trained else range(before, len(tokenizer))
-    if adapter is not None:
-        new_tokens = adapter.new_tokens
-    elif config.adapter is not None and directory is not None:
+    if adapter is not None and adapter.directory is None:
+        # The base may know nothing of the latent tokens, so their rows are trained.
         rows = tuple(i for i in ids if i is not None)
-        adapter = _begun(config, config.adapter, rows, directory, new_tokens)
+        adapter = replace(adapter, rows=rows, new_tokens=new_tokens)
+    elif adapter is not None:
+        new_tokens = adapter.new_tokens
     source = Source(
         config=_described(model, tokenizer),
         directory=directory,
@@ -196,15 +204,6 @@ def _opened(
         adapter=adapter,
     )
     return Opened(source, tokenizer, made_with)
-
-
-def _begun(
-    config: RunConfig, lora: Lora, rows: tuple[int, ...], directory: Path, new_tokens: range
-) -> Adapter:
-    """An adapter before training. rows: the latent tokens, which the base may know nothing of."""
-    is_hub = not config.load_model_path and not os.path.isdir(str(config.model_id))
-    base = str(config.model_id) if is_hub else str(directory.resolve())
-    return Adapter(lora, rows, base, fingerprint(directory), new_tokens, None)
 
 
 def _feedback(

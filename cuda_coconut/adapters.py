@@ -53,7 +53,8 @@ class RowsEmbedding(nn.Module):
     @property
     def weight(self) -> torch.Tensor:
         """All rows (V, D), the trained ones in their places."""
-        return self.base.weight.index_copy(0, self.tokens, self.rows)
+        w = self.base.weight
+        return w if self.is_disabled else w.index_copy(0, self.tokens, self.rows)
 
     def as_linear(self, x: torch.Tensor) -> torch.Tensor:
         """States (..., D) -> logits (..., V)."""
@@ -84,16 +85,11 @@ class InputDropout(nn.Module):
         return dropout(x, self._rate, None if key is None else (*key, 64 - self._number))
 
 
-def adapt(model, config: Mapping[str, Any], adapter: Adapter, seed: int) -> None:
+def adapt(model, config: Mapping[str, Any], adapter: Adapter) -> None:
     """Freeze the model, quantise it if asked, and put fresh adapters and trained rows into it."""
     lora = adapter.lora
     layers = files.adapted_layers(config, lora)
-    if lora.quantize is not None:
-        raise UserError(
-            "lora.quantize",
-            "this twin does not quantise: bitsandbytes needs CUDA and its numbers are not MLX's;"
-            " remove the key, or train with python -m mlx_coconut.run",
-        )
+    files.check_twin("cuda_coconut", lora, config, adapter.base)
     try:
         import peft  # takes seconds: it opens transformers
     except ImportError:
@@ -125,7 +121,9 @@ def adapt(model, config: Mapping[str, Any], adapter: Adapter, seed: int) -> None
         model.set_submodule(path, RowsEmbedding(base, adapter.rows, rows))
     shapes = files.trained_shapes(config, lora, len(adapter.rows))
     fresh = {n: s for n, s in shapes.items() if n.endswith((".lora_a", ".lora_b"))}
-    drawn = {n: torch.from_numpy(files.initial_factor(n, s, seed)) for n, s in fresh.items()}
+    drawn = {
+        n: torch.from_numpy(files.initial_factor(n, s, adapter.seed)) for n, s in fresh.items()
+    }
     _set(model, drawn)
 
 
@@ -205,7 +203,9 @@ def sanitize(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 
 
 def _whole_weight(layer) -> torch.Tensor:
-    """Weight of a linear layer with its adapter merged in."""
+    """Weight of a linear layer with its adapter merged in, unless that stands aside."""
+    if layer.disable_adapters:
+        return layer.base_layer.weight.detach()
     w = layer.base_layer.weight.detach() + layer.get_delta_weight("default").detach()
     if "default" not in layer.lora_magnitude_vector:
         return w

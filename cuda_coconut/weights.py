@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 
+from coconut.adapters import check_twin
 from coconut.errors import UserError
 from cuda_coconut import models
 from cuda_coconut.feedback import PREFIX
@@ -32,12 +33,7 @@ def load_model(directory: Path) -> tuple[Any, Any, dict[str, Any]]:
     Every parameter is set exactly once with its own shape, or UserError lists what does not fit.
     """
     config = json.loads((directory / "config.json").read_text())
-    if config.get("quantization"):
-        raise UserError(
-            str(directory),
-            "weights quantised by MLX, which torch cannot read; open it with mlx_coconut, or make a"
-            " float checkpoint of it: python -m mlx_coconut.fuse",
-        )
+    check_twin("cuda_coconut", None, config, str(directory))
     model, module = models.build(config, str(directory / "config.json"))
     raw: dict[str, torch.Tensor] = {}
     for path in weight_files(directory):

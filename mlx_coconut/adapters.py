@@ -79,7 +79,7 @@ class InputDropout(nn.Module):
         )
 
 
-def adapt(model, config: Mapping[str, Any], adapter: Adapter, seed: int) -> None:
+def adapt(model, config: Mapping[str, Any], adapter: Adapter) -> None:
     """Freeze the model, quantise it if asked, and put fresh adapters and trained rows into it."""
     from mlx_lm.tuner.utils import linear_to_lora_layers  # takes seconds: it opens transformers
 
@@ -110,7 +110,7 @@ def adapt(model, config: Mapping[str, Any], adapter: Adapter, seed: int) -> None
         _put(model, path, RowsEmbedding(base, adapter.rows, rows))
     shapes = files.trained_shapes(config, lora, len(adapter.rows))
     fresh = {n: s for n, s in shapes.items() if n.endswith((".lora_a", ".lora_b"))}
-    drawn = {n: mx.array(files.initial_factor(n, s, seed)) for n, s in fresh.items()}
+    drawn = {n: mx.array(files.initial_factor(n, s, adapter.seed)) for n, s in fresh.items()}
     model.update(tree_unflatten(list(drawn.items())))
     mx.eval(model.parameters())
 

@@ -60,13 +60,14 @@ class Backend:
         else:
             self.model, self.module, _ = weights.load_model(source.directory)
             if source.vocab_size > self.config["vocab_size"] or source.new_tokens:
-                self._grow(source, config.seed)
+                begun = config if source.adapter is None else source.adapter
+                self._grow(source, begun.seed)
         self.n_params = adapters.n_numbers(self.model)
         self.adapter = source.adapter
         self.naming = self.module
         if source.adapter is not None:
             self.naming = adapters
-            adapters.adapt(self.model, self.config, source.adapter, config.seed)
+            adapters.adapt(self.model, self.config, source.adapter)
             if source.adapter.directory is not None:
                 adapters.load(self.model, self.config, source.adapter)
         if self.feeds_back:
@@ -226,6 +227,13 @@ class Backend:
             self.model.feedback.inverses.forget()  # a resumed run makes them anew too
         if with_optimizer:
             weights.save_moments(self.trainer.optimizer, self.naming, directory)
+
+    def save_fused(self, directory: Path) -> None:
+        """Write a whole float checkpoint: adapters fused into the weights, nothing quantised."""
+        config = {n: v for n, v in self.config.items() if not n.startswith("quantization")}
+        weights.save_config(config, self.model.args, directory)
+        weights.save_weights(self.module.to_hf(adapters.fused(self.model)), directory)
+        weights.save_feedback(self.model, directory)
 
     def load_optimizer(self, directory: Path) -> None:
         """Read the moments a checkpoint holds."""

@@ -1,0 +1,9 @@
+"""`python -m cuda_coconut.fuse DIR OUT`: make a whole checkpoint of one that holds an adapter."""
+
+from __future__ import annotations
+
+from coconut.fuse import main
+from cuda_coconut.run import make_backend
+
+if __name__ == "__main__":
+    main("cuda_coconut", make_backend)
