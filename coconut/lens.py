@@ -39,8 +39,11 @@ READINGS = {
     "step": "the subject of the step it would print next",
     "fact": "what it would say the asked name is",
     "answer": "what it would give as the answer",
+    "thought": "what the output head reads in the thought itself",
 }
-"""Kinds of forced text whose next concept is read. step: `Every`, as in the Coconut paper
+"""Where the next concept is read. thought: nothing is forced; in the vector that is fed back, the
+concept that ` is a` would go on with (of a word of many tokens, its first). The others force a text
+behind the thoughts. step: `Every`, as in the Coconut paper
 (arXiv 2412.06769, section 5); without thoughts the step's first word. fact: `NAME is a`.
 answer: `### NAME is a`."""
 
@@ -97,9 +100,9 @@ class Reading:
     """The latent tree: which concept comes next, were the text to begin with a lead.
 
     kind: one of READINGS. leads: the forced text after 0, 1, ... thoughts. lead_probability: that
-    the model would begin so by itself. values[k][node]: probability of each node's word given the
-    lead; words outside the graph have the rest. is_trained: the checkpoint's method trains such
-    text behind thoughts.
+    the model would begin so by itself; where nothing is forced, what all concepts have together.
+    values[k][node]: probability of each node's word given the lead; words outside the graph have
+    the rest. is_trained: the checkpoint's method trains such text behind thoughts.
     """
 
     kind: str
@@ -166,8 +169,9 @@ class Lens:
                 f"was trained by {self.config.method}, which has no thoughts; leave --latents out",
             )
         self.own_thoughts = own
-        self.own_reading = "step" if self._prints_steps else "fact"
         self.n_thoughts = own if n_thoughts is None else n_thoughts
+        by_method = "thought" if self.n_thoughts else "fact"
+        self.own_reading = "step" if self._prints_steps else by_method
         self.backend: Backend = make_backend(self.config, opened.source)
 
     def inspect(
@@ -286,6 +290,9 @@ class Lens:
 
     def reading(self, question: str, graph: Graph, kind: str) -> Reading:
         """The latent tree by one kind of lead (see READINGS), for every number of thoughts."""
+        if kind == "thought":
+            values = self._named(question, graph)
+            return Reading(kind, [""] * len(values), [sum(row) for row in values], values, True)
         cases = [_case(kind, k, graph) for k in range(self.n_thoughts + 1)]
         found = self._forced(question, graph, cases)
         values = [[0.0] * len(graph.nodes) for _ in cases]
@@ -300,6 +307,23 @@ class Lens:
         return Reading(
             kind, [case.lead for case in cases], [p for p, _ in found], values, is_trained
         )
+
+    def _named(self, question: str, graph: Graph) -> list[list[float]]:
+        """For k = 0, 1, ...: the probability of each concept in thought k; zeros for k = 0."""
+        row = self._prompt(question, self.n_thoughts)
+        found = [[0.0] * len(graph.nodes)]
+        if not row.n_latents:
+            return found
+        case = _Case(" is a", [n for n in range(len(graph.nodes)) if n not in graph.names], ".")
+        words = [(n, _spelled(self.tokenizer, case, graph.nodes[n])) for n in case.nodes]
+        for logprobs in self.backend.trace(collate([row], self.tokenizer.pad_id)).logprobs:
+            values = [0.0] * len(graph.nodes)
+            for node, word in words:
+                is_one = bool(word.inside)
+                p = self._mass(logprobs, word.shared, word.inside) if is_one else None
+                values[node] = math.exp(logprobs[word.tokens[0]]) if p is None else p
+            found.append(values)
+        return found
 
     def is_trained(self, n_thoughts: int) -> bool:
         """Whether the checkpoint's method trains answers from this many thoughts."""

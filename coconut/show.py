@@ -112,10 +112,13 @@ class Tables:
         rest = [_percent(max(0.0, 1 - sum(row))) for row in reading.values]
         rows.append(["other words", "", "", *rest])
         own = [_percent(p) if p >= 0.0005 else f"{p:.0e}" for p in reading.lead_probability]
-        rows.append(["begins so by itself", "", "", *own])
+        if reading.kind != "thought":
+            rows.append(["begins so by itself", "", "", *own])
         columns = ["concept", "hops", "", *(f"after {k}" for k in range(len(reading.values)))]
         lead = reading.leads[-1]
         title = f"Latent tree: the next concept behind {lead!r} ({READINGS[reading.kind]})"
+        if reading.kind == "thought":
+            title = f"Latent tree: {READINGS[reading.kind]}"
         self._table(title, columns, rows, numbers=(1, *range(3, len(columns))))
         self._say("  * as many hops from the asked name as thoughts")
         if not reading.is_trained:

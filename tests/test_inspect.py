@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import math
+import re
 from itertools import pairwise
 from pathlib import Path
 
@@ -221,6 +222,27 @@ def test_tree_values_are_the_oracles(twin, directory, kind):
                 assert found == 0
 
 
+def test_what_a_thought_names_is_the_oracles(twin, directory):
+    lens, graph = open_lens(twin, directory), read_graph(QUESTION)
+    reading = lens.reading(QUESTION, graph, "thought")
+    assert reading.values[0] == [0] * len(graph.nodes)
+    ids = prompt(lens, lens.n_thoughts)
+    start = ids.index(lens.tokenizer.start_id)
+    logprobs = oracle_logprobs(lens, ids)
+    texts = [lens.tokenizer.decode([i]) for i in range(lens.tokenizer.vocab_size)]
+    for k, values in enumerate(reading.values[1:]):
+        for word, found in zip(graph.nodes, values, strict=True):
+            if word in {"Tom", "Sam"}:
+                assert found == 0
+                continue
+            whole = [i for i, t in enumerate(texts) if re.match(rf" is a {word}\b", t)]
+            if not whole:  # GPT-2's pairs: ` is`, ` a`, then the word
+                tokens = lens.tokenizer.encode(f" is a {word}.")
+                whole = [tokens[[texts[t] for t in tokens].index(" a") + 1]]
+            expected = sum(math.exp(logprobs[start + k][i]) for i in whole)
+            assert found == pytest.approx(expected, rel=1e-3, abs=1e-9), (k, word)
+
+
 def test_lead_probability_is_the_oracles(twin, directory):
     lens, graph = open_lens(twin, directory), read_graph(QUESTION)
     for kind, lead in (("step", "Every"), ("fact", "Tom is a")):
@@ -384,7 +406,7 @@ def test_json_holds_everything_and_the_twins_agree(checkpoints, items, capsys):
         assert typed["graph"] is None and typed["readings"] == [] and typed["gold"] is None
         assert second["gold"] == ANSWER and first["gold"] == "x"
         assert second["graph"]["nodes"][second["graph"]["right"]] == "zumpus"
-        assert [r["kind"] for r in second["readings"]] == ["step", "fact", "answer"]
+        assert [r["kind"] for r in second["readings"]] == ["step", "fact", "answer", "thought"]
     assert_alike(found[0], found[-1])
 
 

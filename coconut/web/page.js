@@ -135,7 +135,8 @@
       g.setAttribute("aria-label", `${graph.nodes[n]}: ${percent(p)}, ${place}${choice}${far === state.k ? ", as many hops as thoughts" : ""}`);
     }
     const lead = found.leads[state.k], own = found.lead_probability[state.k];
-    const begins = lead ? `Forced to go on with “${lead}”, which it would do by itself with probability ${own >= 0.001 ? percent(own) : own.toExponential(0)}.` : "The first word of the step it would print.";
+    const bare = state.k ? `Nothing is forced: what the output head reads in thought ${state.k} itself.` : "No thought yet: move the slider.";
+    const begins = found.kind === "thought" ? bare : lead ? `Forced to go on with “${lead}”, which it would do by itself with probability ${own >= 0.001 ? percent(own) : own.toExponential(0)}.` : "The first word of the step it would print.";
     $("lead").textContent = begins + (found.is_trained ? "" : " Outside of what the checkpoint's method trains.");
     const order = graph.nodes.map((_, n) => n).sort((a, b) => (graph.distances[a] ?? 99) - (graph.distances[b] ?? 99));
     const rows = order.map((n) => ({ cells: [role(graph, n) + graph.nodes[n], graph.distances[n] ?? "–", ...found.values.map((v, k) => percent(v[n]) + (graph.distances[n] === k ? " ◌" : ""))] }));
