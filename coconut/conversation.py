@@ -42,8 +42,8 @@ trained on single questions, so nothing said before is given to them.
   /thoughts    what the output head reads in each thought of the last question
   /example N   ask a new ProsQA question over a graph of N raw nodes
   /help, /quit (or Ctrl-D); Ctrl-C stops an answer"""
-MAX_NODES_TRAINED = 8
-"""Raw nodes of the examples for models with our small encoding: what the shipped one answers."""
+N_NODES = 28
+"""Raw nodes of an example's graph: those of ProsQA."""
 N_TOP = 5
 """Tokens that /thoughts names for each thought."""
 
@@ -63,7 +63,7 @@ class Chat:
         self.last: str | None = None
         self.n_failed = 0
         self._random = Random(seed)
-        self._nodes = MAX_NODES_TRAINED if self._is_small else 28
+        self._nodes = N_NODES
         self._commands: dict[str, Callable[[str], None]] = {
             "help": lambda _: self.say(HELP),
             "k": self._set_thoughts,

@@ -36,13 +36,13 @@ def evaluations(tmp_path_factory):
 def test_it_is_right_as_asked_swapped_and_both(evaluations):
     for result in evaluations.values():
         assert result.summary["n"] == 500
-        assert result.summary["accuracy"] > 0.97
-        assert result.summary["swapped_accuracy"] > 0.97
-        assert result.summary["both_accuracy"] > 0.95
+        assert result.summary["accuracy"] > 0.975
+        assert result.summary["swapped_accuracy"] > 0.99
+        assert result.summary["both_accuracy"] > 0.97
 
 
 def test_no_rule_that_ignores_the_name_is_right_both_ways(evaluations):
-    items = prosqa.read(ROOT / "data" / "prosqa_small_test.json")
+    items = prosqa.read(ROOT / "data" / "prosqa_test.json")
     for name, rule in shortcuts.items():
         if name not in SEARCHES:
             both = sum(min(rule(item), rule(prosqa.swap(item))) for item in items) / len(items)
@@ -59,7 +59,7 @@ def test_it_opens_in_transformers_with_the_same_tokens():
     from coconut.tokens import load_tokenizer
 
     directory = ROOT / "data" / "checkpoints" / "prosqa"
-    item = prosqa.read(ROOT / "data" / "prosqa_small_test.json")[0]
+    item = prosqa.read(ROOT / "data" / "prosqa_test.json")[0]
     theirs = transformers.AutoTokenizer.from_pretrained(directory)
     assert theirs.encode(item["question"]) == load_tokenizer(directory).encode(item["question"])
 
@@ -71,4 +71,4 @@ def test_thoughts_matter(tmp_path, monkeypatch):
     twin = f"{CHOSEN[0]}_coconut"
     run = importlib.import_module(f"{twin}.run")
     result = Runner(config, run.make_backend, twin).evaluate_once()
-    assert result.summary["both_accuracy"] < 0.4
+    assert result.summary["both_accuracy"] < 0.3
