@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from coconut.adapters import ADAPTER_CONFIG
 from coconut.checkpoint import (
     CHECKSUMS,
     COCONUT,
@@ -174,6 +175,11 @@ def _directory_weights(source: Path) -> tuple[dict[str, Tensor], str]:
         files = _pickled_shards(source / PICKLED_INDEX)
     elif (source / PICKLED).exists():
         files = [source / PICKLED]
+    elif (source / ADAPTER_CONFIG).exists():
+        raise UserError(
+            str(source),
+            "holds an adapter, not a whole model; make one of it first: python -m mlx_coconut.fuse",
+        )
     else:
         raise UserError(
             str(source), f"no weights: expected {WEIGHTS}, {PICKLED}, or an index of shards"

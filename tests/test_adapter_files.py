@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 from types import ModuleType
@@ -10,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 from conftest import CHOSEN, load_twin
+from safetensors.numpy import load_file
 from tiny import read_log, run_config, start
 
 from coconut.ask import checkpoint_config
@@ -19,6 +21,8 @@ from coconut.errors import UserError
 from coconut.fuse import main as fuse
 from coconut.plan import print_plan
 from coconut.source import open_source
+from convert.adapters import main as convert
+from convert.torch_to_mlx import main as torch_to_mlx
 
 LORA = {"type": "lora", "rank": 2, "targets": ["c_attn", "mlp.c_proj"], "scale": 3.0}
 DORA = LORA | {"type": "dora", "rank": 4}
@@ -73,10 +77,14 @@ def ids_of(directory: Path) -> list[int]:
     return [*tokenizer.encode_question(QUESTION), *markers]
 
 
+def opened(twin: ModuleType, config: RunConfig) -> Any:
+    """The back end that a run or a command makes."""
+    return twin.run.make_backend(config, open_source(config).source)
+
+
 def logits(twin: ModuleType, directory: Path, ids: list[int]) -> np.ndarray:
     """(T, V), latents as ordinary tokens."""
-    config = checkpoint_config(directory)
-    engine = twin.run.make_backend(config, open_source(config).source)
+    engine = opened(twin, checkpoint_config(directory))
     if twin.__name__ == "cuda_coconut":
         import torch
 
@@ -164,6 +172,80 @@ def test_mlx_lm_opens_an_adapter_on_its_base(twin, trained, tmp_path, kind):
     np.testing.assert_allclose(theirs, logits(twin, directory, ids), atol=LOGITS)
 
 
+# peft asks transformers for a name that it is about to drop.
+@pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing:FutureWarning")
+@pytest.mark.parametrize("kind", ["lora", "dora"])
+def test_peft_opens_a_converted_adapter_and_it_comes_back(twin, trained, tmp_path, kind):
+    peft = pytest.importorskip("peft")
+    import torch
+    import transformers
+
+    directory, out, grown = trained(short(twin), kind), tmp_path / "peft", tmp_path / "grown"
+    convert([str(directory), str(out)])
+    fuse(twin.__name__, twin.run.make_backend, [str(directory), str(grown), "--base-only"])
+    model = transformers.AutoModelForCausalLM.from_pretrained(grown)
+    model = peft.PeftModel.from_pretrained(model, out)
+    ids = ids_of(directory)
+    with torch.no_grad():
+        theirs = model(torch.tensor([ids])).logits[0].numpy()
+    ours = logits(twin, directory, ids)
+    np.testing.assert_allclose(theirs, ours, atol=LOGITS)
+
+    model.save_pretrained(tmp_path / "theirs", save_embedding_layers=False)
+    convert([str(tmp_path / "theirs"), str(tmp_path / "plain"), "--base", str(grown)])
+    np.testing.assert_allclose(logits(twin, tmp_path / "plain", ids), ours, atol=LOGITS)
+
+    convert([str(out), str(tmp_path / "back")])
+    back = tmp_path / "back"
+    assert (back / "coconut.json").read_bytes() == (directory / "coconut.json").read_bytes()
+    for name, kept in (("trained", "wte.rows"), ("adapters", ".h.")):
+        one, two = (load_file(d / f"{name}.safetensors") for d in (directory, back))
+        same = [n for n in one if kept in n]
+        assert same and all(np.array_equal(one[n], two[n]) for n in same)
+
+
+def test_an_adapter_of_mlx_lm_becomes_a_checkpoint(base, tmp_path):
+    mx = pytest.importorskip("mlx.core")
+    from mlx.utils import tree_flatten
+    from mlx_lm import load
+    from mlx_lm.tuner.utils import linear_to_lora_layers
+
+    plain, made = base / "runs/base/epoch_01", tmp_path / "theirs"
+    model, _ = load(str(plain))
+    settings = {"rank": 3, "scale": 5.0, "dropout": 0.0, "keys": ["attn.c_attn"]}
+    model.freeze()
+    linear_to_lora_layers(model, 1, settings)
+    own = {n: mx.random.normal(w.shape) for n, w in tree_flatten(model.trainable_parameters())}
+    made.mkdir()
+    mx.save_safetensors(str(made / "adapters.safetensors"), own)
+    facts = {"num_layers": 1, "lora_parameters": settings, "model": str(plain)}
+    (made / "adapter_config.json").write_text(json.dumps(facts))
+    model, tokenizer = load(str(plain), adapter_path=str(made))
+    convert([str(made), str(tmp_path / "ours")])
+    ids = tokenizer.encode("Tom is a lempus.")
+    theirs = np.array(model(mx.array([ids]))[0])
+    np.testing.assert_allclose(
+        logits(load_twin(CHOSEN[0]), tmp_path / "ours", ids), theirs, atol=LOGITS
+    )
+
+
+def test_the_other_converters_point_to_fusing(trained, tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        torch_to_mlx([str(trained(CHOSEN[0])), str(tmp_path / "out")])
+    assert "holds an adapter" in capsys.readouterr().err
+
+
+def test_an_adapter_that_we_cannot_express_is_refused(trained, tmp_path, capsys):
+    out = tmp_path / "peft"
+    convert([str(trained(CHOSEN[0])), str(out)])
+    settings = json.loads((out / "adapter_config.json").read_text())
+    (out / "adapter_config.json").write_text(json.dumps(settings | {"modules_to_save": ["wte"]}))
+    with pytest.raises(SystemExit):
+        convert([str(out), str(tmp_path / "back")])
+    assert "modules_to_save: not supported here" in capsys.readouterr().err
+    assert not (tmp_path / "back").exists()
+
+
 @pytest.mark.parametrize("change", ["gone", "other weights"])
 def test_a_base_that_is_gone_or_differs_is_one_clear_line(twin, base, tmp_path, change):
     moved = tmp_path / "base"
@@ -224,3 +306,91 @@ def test_the_plan_refuses_what_the_torch_twin_cannot_do(base, tmp_path):
     with pytest.raises(UserError, match="bitsandbytes needs CUDA"):
         print_plan(config, "cuda_coconut")
     print_plan(config, "mlx_coconut")
+
+
+# ---- quantised bases: MLX only
+
+
+@pytest.fixture
+def quantized(base, tmp_path):
+    """The base as mlx_lm quantises it: 4 bits, groups of 32."""
+    pytest.importorskip("mlx.core")
+    from mlx_lm import load
+    from mlx_lm.utils import quantize_model, save
+
+    plain, out = base / "runs/base/epoch_01", tmp_path / "q4"
+    model, tokenizer, config = load(str(plain), return_config=True)
+    model, config = quantize_model(model, config, 32, 4)
+    save(out, str(plain), model, tokenizer, config)
+    return out
+
+
+needs_mlx = pytest.mark.skipif("mlx" not in CHOSEN, reason="TWINS leaves MLX out")
+
+
+@needs_mlx
+@pytest.mark.parametrize("lora", [LORA, DORA], ids=["lora", "dora"])
+@pytest.mark.parametrize("how", ["on load", "already"])
+def test_an_adapter_learns_beside_a_quantised_base(base, quantized, tmp_path, lora, how):
+    twin = load_twin("mlx")
+    if how == "on load":
+        config = adapter_run(tmp_path, base, lora | {"quantize": 8, "group_size": 32})
+    else:
+        config = adapter_run(tmp_path, base, lora, model_id=str(quantized))
+    start(twin, config).train()
+    made = config.run_dir / "epoch_02"
+    losses = [r["loss"] for r in read_log(config, "train")]
+    assert losses[1] < losses[0]
+    ids, out = ids_of(made), tmp_path / "fused"
+    fuse("mlx_coconut", twin.run.make_backend, [str(made), str(out)])
+    np.testing.assert_allclose(logits(twin, out, ids), logits(twin, made, ids), atol=LOGITS)
+    assert "quantization" not in json.loads((out / "config.json").read_text())
+    engine = opened(twin, checkpoint_config(made))
+    assert sum("scales" in name for name, _ in flat(engine.model)) > 4
+
+
+@needs_mlx
+def test_mlx_lm_opens_an_adapter_on_a_quantised_base_of_its_own(quantized, base, tmp_path):
+    import mlx.core as mx
+    from mlx_lm import load
+
+    config = adapter_run(tmp_path, base, model_id=str(quantized), method="cot")
+    start(load_twin("mlx"), config).train()
+    made = config.run_dir / "epoch_02"
+    model, tokenizer = load(str(quantized), adapter_path=str(made))
+    ids = tokenizer.encode("Tom is a lempus.")
+    theirs = np.array(model(mx.array([ids]))[0])
+    np.testing.assert_allclose(logits(load_twin("mlx"), made, ids), theirs, atol=LOGITS)
+
+
+@needs_mlx
+def test_rows_that_a_quantised_base_is_given_leave_the_others_alone(quantized, base, tmp_path):
+    config = adapter_run(tmp_path, base, model_id=str(quantized))
+    grown = opened(load_twin("mlx"), config)
+    plain = load_twin("mlx").weights.load_model(quantized)[0]
+    old, new = plain.wte, grown.model.wte.base
+    n = len(old.weight)
+    assert len(new.weight) == n + 3
+    for name in ("weight", "scales", "biases"):
+        np.testing.assert_array_equal(np.array(new[name][:n]), np.array(old[name]))
+
+
+def test_quantised_weights_are_not_trained_whole(quantized, base, tmp_path):
+    with pytest.raises(UserError, match="quantised weights cannot be trained; train beside them"):
+        open_source(adapter_run(tmp_path, base, {}, model_id=str(quantized)))
+    twice = LORA | {"quantize": 4}
+    with pytest.raises(UserError, match="is quantised already"):
+        open_source(adapter_run(tmp_path, base, twice, model_id=str(quantized)))
+
+
+@pytest.mark.skipif("cuda" not in CHOSEN, reason="TWINS leaves torch out")
+def test_torch_names_the_way_out_of_weights_quantised_by_mlx(quantized, base, tmp_path):
+    config = adapter_run(tmp_path, base, model_id=str(quantized))
+    with pytest.raises(UserError, match="quantised by MLX, which torch cannot read"):
+        start(load_twin("cuda"), config)
+
+
+def flat(model: Any) -> list[tuple[str, Any]]:
+    from mlx.utils import tree_flatten
+
+    return tree_flatten(model.parameters())
