@@ -27,6 +27,8 @@ class StepStats:
     loss_sum: float
     n_targets: int
     grad_norm: float
+    n_tokens: int = 0
+    """Real tokens of all micro-batches, of every process."""
 
     @property
     def loss(self) -> float:
@@ -140,6 +142,8 @@ class Backend(Protocol):
 
         dropout_key: (..., number of the update in its epoch) names all that is random in it.
         progress: share of the run's updates that are done.
+        micro_batches: this process's share, maybe none: its i-th is number rank + i * size of the
+        update (see `World`). Gradients, losses and targets are summed over all processes.
         """
         ...
 
@@ -212,10 +216,11 @@ class Backend(Protocol):
         """Inside, the model is its frozen base: a reference policy without a second copy."""
         ...
 
-    def save(self, directory: Path, with_optimizer: bool) -> None:
+    def save(self, directory: Path | None, with_optimizer: bool) -> None:
         """Write config.json, model.safetensors and, if asked, optimizer.safetensors.
 
         Of an adapted model its adapter instead of model.safetensors; see coconut/adapters.py.
+        directory: None in all processes but the first, which only hand over what they hold alone.
         """
         ...
 

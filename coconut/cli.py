@@ -6,18 +6,28 @@ import argparse
 import os
 import sys
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import TYPE_CHECKING
 
 from coconut.config import DATASET_METHODS, keys_table, load_config
 from coconut.errors import UserError
 from coconut.latro_config import LatroConfig
+from coconut.world import AgreedError, World
 
 if TYPE_CHECKING:
-    from coconut.runner import MakeBackend
+    from coconut.backend import Backend
 
 
-def main(twin: str, make_backend: MakeBackend, argv: Sequence[str] | None = None) -> None:
-    """Run `python -m TWIN.run`; what the user can mend ends with one message and status 2."""
+def main(
+    twin: str,
+    make_backend: Callable[..., Backend],
+    argv: Sequence[str] | None = None,
+    make_world: Callable[[], World] = World,
+) -> None:
+    """Run `python -m TWIN.run`; what the user can mend ends with one message and status 2.
+
+    make_world: the processes that a launcher started with this one.
+    """
     parser = argparse.ArgumentParser(
         prog=f"python -m {twin}.run",
         description="Train or evaluate one run.",
@@ -29,8 +39,13 @@ def main(twin: str, make_backend: MakeBackend, argv: Sequence[str] | None = None
     parser.add_argument("--check", action="store_true", help="check everything, print the plan")
     options = parser.parse_intermixed_args(argv)
 
-    def run() -> None:
+    def run(world: World) -> None:
         config = load_config(options.args, options.overrides)
+        if world.size > 1 and config.method in DATASET_METHODS:
+            raise UserError(
+                options.args,
+                f"method {config.method} runs in one process; start it without launcher",
+            )
         if isinstance(config, LatroConfig) and not config.only_eval:
             from coconut.latro_runner import LatroRunner, print_latro_plan
 
@@ -54,17 +69,40 @@ def main(twin: str, make_backend: MakeBackend, argv: Sequence[str] | None = None
         if options.check:
             from coconut.plan import print_plan
 
-            print_plan(config, twin)
+            if world.is_first:
+                print_plan(config, twin, world.size)
+            world.wait()
             return
         from coconut.runner import Runner
 
-        runner = Runner(config, make_backend, twin)
+        runner = Runner(config, partial(make_backend, world=world), twin, world)
         if config.only_eval:
             runner.evaluate_once()
         else:
             runner.train()
 
-    guarded(run)
+    guarded(lambda: together(run, make_world))
+
+
+def together(run: Callable[[World], None], make_world: Callable[[], World]) -> None:
+    """Call `run` in every process of a run; a UserError in one ends all, said once."""
+    world = make_world()
+    try:
+        run(world)
+    except UserError as error:
+        told = world.tell(error)
+        if world.is_first or not isinstance(told, AgreedError):
+            print(told, file=sys.stderr, flush=True)
+        if isinstance(told, AgreedError):
+            # A launcher ends all processes when one leaves: not before the line is out.
+            world.gather(b"")
+        sys.exit(2)
+    except KeyboardInterrupt:
+        if world.is_first:
+            raise
+        sys.exit(130)
+    finally:
+        world.close()
 
 
 def guarded(run: Callable[[], None]) -> None:

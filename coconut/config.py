@@ -123,9 +123,9 @@ class RunConfig:
         "when AdamW's moments are cleared; the published True means epoch, False never",
         choices=("never", "stage", "epoch"),
     )
-    batch_size_training: int = key(32, "rows of a micro-batch", low=1)
+    batch_size_training: int = key(32, "rows of a micro-batch, one process's", low=1)
     debug: bool = key(False, "5,000 training and 32 validation items, no checkpoint, no tracker")
-    gradient_accumulation_steps: int = key(1, "micro-batches of one update", low=1)
+    gradient_accumulation_steps: int = key(1, "micro-batches of one update, of each process", low=1)
     num_epochs: int = key(1, "epochs of the whole schedule, skipped ones included", low=0)
     lr: float = key(1e-4, "learning rate of AdamW", low=0)
     weight_decay: float = key(0.01, "decoupled weight decay, on every parameter", low=0)

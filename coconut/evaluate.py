@@ -16,6 +16,7 @@ from coconut.batch import collate
 from coconut.config import RunConfig
 from coconut.curriculum import Markers, Sample, question_row, remaining_steps
 from coconut.tokens import Tokenizer
+from coconut.world import World
 
 
 @dataclass
@@ -35,22 +36,25 @@ def evaluate(
     stage: int,
     swapped: tuple[Sequence[dict[str, Any]], Sequence[Sample]] | None = None,
     advance: Callable[[int], None] = lambda n: None,
+    world: World | None = None,
 ) -> Evaluation:
     """Answer every question at a stage and compare.
 
+    world: the processes that share the questions; all of them get the whole result.
     swapped: the same items asking for the other name (ProsQA); both-right is then counted.
     advance: told how many questions were answered, for a progress bar.
     """
+    world = world or World()
     backend.memory()
     backend.thought_statistics()
     start = time.perf_counter()
-    predictions = _answer(backend, config, tokenizer, items, samples, stage, advance)
+    predictions = _answer(backend, config, tokenizer, items, samples, stage, advance, world)
     seconds = time.perf_counter() - start
     summary = _count(predictions, seconds)
     if thoughts := backend.thought_statistics():
         summary["thoughts"] = thoughts
     if swapped is not None:
-        others = _answer(backend, config, tokenizer, *swapped, stage, advance)
+        others = _answer(backend, config, tokenizer, *swapped, stage, advance, world)
         for prediction, other in zip(predictions, others, strict=True):
             prediction["swapped_answer"] = other["answer"]
             prediction["swapped_correct"] = other["correct"]
@@ -65,7 +69,7 @@ def evaluate(
     summary |= {
         "stage": stage,
         "n_latents": [min(n_latents), max(n_latents)],
-        "peak_memory_bytes": backend.memory(),
+        "peak_memory_bytes": max(world.exchange(backend.memory())),
     }
     return Evaluation(predictions, summary)
 
@@ -78,6 +82,7 @@ def _answer(
     samples: Sequence[Sample],
     stage: int,
     advance: Callable[[int], None],
+    world: World,
 ) -> list[dict[str, Any]]:
     markers = markers_of(tokenizer)
     rows = [question_row(config, sample, stage, markers, config.n_latents) for sample in samples]
@@ -86,17 +91,21 @@ def _answer(
     room = config.new_tokens if backend.n_positions is None else backend.n_positions - longest
     n_new = min(config.new_tokens, room)
     decoding = Decoding(n_new, tokenizer.eos_id, config.temperature, config.seed)
-    predictions: list[dict[str, Any]] = [{}] * len(rows)
-    for numbers in _by_length([len(row.ids) for row in rows], config.eval_batch_size):
-        batch = collate([rows[i] for i in numbers], tokenizer.pad_id)
-        for i, new_tokens in zip(numbers, backend.generate(batch, decoding), strict=True):
-            predictions[i] = _judge(config, tokenizer, items[i], stage, new_tokens) | {
-                "idx": rows[i].idx,
-                "prompt_tokens": len(rows[i].ids),
-                "n_latents": rows[i].n_latents,
-            }
-        advance(len(numbers))
-    return predictions
+    batches = list(_by_length([len(row.ids) for row in rows], config.eval_batch_size))
+    own: list[tuple[int, list[int]]] = []
+    # The batches of one process, dealt out: answers do not depend on how many there are.
+    for start in range(0, len(batches), world.size):
+        turn = batches[start : start + world.size]
+        for numbers in turn[world.rank : world.rank + 1]:
+            batch = collate([rows[i] for i in numbers], tokenizer.pad_id)
+            own += zip(numbers, backend.generate(batch, decoding), strict=True)
+        advance(sum(map(len, turn)))
+    answers = {i: new_tokens for part in world.exchange(own) for i, new_tokens in part}
+    return [
+        _judge(config, tokenizer, items[i], stage, answers[i])
+        | {"idx": row.idx, "prompt_tokens": len(row.ids), "n_latents": row.n_latents}
+        for i, row in enumerate(rows)
+    ]
 
 
 def _by_length(lengths: Sequence[int], size: int) -> Iterator[list[int]]:

@@ -86,11 +86,12 @@ class Data:
     samples: list[Sample]
 
 
-def print_plan(config: RunConfig, twin: str) -> None:
+def print_plan(config: RunConfig, twin: str, n_processes: int = 1) -> None:
     """Check everything that needs no weights and print the plan of the run.
 
-    Builds no model, opens no framework, writes nothing but what describes a model of the hub into
-    the hub's cache; downloads no weights. Raises UserError.
+    n_processes: how many the run is spread over. Builds no model, opens no framework, writes
+    nothing but what describes a model of the hub into the hub's cache; downloads no weights.
+    Raises UserError.
     """
     newest = None if config.only_eval else newest_checkpoint(config.run_dir)
     model = _find_model(config, newest)
@@ -123,7 +124,7 @@ def print_plan(config: RunConfig, twin: str) -> None:
     else:
         console.say(resume_in_words(config, newest))
         _say_adapter(console, model)
-        rows = _say_stages(console, config, train, model)
+        rows = _say_stages(console, config, train, model, n_processes)
     _say_evaluation(console, val, prompts, model)
     if shape and model.tokenizer:
         _say_memory(console, config, shape, rows, prompts, model.source)
@@ -376,6 +377,20 @@ def _questions(config: RunConfig, val: Data, stage: int, model: Model) -> list[R
 # ---- what is said
 
 
+def processes_in_words(config: RunConfig, n: int) -> str:
+    """What a run of n processes does with its batches, or would do with several."""
+    b, g = config.batch_size_training, config.gradient_accumulation_steps
+    if n == 1:
+        return (
+            f"one process: an update is {g} micro-batches of {b} rows ({g * b}); N processes share"
+            f" N * {g} of them (docs/distributed.md), and the questions"
+        )
+    return (
+        f"{n} processes: an update is {n} * {g} micro-batches of {b} rows ({n * g * b}); one"
+        f" process computes the same with gradient_accumulation_steps: {n * g}"
+    )
+
+
 def _headline(config: RunConfig, twin: str, model: Model) -> str:
     size = f" {model.shape.n_params:,} params" if model.shape else ""
     dtype = "bfloat16" if config.bf16 else "float32"
@@ -385,9 +400,11 @@ def _headline(config: RunConfig, twin: str, model: Model) -> str:
     )
 
 
-def _say_stages(console: Console, config: RunConfig, train: Data, model: Model) -> list[Row]:
+def _say_stages(
+    console: Console, config: RunConfig, train: Data, model: Model, n_processes: int
+) -> list[Row]:
     """The table of stages. Returns the rows it was made from."""
-    per_update = config.batch_size_training * config.gradient_accumulation_steps
+    per_update = config.batch_size_training * config.gradient_accumulation_steps * n_processes
     n_updates = -(-train.n_items // per_update)
     removed = "tokens removed" if config.method == "icot" else "steps dropped"
     has_tokens = model.tokenizer is not None
@@ -409,6 +426,7 @@ def _say_stages(console: Console, config: RunConfig, train: Data, model: Model) 
     columns = ("epochs", "stage", removed, "latents", "examples", "updates")
     console.table(f"training on {train.where}:", (*columns, "tokens min", "mean", "max"), table)
     _say_sample(console, train)
+    console.say(processes_in_words(config, n_processes))
     return all_rows
 
 

@@ -36,9 +36,11 @@ from coconut.curriculum import (
 from coconut.dataset import check_lengths, read_items, tokenize
 from coconut.errors import UserError
 from coconut.evaluate import Evaluation, evaluate, markers_of
+from coconut.plan import processes_in_words
 from coconut.report import Reporter
 from coconut.source import LAST, newest_checkpoint, open_source
 from coconut.training_data import DEBUG_VALIDATION, TrainingData
+from coconut.world import World
 
 N_FITTED = 512
 """Training items that a feedback rule's `linear` is fitted on, if it asks for that."""
@@ -49,22 +51,33 @@ MakeBackend = Callable[[RunConfig, Source], Backend]
 
 
 class Runner:
-    """One run: `train()` or `evaluate_once()`."""
+    """One run: `train()` or `evaluate_once()`.
 
-    def __init__(self, config: RunConfig, make_backend: MakeBackend, twin: str):
-        self.config, self.twin = config, twin
+    world: the processes it is spread over, each with a Runner of its own that does the same. The
+    first one writes all files and speaks.
+    """
+
+    def __init__(
+        self,
+        config: RunConfig,
+        make_backend: MakeBackend,
+        twin: str,
+        world: World | None = None,
+    ):
+        self.config, self.twin, self.world = config, twin, world or World()
         self.run_dir = config.run_dir
-        self.resumed = None if config.only_eval else newest_checkpoint(self.run_dir)
+        self.resumed = None if config.only_eval else self._find_resumed()
         opened = open_source(config, self.resumed)
         self.tokenizer, self.made_with = opened.tokenizer, opened.coconut
         self.markers = markers_of(self.tokenizer)
         assert config.val_path is not None, "checked with the configuration"
+        self._check_same(opened.source)
         self.val_items = read_items(config.val_path)
         if config.debug:
             self.val_items = self.val_items[:DEBUG_VALIDATION]
         self.val = tokenize(self.val_items, self.tokenizer, config.val_path)
         self.swapped = self._swap() if config.swap_test else None
-        self.data = TrainingData(config, self.tokenizer, self.val_items)
+        self.data = TrainingData(config, self.tokenizer, self.val_items, self.world)
         self._check_lengths(opened.source.n_positions)
         self.feedback = opened.source.feedback
         self.backend = make_backend(config, opened.source)
@@ -72,11 +85,33 @@ class Runner:
         self.evaluations: dict[str, Any] = {}
         if self.resumed is not None:
             self._restore(self.resumed)
+        self.world.wait()
         # Last: a run that cannot be continued leaves its directory as it was.
-        self.console = Console(self.run_dir, wandb=tracker(config) if config.wandb else None)
-        write_text(self.run_dir / "config.yaml", config.to_yaml())
-        draws = config.report and not config.only_eval
+        wandb = tracker(config) if config.wandb else None
+        self.console = Console(self.run_dir, rank=self.world.rank, wandb=wandb)
+        self._write("config.yaml", config.to_yaml())
+        draws = config.report and not config.only_eval and self.world.is_first
         self.reporter = Reporter(self.run_dir, self.console.say) if draws else None
+
+    def _find_resumed(self) -> Path | None:
+        """The checkpoint to continue from: the one that the first process sees."""
+        found = newest_checkpoint(self.run_dir) if self.world.is_first else None
+        first, *_ = self.world.exchange(None if found is None else str(found))
+        return None if first is None else Path(first)
+
+    def _check_same(self, source: Source) -> None:
+        """Raise UserError unless all processes read the same files, wherever they run."""
+        world = self.world
+        world.check_same("configuration", self.config.to_yaml())
+        world.check_same_file(Path(str(self.config.val_path)))
+        if source.directory is None:
+            world.check_same("model_config_path", json.dumps(source.config))
+        elif (source.directory / checkpoint.CHECKSUMS).exists():
+            # Its digests were compared with the files when it was opened.
+            world.check_same_file(source.directory / checkpoint.CHECKSUMS)
+        else:
+            for name in sorted(checkpoint.weight_files(source.directory)):
+                world.check_same_file(source.directory / name)
 
     def _check_lengths(self, n_positions: int | None) -> None:
         """Raise UserError unless every row and question, at every stage to come, has a position."""
@@ -135,19 +170,19 @@ class Runner:
                 start = time.perf_counter()
                 batches = [
                     self._batch(samples, chunk, epoch, stage, i, len(order))
-                    for i, chunk in groups[number]
+                    for i, chunk in groups[number][self.world.rank :: self.world.size]
                 ]
-                if number == 0:
+                if number == 0 and self.world.is_first:
                     self._log_first_row(batches[0], epoch)
                 lr = learning_rate(config, self.n_updates, total_updates)
                 progress = self.n_updates / total_updates
                 stats = backend.train_step(batches, lr, (config.seed, epoch, number), progress)
                 if not math.isfinite(stats.loss) or not math.isfinite(stats.grad_norm):
-                    self._stop_non_finite(epoch, number, batches, stats.loss)
+                    items = [samples[i].idx for _, chunk in groups[number] for i in chunk]
+                    self._stop_non_finite(epoch, number, items, stats.loss)
                 self.n_updates += 1
                 self.update_in_epoch = number + 1
                 seconds = time.perf_counter() - start
-                tokens = sum(batch.n_tokens for batch in batches)
                 last = number + 1 == len(groups)
                 say = self.console.event if last or self._is_line(number) else self.console.record
                 say(
@@ -160,12 +195,17 @@ class Runner:
                     loss=stats.loss,
                     grad_norm=stats.grad_norm,
                     lr=lr,
-                    tokens_per_second=tokens / seconds,
+                    tokens_per_second=stats.n_tokens / seconds,
                 )
                 bar.advance(1, loss=stats.loss)
                 if config.save_every and not config.debug and not last:
                     if (number + 1) % config.save_every == 0:
                         self._save(self.run_dir / LAST, stage)
+
+    @property
+    def _rows_per_update(self) -> int:
+        config = self.config
+        return config.batch_size_training * config.gradient_accumulation_steps * self.world.size
 
     def _plain_text(self) -> Iterator[Batch]:
         """Some training items as ordinary text, without latents."""
@@ -184,7 +224,7 @@ class Runner:
     def _groups(self, order: np.ndarray) -> Iterator[list[tuple[int, np.ndarray]]]:
         """Micro-batches (number, item numbers) of each update; the last group may be short."""
         numbered = list(enumerate(chunks(order, self.config.batch_size_training)))
-        size = self.config.gradient_accumulation_steps
+        size = self.config.gradient_accumulation_steps * self.world.size
         for start in range(0, len(numbered), size):
             yield numbered[start : start + size]
 
@@ -217,13 +257,12 @@ class Runner:
         # Stages beyond the last are the same: nothing changes at their borders.
         return when == "epoch" or (when == "stage" and min(stage, last) != min(before, last))
 
-    def _stop_non_finite(self, epoch: int, number: int, batches: list[Batch], loss: float) -> None:
-        indices = [int(i) for batch in batches for i in batch.idx]
-        self.console.event("non_finite", epoch=epoch + 1, step=number + 1, items=indices)
+    def _stop_non_finite(self, epoch: int, number: int, items: list[int], loss: float) -> None:
+        self.console.event("non_finite", epoch=epoch + 1, step=number + 1, items=items)
         self.console.close()
         raise UserError(
             str(self.run_dir),
-            f"loss {loss} at epoch {epoch + 1}, step {number + 1}, items {indices}; lower lr, set"
+            f"loss {loss} at epoch {epoch + 1}, step {number + 1}, items {items}; lower lr, set"
             " max_grad_norm: 1, or look at these items; the last checkpoint is untouched",
         )
 
@@ -254,23 +293,27 @@ class Runner:
         result = self._evaluate(stage, f"eval  {epoch + 1:02d}/{self.config.num_epochs}")
         self._report(result, epoch=epoch, loss=loss)
         self.evaluations[str(epoch + 1)] = {"accuracy": result.summary["accuracy"], "loss": loss}
-        write_text(self.run_dir / "evaluations.json", json.dumps(self.evaluations, indent=1))
+        self._write("evaluations.json", json.dumps(self.evaluations, indent=1))
         if self.reporter:
             self.reporter.draw()
 
     def _validation_loss(self, stage: int, epoch: int) -> float:
         """Mean loss a label over the validation set, at the stage itself (no draws)."""
-        config, total, count = self.config, 0.0, 0
-        for chunk in chunks(np.arange(len(self.val)), config.batch_size_training):
+        config, world = self.config, self.world
+        batches = list(chunks(np.arange(len(self.val)), config.batch_size_training))
+        parts: list[tuple[int, float, int]] = []
+        for number in range(world.rank, len(batches), world.size):
             rows = [
                 training_row(
                     config, self.val[i], stage, self.markers, item_rng(config.seed, 0, i), epoch + 1
                 )
-                for i in chunk
+                for i in batches[number]
             ]
             part = self.backend.eval_loss(collate(rows, self.tokenizer.pad_id, config.pad_multiple))
-            total, count = total + part.loss_sum, count + part.n_targets
-        return total / max(count, 1)
+            parts.append((number, part.loss_sum, part.n_targets))
+        # Added in the order of one process: the same sum to the last bit.
+        every = sorted(part for own in world.exchange(parts) for part in own)
+        return sum(loss for _, loss, _ in every) / max(sum(n for _, _, n in every), 1)
 
     def _evaluate(self, stage: int, title: str) -> Evaluation:
         n = len(self.val) * (2 if self.swapped else 1)
@@ -284,6 +327,7 @@ class Runner:
                 stage,
                 self.swapped,
                 bar.advance,
+                self.world,
             )
 
     def _report(self, result: Evaluation, epoch: int | None, loss: float | None) -> None:
@@ -304,8 +348,8 @@ class Runner:
             "data_sha256": checkpoint.sha256(Path(config.val_path)),
         }
         lines = [json.dumps(p, ensure_ascii=False) for p in result.predictions]
-        write_text(self.run_dir / "predictions.jsonl", "\n".join(lines) + "\n")
-        write_text(self.run_dir / "summary.json", json.dumps(s, indent=2) + "\n")
+        self._write("predictions.jsonl", "\n".join(lines) + "\n")
+        self._write("summary.json", json.dumps(s, indent=2) + "\n")
         n = s["n"]
 
         def share(name: str) -> tuple[int, int] | None:
@@ -341,9 +385,23 @@ class Runner:
 
     # ---- checkpoints
 
+    def _write(self, name: str, text: str) -> None:
+        """A file of the run directory; written by the first process only."""
+        if self.world.is_first:
+            write_text(self.run_dir / name, text)
+
     def _save(self, directory: Path, stage: int) -> None:
+        if self.world.is_first:
+            self._save_first(directory, stage)
+        else:
+            self.world.wait()
+            self.backend.save(None, with_optimizer=True)
+        self.world.wait()
+
+    def _save_first(self, directory: Path, stage: int) -> None:
         config, start = self.config, time.perf_counter()
         with checkpoint.write_atomically(directory) as partial:
+            self.world.wait()  # the others hear of a disk that refuses, and give nothing
             self.backend.save(partial, with_optimizer=True)
             self.tokenizer.save(partial)
             checkpoint.write_json(
@@ -369,6 +427,7 @@ class Runner:
                     "n_updates": self.n_updates,
                     "seed": config.seed,
                     "backend": self.twin,
+                    "rows_per_update": self._rows_per_update,
                 },
             )
         size = sum(f.stat().st_size for f in directory.iterdir())
@@ -384,6 +443,14 @@ class Runner:
                 f"was trained with seed {state['seed']}, not {self.config.seed}; choose another"
                 " name for a new run",
             )
+        rows = state.get("rows_per_update", self._rows_per_update)
+        if state["update_in_epoch"] and rows != self._rows_per_update:
+            raise UserError(
+                str(directory),
+                f"stands inside an epoch of updates of {rows} rows, now an update has"
+                f" {self._rows_per_update}; batch_size_training * gradient_accumulation_steps *"
+                f" processes must be {rows} to go on with it",
+            )
         self.backend.load_optimizer(directory)
         self.epoch, self.update_in_epoch = state["epoch"], state["update_in_epoch"]
         self.n_updates = state["n_updates"]
@@ -392,6 +459,8 @@ class Runner:
             self.evaluations = checkpoint.read_json(path)
 
     def _prune(self) -> None:
+        if not self.world.is_first:
+            return
         last = self.run_dir / LAST
         if last.is_dir():
             # By a rename first: killed halfway, it must not be taken for a checkpoint.
@@ -419,6 +488,8 @@ class Runner:
         )
         if b.note:
             self.console.say(b.note)
+        if self.world.size > 1:
+            self.console.say(processes_in_words(config, self.world.size))
         if self.resumed is not None:
             self.console.say(
                 f"continuing {self.resumed}: epoch {self.epoch + 1}, after"

@@ -10,6 +10,7 @@ from coconut.curriculum import Sample
 from coconut.dataset import SHOWN_PROBLEMS, read_items, tokenize
 from coconut.errors import UserError
 from coconut.tokens import Tokenizer
+from coconut.world import World
 
 DEBUG_ITEMS, DEBUG_VALIDATION = 5_000, 32
 GENERATED = "generated training data"
@@ -18,13 +19,19 @@ GENERATED = "generated training data"
 class TrainingData:
     """Samples by epoch. With generate.fresh every epoch brings items never seen before.
 
-    tokenizer: may be None where only `preview` is called.
+    tokenizer: may be None where only `preview` is called. world: the processes that read the data;
+    the first makes what is missing.
     """
 
     def __init__(
-        self, config: RunConfig, tokenizer: Tokenizer | None, val_items: list[dict[str, Any]]
+        self,
+        config: RunConfig,
+        tokenizer: Tokenizer | None,
+        val_items: list[dict[str, Any]],
+        world: World | None = None,
     ):
         self.config, self.tokenizer = config, tokenizer
+        self.world = world or World()
         self.limit = DEBUG_ITEMS if config.debug else None
         self.generated = dict(config.generate)
         self.fresh = self.generated.pop("fresh", False)
@@ -68,8 +75,12 @@ class TrainingData:
             start = epoch * self.n_items if self.fresh else 0
             items, path = list(self._generate(start, self.n_items, epoch)), GENERATED
         else:
-            if not Path(path).exists():
+            if self.world.is_first and not Path(path).exists():
                 self._write(Path(path))
+            self.world.wait()
+            if not Path(path).exists():  # another machine, which shares no disk with the first
+                self._write(Path(path))
+            self.world.check_same_file(Path(path))
             items = read_items(path)
         return tokenize(self._prepared(items, path), self.tokenizer, path)
 

@@ -28,6 +28,7 @@ from coconut.config import WITH_FEEDBACK, RunConfig
 from coconut.feedback import ThoughtStatistics
 from coconut.initial import grown_rows, initial_weights
 from coconut.rollouts import RolloutBatch
+from coconut.world import World
 from cuda_coconut import adapters, models, weights
 from cuda_coconut.cpu import keep_freed_memory
 from cuda_coconut.feedback import attach, fit, measure
@@ -43,7 +44,7 @@ class Backend:
 
     name = "cuda_coconut"
 
-    def __init__(self, config: RunConfig, source: Source):
+    def __init__(self, config: RunConfig, source: Source, world: World | None = None):
         self.config = dict(source.config)
         self.on_gpu = torch.cuda.is_available()
         self.device = torch.cuda.get_device_name() if self.on_gpu else "cpu"
@@ -96,6 +97,7 @@ class Backend:
             feeds_back=self.feeds_back,
             checkpointing=config.gradient_checkpointing,
             feedback_rate=config.feedback_lr_multiplier,
+            world=world,
         )
         self.policy = Policy(self.trainer)
         self.statistics = ThoughtStatistics()
@@ -212,11 +214,13 @@ class Backend:
         """Inside, the model is its frozen base: a reference policy without a second copy."""
         return adapters.disabled(self.model)
 
-    def save(self, directory: Path, with_optimizer: bool) -> None:
+    def save(self, directory: Path | None, with_optimizer: bool) -> None:
         """Write config.json, model.safetensors and, if asked, optimizer.safetensors.
 
         Of an adapted model its adapter instead of model.safetensors; see coconut/adapters.py.
         """
+        if directory is None:
+            return
         weights.save_config(self.config, self.model.args, directory)
         if self.adapter is None:
             weights.save_weights(weights.hf_weights(self.model, self.module), directory)

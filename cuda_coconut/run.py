@@ -2,15 +2,32 @@
 
 from __future__ import annotations
 
+import os
+
 from coconut.cli import main
+from coconut.errors import UserError
+from coconut.world import World
 
 
-def make_backend(config, source):
+def make_backend(config, source, world=None):
     """The torch back end; imported here so that a wrong configuration costs no start-up time."""
     from cuda_coconut.backend import Backend
 
-    return Backend(config, source)
+    return Backend(config, source, world)
+
+
+def make_world():
+    """The processes this one was launched with; itself alone without a launcher."""
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        from cuda_coconut.world import Processes
+
+        return Processes()
+    if "MLX_RANK" in os.environ:
+        raise UserError(
+            "mlx.launch", "starts the MLX twin; here: torchrun --nproc_per_node N -m ..."
+        )
+    return World()
 
 
 if __name__ == "__main__":
-    main("cuda_coconut", make_backend)
+    main("cuda_coconut", make_backend, make_world=make_world)

@@ -10,14 +10,21 @@ import torch
 from coconut.backend import LossSum, StepStats
 from coconut.batch import Batch
 from coconut.feedback import GAINS
+from coconut.world import World
 from cuda_coconut.feedback import PREFIX, prepare
 from cuda_coconut.latent import Inputs, latent_forward, to_device
 from cuda_coconut.losses import masked_cross_entropy
 from cuda_coconut.models.base import Key
 
+_ALIGNED = 64
+"""Elements that a gradient's place is a multiple of, so that kernels read it in whole vectors."""
+
 
 class Trainer:
-    """One model and its optimizer. feeds_back: latents receive thoughts, not their embedding."""
+    """One model and its optimizer. feeds_back: latents receive thoughts, not their embedding.
+
+    world: the processes that each hold a copy of the model and share the micro-batches.
+    """
 
     def __init__(
         self,
@@ -30,8 +37,10 @@ class Trainer:
         feeds_back: bool = True,
         checkpointing: bool = False,
         feedback_rate: float = 1.0,
+        world: World | None = None,
     ):
         self.model = model
+        self.world = world or World()
         self.device = next(model.parameters()).device
         self.feedback_rate = feedback_rate
         self.checkpointing = checkpointing
@@ -39,6 +48,7 @@ class Trainer:
         self.max_grad_norm = max_grad_norm
         self.bf16 = bf16
         self.feeds_back = feeds_back
+        self._flat: torch.Tensor | None = None
         self.reset_optimizer()
 
     def reset_optimizer(self) -> None:
@@ -74,18 +84,46 @@ class Trainer:
         feedback = self.model.feedback
         if feedback and feedback.rule.refresh == 0 and dropout_key[-1] == 0:
             feedback.inverses.forget()
+        world = self.world
         n_targets = sum(batch.n_targets for batch in micro_batches)
-        scale = torch.tensor(1 / max(n_targets, 1), device=self.device)
+        n_tokens = sum(batch.n_tokens for batch in micro_batches)
+        # Filled in and summed on the device: the host waits for none of it.
+        counts = torch.empty(2, dtype=torch.float64, device=self.device)
+        counts[0], counts[1] = n_targets, n_tokens
+        world.sum(counts)
+        scale = (1 / counts[0].clamp(min=1)).float()
         loss_sum = torch.zeros((), device=self.device)
+        if world.size > 1 and self._flat is None:
+            self._flat = self._join_gradients()
         for i, batch in enumerate(micro_batches):
+            # Named by its number in the update: drops the same on however many processes.
+            number = world.rank + i * world.size
             prepared = self._prepare(batch, dropout_key, training=True, progress=progress)
-            loss = self._loss_sum(batch, (*dropout_key, i), prepared)
+            loss = self._loss_sum(batch, (*dropout_key, number), prepared)
             loss.backward(scale)
             loss_sum += loss.detach()
+        if self._flat is not None:
+            world.sum(self._flat)
+            world.sum(loss_sum)
         norm = self.update(lr)
         # The one point where the host waits for the device.
-        loss_value, norm_value = torch.stack([loss_sum, norm]).tolist()
-        return StepStats(loss_value, n_targets, norm_value)
+        loss_value, norm_value, *both = torch.stack([loss_sum, norm, *counts]).tolist()
+        n_targets, n_tokens = map(round, both)
+        return StepStats(loss_value, n_targets, norm_value, n_tokens)
+
+    def _join_gradients(self) -> torch.Tensor:
+        """Let every gradient be a view into one array of zeros, which is summed at once.
+
+        One sum behind the last backward instead of DistributedDataParallel: a weight's gradient is
+        whole only when the first pass has been walked back, so little could overlap; a process
+        without a micro-batch joins with zeros; and what is wanted is the sum, not a mean of means.
+        """
+        parameters = [p for p in self.model.parameters() if p.requires_grad]
+        sizes = [-(-p.numel() // _ALIGNED) * _ALIGNED for p in parameters]
+        flat = torch.zeros(sum(sizes), device=self.device)
+        for p, piece in zip(parameters, flat.split(sizes), strict=True):
+            p.grad = piece[: p.numel()].view_as(p)
+        return flat
 
     def update(self, lr: float) -> torch.Tensor:
         """AdamW on the gradients. Returns their norm before clipping."""
@@ -100,7 +138,10 @@ class Trainer:
         for group in self.optimizer.param_groups:
             group["lr"] = lr * group["rate"]
         self.optimizer.step()
-        self.optimizer.zero_grad()
+        if self._flat is None:
+            self.optimizer.zero_grad()
+        else:
+            self._flat.zero_()
         if self.model.feedback:
             self.model.feedback.version += 1
         return norm

@@ -2,15 +2,31 @@
 
 from __future__ import annotations
 
+import os
+
 from coconut.cli import main
+from coconut.errors import UserError
+from coconut.world import World
 
 
-def make_backend(config, source):
+def make_backend(config, source, world=None):
     """The MLX back end; imported here so that a wrong configuration costs no start-up time."""
     from mlx_coconut.backend import Backend
 
-    return Backend(config, source)
+    return Backend(config, source, world)
+
+
+def make_world():
+    """The processes this one was launched with; itself alone without a launcher."""
+    if "MLX_RANK" in os.environ or "OMPI_COMM_WORLD_RANK" in os.environ:
+        from mlx_coconut import blas  # noqa: F401  (before mlx.core)
+        from mlx_coconut.world import Processes
+
+        return Processes()
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise UserError("torchrun", "starts the torch twin; here: mlx.launch -n N -- python -m ...")
+    return World()
 
 
 if __name__ == "__main__":
-    main("mlx_coconut", make_backend)
+    main("mlx_coconut", make_backend, make_world=make_world)

@@ -13,6 +13,7 @@ from mlx.utils import tree_flatten, tree_map
 from coconut.backend import LossSum, StepStats
 from coconut.batch import Batch
 from coconut.feedback import GAINS
+from coconut.world import World
 from mlx_coconut.feedback import prepare, set_weights
 from mlx_coconut.latent import Inputs, latent_forward
 from mlx_coconut.losses import masked_cross_entropy
@@ -20,7 +21,10 @@ from mlx_coconut.weights import feedback_weights
 
 
 class Trainer:
-    """One model and its optimizer. feeds_back: latents receive thoughts, not their embedding."""
+    """One model and its optimizer. feeds_back: latents receive thoughts, not their embedding.
+
+    world: the processes that each hold a copy of the model and share the micro-batches.
+    """
 
     def __init__(
         self,
@@ -33,8 +37,10 @@ class Trainer:
         feeds_back: bool = True,
         checkpointing: bool = False,
         feedback_rate: float = 1.0,
+        world: World | None = None,
     ):
         self.model = model
+        self.world = world or World()
         self.feedback_rate = feedback_rate
         self.checkpointing = checkpointing
         self.betas, self.weight_decay = [0.9, beta2], weight_decay
@@ -68,11 +74,11 @@ class Trainer:
         feedback = self.model.feedback
         if feedback and feedback.rule.refresh == 0 and dropout_key[-1] == 0:
             feedback.inverses.forget()
-        n_targets = sum(batch.n_targets for batch in micro_batches)
-        loss_sum, total = mx.array(0.0), None
+        loss_sum, total, grads = mx.array(0.0), None, None
         for i, batch in enumerate(micro_batches):
             prepared = self._prepare(batch, dropout_key, training=True, progress=progress)
-            rest = (prepared, _key(*dropout_key, i))
+            # Named by its number in the update: drops the same on however many processes.
+            rest = (prepared, _key(*dropout_key, self.world.rank + i * self.world.size))
             loss, grads = self._call(self._micro, self._gradients, batch, *rest)
             loss_sum = loss_sum + loss
             total = grads if total is None else tree_map(mx.add, total, grads)
@@ -80,8 +86,18 @@ class Trainer:
             # would be alive at the update.
             mx.eval(loss_sum, total)
         del grads
+        n_targets = sum(batch.n_targets for batch in micro_batches)
+        n_tokens = sum(batch.n_tokens for batch in micro_batches)
+        if self.world.size > 1:
+            if total is None:  # a short last update: nothing to do but join the sums
+                total = tree_map(mx.zeros_like, self.model.trainable_parameters())
+            # Of one type, so that they travel together; exact up to 2^24.
+            counts = mx.array([n_targets, n_tokens], mx.float32)
+            loss_sum, counts, total = self.world.sum((loss_sum, counts, total))
+            mx.eval(loss_sum, counts, total)
+            n_targets, n_tokens = map(round, counts.tolist())
         norm = self.update(total, 1 / max(n_targets, 1), lr)
-        return StepStats(loss_sum.item(), n_targets, norm)
+        return StepStats(loss_sum.item(), n_targets, norm, n_tokens)
 
     def update(self, grads, scale: float, lr: float) -> float:
         """AdamW on the gradients. Returns their norm before clipping."""

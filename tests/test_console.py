@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from coconut.console import Console
@@ -106,6 +106,7 @@ def test_numbers_that_are_not_finite_are_null_and_named(tmp_path):
     assert record["_nonfinite"] == {"loss": "nan", "norms.a": "-inf"}
 
 
+@settings(deadline=None)
 @given(fields=st.dictionaries(st.sampled_from("abc"), st.text() | st.floats() | st.integers()))
 def test_any_event_is_one_line_of_valid_json(tmp_path_factory, fields):
     run_dir = tmp_path_factory.mktemp("run")

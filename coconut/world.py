@@ -1,0 +1,104 @@
+"""The processes of one run: who this one is, what they tell each other, how they end together."""
+
+from __future__ import annotations
+
+import json
+import platform
+from pathlib import Path
+from typing import Any
+
+from coconut import checkpoint
+from coconut.errors import UserError
+
+
+class AgreedError(UserError):
+    """An error that every process of the run has been told of."""
+
+
+class World:
+    """The processes that train one model together; by itself a single one.
+
+    A back end's `Processes` says how bytes and arrays travel between several. Every process makes
+    the same calls in the same order: each of them waits for all others.
+    """
+
+    rank = 0
+    """Number of this process; 0 writes files and speaks."""
+    size = 1
+    """How many there are."""
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this is the process that writes and speaks."""
+        return self.rank == 0
+
+    def gather(self, own: bytes) -> list[bytes]:
+        """The bytes of every process, in order of rank."""
+        return [own]
+
+    def sum(self, arrays: Any) -> Any:
+        """The sums over all processes of a back end's arrays."""
+        return arrays
+
+    def close(self) -> None:
+        """Leave the others."""
+
+    def exchange(self, value: Any = None) -> list[Any]:
+        """The values (anything JSON has a form for) of all processes, in order of rank.
+
+        Raises UserError, the same in every process, if one of them has met an error meanwhile.
+        """
+        return self._exchange({"value": value})
+
+    def wait(self) -> None:
+        """Go on when all others are here too; raises like `exchange`."""
+        self.exchange()
+
+    def check_same_file(self, path: Path) -> None:
+        """Raise UserError unless a file has the same content for all processes."""
+        if self.size > 1:
+            self.check_same(str(path), checkpoint.sha256(path))
+
+    def check_same(self, what: str, value: str) -> None:
+        """Raise UserError unless all processes have the same value."""
+        first, *others = self.exchange([value, platform.node()])
+        for rank, other in enumerate(others, 1):
+            if other[0] != first[0]:
+                raise AgreedError(
+                    what,
+                    f"process {rank} (on {other[1]}) has another one than process 0 (on"
+                    f" {first[1]}); give all machines the same files",
+                )
+
+    def tell(self, error: UserError) -> UserError:
+        """Tell the others of an error; they raise it at their next exchange.
+
+        Returns what all end with.
+        """
+        if isinstance(error, AgreedError) or self.size == 1:
+            return error
+        try:
+            self._exchange({"where": error.where, "problems": error.problems})
+        except AgreedError as agreed:
+            return agreed
+        except RuntimeError:
+            pass  # the others are gone already
+        return error
+
+    def _exchange(self, message: dict[str, Any]) -> list[Any]:
+        if self.size == 1:
+            return [message["value"]]
+        own = json.dumps(message | {"host": platform.node()}).encode()
+        try:
+            messages = [json.loads(m) for m in self.gather(own)]
+        except ValueError:
+            # A broken ring of MLX gives what its memory holds.
+            raise RuntimeError("another process of this run is gone; it says why") from None
+        failed = [(rank, m) for rank, m in enumerate(messages) if "problems" in m]
+        if failed:
+            rank, first = failed[0]
+            where = first["where"]
+            if len(failed) < self.size:
+                where = f"process {rank} of {self.size}, on {first['host']}: {where}"
+            raise AgreedError(where, *first["problems"])
+        return [m["value"] for m in messages]

@@ -1,0 +1,378 @@
+"""Several processes compute what one computes: losses, weights, answers; and end together.
+
+    LAUNCHER tests/test_distributed.py TWIN FOLDER
+
+is what each of two launched processes does: the runs of `PAIR`, one after another.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import socket
+import subprocess
+import sys
+from collections.abc import Callable
+from contextlib import redirect_stderr, redirect_stdout, suppress
+from functools import cache
+from io import StringIO
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from conftest import CHOSEN, load_twin
+from safetensors.numpy import load_file
+from tiny import REPOSITORY, read_log, run_config, start, write_items
+
+import coconut.runner
+from coconut.cli import main
+from coconut.config import RunConfig
+from coconut.errors import UserError
+from coconut.runner import Runner
+from coconut.world import AgreedError, World
+
+WEIGHTS = 2e-6  # of a weight's place, after six updates
+LOSS = 2e-6  # relative
+N_ITEMS = 10
+MODEL = {
+    "model_type": "gpt2",
+    "n_positions": 256,
+    "n_embd": 16,
+    "n_layer": 2,
+    "n_head": 2,
+    "embd_pdrop": 0.1,
+    "attn_pdrop": 0.1,
+    "resid_pdrop": 0.1,
+}
+
+
+def config_of(folder: Path, name: str, n_processes: int, **keys: Any) -> RunConfig:
+    """Two epochs of three updates; the last of each has one micro-batch: none for process 1."""
+    (folder / "model.json").write_text(json.dumps(MODEL))
+    if not (folder / "train.json").exists():
+        write_items(folder / "train.json", N_ITEMS)
+        write_items(folder / "val.json", 6, seed=8)
+    values = {
+        "name": name,
+        "model_config_path": str(folder / "model.json"),
+        "batch_size_training": 2,
+        "gradient_accumulation_steps": 2 // n_processes,
+        "eval_batch_size": 4,
+        "stage_mixing": "batch",
+        "max_latent_stage": 2,
+        "resume": 1,
+        "num_epochs": 3,
+        "save_every": 1,
+        "warmup_updates": 3,
+        "max_grad_norm": 0.5,
+    }
+    return run_config(folder, **values | keys)
+
+
+# ---- what the two processes do
+
+
+def same_run(twin: Any, folder: Path) -> None:
+    run(twin, config_of(folder, "two", 2))
+
+
+def made_data(twin: Any, folder: Path) -> None:
+    """Its training file is missing at first; both need it."""
+    made = {"items": 4, "nodes": 16, "max_hops": 4}
+    path = str(folder / "made.json")
+    run(twin, config_of(folder, "made", 2, train_path=path, generate=made, num_epochs=2))
+
+
+def second_leg(twin: Any, folder: Path) -> None:
+    """Continues what one process began, stopped inside its first epoch."""
+    run(twin, config_of(folder, "relay", 2, num_epochs=2))
+
+
+def another_batch_inside_an_epoch(twin: Any, folder: Path) -> None:
+    run(twin, config_of(folder, "stopped", 1))
+
+
+def error_in_one(twin: Any, folder: Path) -> None:
+    """Process 1 cannot read its validation data; process 0 is waiting for it elsewhere."""
+    read_items = coconut.runner.read_items
+
+    def fail(path):
+        if os.environ["RANK_HERE"] == "1":
+            raise UserError(str(path), "item 3: no question")
+        return read_items(path)
+
+    coconut.runner.read_items = fail
+    try:
+        run(twin, config_of(folder, "error", 2))
+    finally:
+        coconut.runner.read_items = read_items
+
+
+def disk_refuses_the_first(twin: Any, folder: Path) -> None:
+    save = twin.backend.Backend.save
+
+    def full(backend, directory, with_optimizer):
+        if directory is not None:
+            raise OSError(28, "No space left on device")
+        return save(backend, directory, with_optimizer)
+
+    twin.backend.Backend.save = full
+    try:
+        run(twin, config_of(folder, "full", 2))
+    finally:
+        twin.backend.Backend.save = save
+
+
+def diverged(twin: Any, folder: Path) -> None:
+    run(twin, config_of(folder, "diverged", 2, lr=1e30, max_grad_norm=0.0, save_every=0))
+
+
+def error_in_the_configuration(twin: Any, folder: Path) -> None:
+    (folder / "wrong.yaml").write_text("c_thougt: 2")
+    main(twin.__name__, twin.run.make_backend, [str(folder / "wrong.yaml")], twin.run.make_world)
+
+
+PAIR = (
+    same_run,
+    made_data,
+    second_leg,
+    another_batch_inside_an_epoch,
+    error_in_one,
+    disk_refuses_the_first,
+    diverged,
+    error_in_the_configuration,
+)
+
+
+def run(twin: Any, config: RunConfig) -> None:
+    path = Path(config.save_path) / f"{config.name}.{os.environ['RANK_HERE']}.yaml"
+    path.write_text(config.to_yaml())
+    main(twin.__name__, twin.run.make_backend, [str(path)], twin.run.make_world)
+
+
+def child(name: str, folder: Path) -> None:
+    """Do all of `PAIR`; writes what this process said and ended with, and digests of weights."""
+    twin = load_twin(name)
+    rank = os.environ["RANK_HERE"] = os.environ.get("MLX_RANK", os.environ.get("RANK", ""))
+    # A run opens its world once; torch cannot open it again while another process still closes it.
+    world = twin.run.make_world()
+    close, world.close = world.close, lambda: None
+    twin.run.make_world = lambda: world
+    seen: dict[str, Any] = {}
+    weights: list[str] = []
+    train = Runner.train
+
+    def keep(runner: Runner) -> None:
+        train(runner)
+        every = runner.backend.weights()
+        weights.append(b"".join(every[n].tobytes() for n in sorted(every)).hex())
+
+    Runner.train = keep
+    for act in PAIR:
+        out, err, status = StringIO(), StringIO(), 0
+        with redirect_stdout(out), redirect_stderr(err):
+            try:
+                act(twin, folder)
+            except SystemExit as end:
+                status = end.code
+        seen[act.__name__] = {"out": out.getvalue(), "err": err.getvalue(), "status": status}
+    (folder / f"process_{rank}.json").write_text(json.dumps({"seen": seen, "weights": weights}))
+    close()
+
+
+# ---- the tests
+
+
+def free_port() -> int:
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return s.getsockname()[1]
+
+
+def launcher(name: str, n: int = 2) -> list[str]:
+    """The command that starts n processes of a twin on this machine."""
+    folder = Path(sys.executable).parent
+    if name == "mlx":
+        port = ["--starting-port", str(free_port())]
+        return [str(folder / "mlx.launch"), "-n", str(n), *port, "--", sys.executable]
+    port = ["--master-port", str(free_port())]
+    return [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(n), *port]
+
+
+def stop_after(runner: Runner, n_updates: int) -> None:
+    """Train until so many updates are done and saved, as an interrupted run."""
+    step, done = runner.backend.train_step, []
+
+    def counted(*args):
+        if len(done) == n_updates:
+            raise KeyboardInterrupt
+        done.append(1)
+        return step(*args)
+
+    runner.backend.train_step = counted
+    with suppress(KeyboardInterrupt), runner.console:
+        runner.train()
+
+
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory) -> Callable[[str], tuple[Path, list[dict[str, Any]]]]:
+    """twin -> (folder, what each of two launched processes wrote down)."""
+
+    @cache
+    def launch(name: str) -> tuple[Path, list[dict[str, Any]]]:
+        folder = tmp_path_factory.mktemp(name)
+        twin = load_twin(name)
+        (folder / "runs").mkdir()
+        stop_after(start(twin, config_of(folder, "relay", 1)), 2)
+        stop_after(start(twin, config_of(folder, "stopped", 2)), 2)
+        done = subprocess.run(
+            [*launcher(name), __file__, name, str(folder)],
+            env=os.environ
+            | {"PYTHONPATH": os.pathsep.join([str(REPOSITORY), str(REPOSITORY / "tests")])},
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=120,
+        )
+        found = [folder / f"process_{rank}.json" for rank in (0, 1)]
+        assert all(path.exists() for path in found), done.stdout + done.stderr
+        return folder, [json.loads(path.read_text()) for path in found]
+
+    return launch
+
+
+@pytest.fixture(scope="module")
+def alone(pair) -> Callable[[str], RunConfig]:
+    """twin -> the configuration of the same run done by one process."""
+
+    @cache
+    def train(name: str) -> RunConfig:
+        config = config_of(pair(name)[0], "one", 1)
+        start(load_twin(name), config).train()
+        return config
+
+    return train
+
+
+def assert_same_run(ours: RunConfig, expected: RunConfig) -> None:
+    """Equal losses, norms, weights and moments to float noise, equal answers and counts."""
+    steps, theirs = (
+        {(r["epoch"], r["step"]): r for r in read_log(c, "train")} for c in (ours, expected)
+    )
+    assert list(steps) == list(theirs) and len(steps) == 6
+    for key, record in theirs.items():
+        for name in ("loss", "grad_norm", "lr"):
+            assert steps[key][name] == pytest.approx(record[name], rel=LOSS), (key, name)
+    for file in ("model.safetensors", "optimizer.safetensors"):
+        a, b = (load_file(c.run_dir / "epoch_03" / file) for c in (ours, expected))
+        assert a.keys() == b.keys()
+        for name, w in b.items():
+            np.testing.assert_allclose(a[name], w, rtol=1e-4, atol=WEIGHTS, err_msg=name)
+    a, b = (json.loads((c.run_dir / "evaluations.json").read_text()) for c in (ours, expected))
+    assert a.keys() == b.keys()
+    for epoch, evaluation in b.items():
+        assert a[epoch]["accuracy"] == evaluation["accuracy"]
+        assert a[epoch]["loss"] == pytest.approx(evaluation["loss"], rel=LOSS)
+    a, b = ((c.run_dir / "predictions.jsonl").read_text() for c in (ours, expected))
+    assert a == b and len(a.splitlines()) == 6
+
+
+@pytest.mark.parametrize("name", CHOSEN)
+def test_two_processes_equal_one_with_twice_the_micro_batches(pair, alone, name):
+    folder, (first, second) = pair(name)
+    assert_same_run(config_of(folder, "two", 2), alone(name))
+    said = first["seen"]["same_run"]
+    assert (said["status"], said["err"]) == (0, ""), said
+    assert "2 processes: an update is 2 * 1 micro-batches of 2 rows" in said["out"]
+    assert second["seen"]["same_run"] == {"out": "", "err": "", "status": 0}
+
+
+@pytest.mark.parametrize("name", CHOSEN)
+def test_weights_are_the_same_bits_in_all_processes(pair, name):
+    _, (first, second) = pair(name)
+    assert len(first["weights"]) == 3 and all(first["weights"])
+    assert first["weights"] == second["weights"]
+
+
+@pytest.mark.parametrize("name", CHOSEN)
+def test_a_run_passed_from_one_process_to_two_and_back_equals_an_unbroken_one(pair, alone, name):
+    folder, (first, _) = pair(name)
+    relay = config_of(folder, "relay", 1)
+    said = first["seen"]["second_leg"]["out"]
+    assert f"continuing {relay.run_dir}/last: epoch 2, after 2 of its updates" in said
+    if not (relay.run_dir / "epoch_03").exists():
+        assert (relay.run_dir / "epoch_02").is_dir()
+        start(load_twin(name), relay).train()
+    assert_same_run(relay, alone(name))
+
+
+@pytest.mark.parametrize("name", CHOSEN)
+def test_missing_training_data_are_made_once_for_all(pair, name):
+    folder, (first, second) = pair(name)
+    assert first["seen"]["made_data"]["status"] == second["seen"]["made_data"]["status"] == 0
+    assert len(json.loads((folder / "made.json").read_text())) == 4
+    assert len(read_log(config_of(folder, "made", 2), "train")) == 1
+
+
+@pytest.mark.parametrize(
+    ("act", "message"),
+    [
+        (error_in_one, r"process 1 of 2, on \S+: .*val.json: item 3: no question"),
+        (disk_refuses_the_first, r"process 0 of 2, on .*cannot be written: No space left"),
+        (diverged, r"loss \S+ at epoch 2, step \d, items \["),
+        (error_in_the_configuration, r"wrong.yaml: \d problems\n  c_thougt: unknown key"),
+        (another_batch_inside_an_epoch, r"updates of 2 rows, now an update has 8"),
+    ],
+)
+@pytest.mark.parametrize("name", CHOSEN)
+def test_an_error_ends_all_processes_and_is_said_once(pair, name, act, message):
+    folder, processes = pair(name)
+    first, second = (p["seen"][act.__name__] for p in processes)
+    assert first["status"] == second["status"] == 2
+    assert second["err"] == ""
+    lines = first["err"].splitlines()
+    assert re.search(message, first["err"]), first["err"]
+    assert act is error_in_the_configuration or len(lines) == 1, first["err"]
+    hidden = [p for p in (folder / "runs").rglob(".*") if "partial" in p.name]
+    assert hidden == []
+
+
+class Told(World):
+    """One of two processes; what the other says is given."""
+
+    size = 2
+
+    def __init__(self, rank: int, *others: bytes):
+        self.rank, self.others = rank, list(others)
+
+    def gather(self, own: bytes) -> list[bytes]:
+        other = self.others.pop(0)
+        return [own, other] if self.rank == 0 else [other, own]
+
+
+def test_different_files_on_two_machines_are_refused_by_both(tmp_path):
+    (tmp_path / "data.json").write_text("[]")
+    other = json.dumps({"value": ["another digest", "mac2"], "host": "mac2"}).encode()
+    for rank in (0, 1):
+        with pytest.raises(AgreedError, match=r"data.json: process 1 \(on .*\) has another one"):
+            Told(rank, other).check_same_file(tmp_path / "data.json")
+
+
+def test_an_error_of_another_process_is_raised_at_the_next_exchange():
+    other = {"where": "a.json", "problems": ["item 1: empty", "item 2: empty"], "host": "mac2"}
+    with pytest.raises(AgreedError) as error:
+        Told(0, json.dumps(other).encode()).exchange([1, 2])
+    assert str(error.value).startswith("process 1 of 2, on mac2: a.json: 2 problems\n  item 1")
+
+
+def test_a_launcher_of_the_other_twin_is_refused(twin, monkeypatch):
+    is_mlx = twin.__name__ == "mlx_coconut"
+    monkeypatch.setenv(*(("WORLD_SIZE", "2") if is_mlx else ("MLX_RANK", "0")))
+    with pytest.raises(UserError, match="mlx.launch" if is_mlx else "torchrun"):
+        twin.run.make_world()
+
+
+if __name__ == "__main__":
+    child(sys.argv[1], Path(sys.argv[2]))
