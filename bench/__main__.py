@@ -19,11 +19,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from bench import memory
 from bench.plot import plot
 from bench.workload import (
     Workload,
     checkpoint_prompts,
-    random_gpt2_small,
+    random_model,
     random_prompts,
     random_sequences,
 )
@@ -32,7 +33,7 @@ from coconut.cli import guarded
 ROOT = Path(__file__).parent.parent
 LOSS_TOLERANCE = 1e-4
 """Largest relative gap of losses; observed 2e-6."""
-PARTS = ("generation", "shipped", "training", "sweep")
+PARTS = ("generation", "shipped", "training", "sweep", "memory")
 
 
 class Bench:
@@ -132,6 +133,38 @@ class Bench:
         ]
         self.compare(f"{title}: seconds an update", contenders, is_same)
 
+    def memory(self, title: str, model: Path, rows: Workload) -> None:
+        """Peak memory of an update by each method; the first loss of all on one base is equal."""
+        file = rows.save(self.directory / "workload.json")
+        first: dict[Path, float] = {}
+
+        def run(base: Path, where: Path, method: str) -> str:
+            command = [sys.executable, "-m", "bench.memory", str(base), str(where), method]
+            done = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True)
+            return done.stdout
+
+        print(f"\n{title}: peak memory of an update")
+        for method in memory.METHODS:
+            base = model
+            if method.startswith("qlora"):
+                bits = method.split()[1]
+                base = model.with_name(f"{model.name}-q{bits}")
+                if not base.exists():
+                    run(model, base, f"quantize {bits}")
+            result = json.loads(run(base, file, method).splitlines()[-1])
+            self.versions.add(result["versions"])
+            loss = first.setdefault(base, result["losses"][0])
+            same = abs(loss - result["losses"][0]) <= LOSS_TOLERANCE * abs(loss)
+            self.is_equal &= same
+            self.rows.append({"part": title, "contender": method, "is_equal": same} | result)
+            gb = {n: result[f"{n}_bytes"] / 1e9 for n in ("array_peak", "rss_peak", "loaded")}
+            print(
+                f"  {method:40} arrays {gb['array_peak']:6.2f} GB | process {gb['rss_peak']:6.2f} GB"
+                f" | before {gb['loaded']:5.2f} GB | trained {result['n_trained']:12,}"
+                f" | {result['seconds']:6.2f} s | {'equal' if same else 'DIFFERENT'}",
+                flush=True,
+            )
+
     def sweep(self, model: Path) -> list[dict[str, Any]]:
         """Ours against length, batch and latents, one at a time around 360 tokens, 4 rows, 6."""
         points = []
@@ -196,7 +229,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as directory:
         bench = Bench(Path(directory), options.rounds)
         results: dict[str, Any] = {"machine": about, "rows": bench.rows}
-        gpt2 = random_gpt2_small(Path(directory) / "gpt2")
+        gpt2 = random_model(Path(directory) / "gpt2")
         if "generation" in parts:
             prompts = random_prompts(options.questions, n_latents=6)
             prompts = replace(prompts, model=str(gpt2), max_new_tokens=options.new_tokens)
@@ -218,9 +251,17 @@ def main() -> int:
             print("\nours, random GPT-2 small, 16 new tokens")
             results["sweep"] = bench.sweep(gpt2)
             plot(results["sweep"], about, ROOT / "docs" / "bench.png")
+        if "memory" in parts:
+            rows = random_sequences(4, 256, n_latents=6)
+            bench.memory("GPT-2 small, batch 4 x 256 tokens, 6 latents, float32", gpt2, rows)
+            config = json.loads((ROOT / "args/models/qwen2_5_0_5b.json").read_text())
+            qwen = random_model(Path(directory) / "qwen", config)
+            rows = random_sequences(1, 128, n_latents=6)
+            bench.memory("Qwen2.5-0.5B, batch 1 x 128 tokens, 6 latents, float32", qwen, rows)
     about["versions"] = sorted(bench.versions)
-    (ROOT / "bench" / "results.json").write_text(json.dumps(results, indent=1) + "\n")
-    print("\nwritten: bench/results.json" + (", docs/bench.png" if "sweep" in parts else ""))
+    file = "memory.json" if tuple(parts) == ("memory",) else "results.json"
+    (ROOT / "bench" / file).write_text(json.dumps(results, indent=1) + "\n")
+    print(f"\nwritten: bench/{file}" + (", docs/bench.png" if "sweep" in parts else ""))
     if not bench.is_equal:
         print("results differ: the figures above do not count", file=sys.stderr)
     return 0 if bench.is_equal else 1

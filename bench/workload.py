@@ -7,6 +7,7 @@ import resource
 import sys
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from safetensors.numpy import save_file
@@ -77,15 +78,15 @@ class Workload:
         return [collate(rows[i : i + size], self.eos_id) for i in range(0, len(rows), size)]
 
 
-def random_gpt2_small(directory: Path) -> Path:
-    """A GPT-2 small with random weights, as a checkpoint that both sides read."""
+def random_model(directory: Path, config: dict[str, Any] = GPT2_SMALL) -> Path:
+    """A model with random weights, GPT-2 small, as a checkpoint that both sides read."""
     from mlx_coconut import models, weights
 
-    model, module = models.build(GPT2_SMALL, "bench")
+    model, module = models.build(config, "bench")
     shapes = {name: w.shape for name, w in weights.hf_weights(model, module).items()}
     directory.mkdir(parents=True)
-    (directory / "config.json").write_text(json.dumps(GPT2_SMALL))
-    drawn = initial_weights(shapes, GPT2_SMALL, seed=0)
+    (directory / "config.json").write_text(json.dumps(config))
+    drawn = initial_weights(shapes, config, seed=0)
     save_file(drawn, str(directory / "model.safetensors"), metadata={"format": "pt"})
     return directory
 

@@ -1,0 +1,85 @@
+"""Peak memory of two training updates by each method, a process each.
+
+`python -m bench.memory MODEL WORKLOAD.json METHOD`; prints one line of JSON.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import mlx_coconut.blas as blas  # before mlx, which it gives a faster BLAS
+from bench.workload import END, LATENT, START, Workload, peak_rss
+from coconut.adapters import Adapter, fingerprint
+from coconut.backend import Source
+from coconut.config import Lora, RunConfig
+from mlx_coconut.backend import Backend
+
+import mlx.core as mx  # isort: skip
+
+RANK = 8
+METHODS: dict[str, tuple[Lora | None, dict[str, Any]]] = {
+    "full": (None, {}),
+    "full, gradient checkpointing": (None, {"gradient_checkpointing": True}),
+    "lora": (Lora(rank=RANK), {}),
+    "lora, gradient checkpointing": (Lora(rank=RANK), {"gradient_checkpointing": True}),
+    "dora": (Lora("dora", rank=RANK), {}),
+    "qlora, 8 bits": (Lora(rank=RANK), {}),
+    "qlora, 4 bits": (Lora(rank=RANK), {}),
+    "qlora, 4 bits, gradient checkpointing": (Lora(rank=RANK), {"gradient_checkpointing": True}),
+}
+"""Name -> what is trained and how. A qlora's base comes quantised, by `quantize`."""
+
+
+def quantize(source: Path, target: Path, bits: int) -> Path:
+    """The base as mlx_lm quantises it, groups of 64: without tokenizer, for this measurement."""
+    from mlx_lm.utils import load_model, quantize_model, save_config, save_model
+
+    model, config = load_model(source)
+    model, config = quantize_model(model, config, 64, bits)
+    save_model(target, model)
+    save_config(config, target / "config.json")
+    return target
+
+
+def measure(directory: Path, workload: Workload, method: str) -> dict[str, Any]:
+    """Bytes and seconds of the second update: the first one traces, and has no moments yet."""
+    lora, keys = METHODS[method]
+    config = json.loads((directory / "config.json").read_text())
+    adapter = None
+    if lora is not None:
+        rows = (START, END, LATENT)
+        adapter = Adapter(lora, rows, str(directory), fingerprint(directory), range(0), None)
+    source = Source(config, directory, config["vocab_size"], range(0), None, adapter=adapter)
+    backend = Backend(RunConfig(method="coconut", **keys), source)
+    loaded = mx.get_active_memory()
+    (batch,) = workload.batches(len(workload.rows))
+    mx.reset_peak_memory()
+    losses = [backend.train_step([batch], 1e-4, (0, 0)).loss]
+    start = time.perf_counter()
+    losses.append(backend.train_step([batch], 1e-4, (0, 1)).loss)
+    return {
+        "losses": losses,
+        "seconds": time.perf_counter() - start,
+        "loaded_bytes": loaded,
+        "array_peak_bytes": mx.get_peak_memory(),
+        "rss_peak_bytes": peak_rss(),
+        "n_params": backend.n_params,
+        "n_trained": backend.n_trained,
+        "versions": f"mlx {mx.__version__}, {blas.STATUS}",
+    }
+
+
+def main() -> None:
+    directory, file, method = sys.argv[1:]
+    if method.startswith("quantize "):
+        quantize(Path(directory), Path(file), int(method.split()[1]))
+        return
+    print(json.dumps(measure(Path(directory), Workload.load(file), method)))
+
+
+if __name__ == "__main__":
+    main()
