@@ -159,7 +159,8 @@ class Bench:
             self.rows.append({"part": title, "contender": method, "is_equal": same} | result)
             gb = {n: result[f"{n}_bytes"] / 1e9 for n in ("array_peak", "rss_peak", "loaded")}
             print(
-                f"  {method:40} arrays {gb['array_peak']:6.2f} GB | process {gb['rss_peak']:6.2f} GB"
+                f"  {method:38} arrays {gb['array_peak']:5.2f} GB"
+                f" | process {gb['rss_peak']:5.2f} GB"
                 f" | before {gb['loaded']:5.2f} GB | trained {result['n_trained']:12,}"
                 f" | {result['seconds']:6.2f} s | {'equal' if same else 'DIFFERENT'}",
                 flush=True,

@@ -25,6 +25,7 @@ GPT2_SMALL = {
     "architectures": ["GPT2LMHeadModel"],
     "vocab_size": 50260,
     "n_positions": 1024,
+    "n_ctx": 1024,
     "n_embd": 768,
     "n_layer": 12,
     "n_head": 12,

@@ -278,6 +278,42 @@ def test_impossible_combinations_are_refused(valid: dict, changes: dict, complai
     assert any(p.startswith(complaint) for p in problems_of(valid | changes))
 
 
+@pytest.mark.parametrize(
+    "lora, complaint",
+    [
+        ({"rnak": 4}, "lora.rnak: unknown key, did you mean rank?"),
+        ({"rank": 0}, "lora.rank: must be at least 1, got 0"),
+        ({"type": "qlora"}, "lora.type: expected one of lora, dora, got 'qlora'"),
+        ({"scale": 0}, "lora.scale: must be above 0"),
+        ({"alpha": 16, "scale": 3.0}, "lora.alpha: sets scale to alpha / rank"),
+        ({"dropout": 1.0}, "lora.dropout: must be below 1, got 1.0"),
+        ({"targets": []}, "lora.targets: the list is empty"),
+        ({"targets": [1.5, None]}, "lora.targets: expected text, got None"),
+        ({"layers": 0}, "lora.layers: must be at least 1"),
+        ({"quantize": 3}, "lora.quantize: expected 4 or 8 bits, got 3"),
+        ({"quantize": 4, "group_size": 48}, "lora.group_size: expected 32, 64 or 128, got 48"),
+        ({"group_size": 32}, "lora.group_size: belongs to quantize, which is not set"),
+    ],
+)
+def test_wrong_settings_of_an_adapter_are_named(valid: dict, lora: dict, complaint: str) -> None:
+    assert any(p.startswith(complaint) for p in problems_of(valid | {"lora": lora}))
+
+
+def test_an_adapter_beside_random_weights_is_refused(valid: dict) -> None:
+    changes = {"model_id": None, "model_config_path": __file__, "tokenizer": "gpt2"}
+    found = problems_of(valid | changes | {"lora": {"rank": 4}})
+    assert found == [
+        "lora.type: needs trained weights under it; give model_id or load_model_path, not"
+        " model_config_path"
+    ]
+
+
+def test_alpha_is_another_way_to_say_scale(valid: dict) -> None:
+    config = check_config(valid | {"lora": {"rank": 4, "alpha": 8, "targets": "c_attn"}})
+    assert config.adapter == Lora(rank=4, scale=2.0, targets=["c_attn"])
+    assert check_config(valid).adapter is None
+
+
 def test_a_file_in_place_of_the_run_directory_is_refused(valid: dict, folder: Path) -> None:
     (folder / "runs").mkdir()
     (folder / "runs" / "run").write_text("")
