@@ -85,7 +85,7 @@ def _download(
             super().__init__(*args, **options | ({"disable": True} if hidden else {}))
 
     named = f"{model_id} (revision {revision})" if revision else model_id
-    http_error = _http_error()
+    connection_error = http_error()
     try:
         return Path(
             huggingface_hub.snapshot_download(
@@ -113,7 +113,7 @@ def _download(
             else "not in the local cache and the hub cannot be reached; connect once, or give a"
             " directory as model_id",
         ) from None
-    except (http_error, OSError) as error:
+    except (connection_error, OSError) as error:
         response = getattr(error, "response", None)
         if getattr(response, "status_code", None) == 401:
             problem = "the hub does not accept the token; set HF_TOKEN to a valid one, or unset it"
@@ -123,7 +123,7 @@ def _download(
     raise UserError(named, problem)
 
 
-def _http_error() -> type[Exception]:
+def http_error() -> type[Exception]:
     """What the client's HTTP library raises: httpx's or, in later versions, httpx2's."""
     from huggingface_hub.errors import HfHubHTTPError
 
@@ -137,7 +137,7 @@ def _without_safetensors(model_id: str, commit: str, missing: Sequence[str]) -> 
 
     try:
         found = huggingface_hub.HfApi().list_repo_files(model_id, revision=commit)
-    except (_http_error(), OSError):
+    except (http_error(), OSError):
         found = []
     if any(name.endswith((".bin", ".pt", ".pth", ".ckpt")) for name in found):
         return (

@@ -150,7 +150,14 @@ class Handler(http.server.BaseHTTPRequestHandler):
         if found := self._found(name, revision):
             sha, files = found
             siblings = [{"rfilename": file} for file in files]
-            self._json({"id": name, "sha": sha, "siblings": siblings, "private": False})
+            self._json(
+                {
+                    "id": name,
+                    "sha": sha,
+                    "siblings": siblings,
+                    "private": self.hub.repos[name].private,
+                }
+            )
 
     def _tree(self, name: str, revision: str) -> None:
         if found := self._found(name, revision):
