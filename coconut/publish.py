@@ -18,6 +18,7 @@ from coconut.errors import UserError
 from coconut.hub import DESCRIPTION, http_error
 
 CARD, SUMMARY = "README.md", "summary.json"
+FEEDBACK = "feedback.safetensors"  # weights of a trained rule
 MEASURED = ("n", "accuracy", "swapped_accuracy", "both_accuracy", "maj_k", "maj_accuracy", "split")
 
 
@@ -67,8 +68,8 @@ def files_of(directory: Path) -> list[str]:
     describe(directory)
     if (directory / CHECKSUMS).exists():
         verify(directory)
-    described = [name for name in DESCRIPTION if (directory / name).is_file()]
-    return [*described, *weight_files(directory)]
+    described = [name for name in (*DESCRIPTION, FEEDBACK) if (directory / name).is_file()]
+    return list(dict.fromkeys([*described, *weight_files(directory)]))
 
 
 def card(directory: Path, repo: str, revision: str | None, summary: Path | None) -> str:

@@ -78,6 +78,13 @@ def test_what_was_published_can_be_fetched_and_opened(hub, checkpoint, revision)
     assert one.encode_question("Is a b?") == two.encode_question("Is a b?")
 
 
+def test_the_weights_of_a_trained_rule_are_sent_too(hub, checkpoint):
+    (checkpoint / "checksums.json").unlink()
+    (checkpoint / "feedback.safetensors").write_bytes(b"rule")
+    main("mlx_coconut", [str(checkpoint), "--repo", REPO])
+    assert hub.repos[REPO].branches["main"][1]["feedback.safetensors"] == b"rule"
+
+
 def test_results_nobody_measured_are_said_to_be_so(checkpoint, capsys):
     (checkpoint.parent / "summary.json").unlink()
     main("mlx_coconut", [str(checkpoint), "--repo", REPO, "--dry-run"])
