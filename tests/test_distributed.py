@@ -33,10 +33,10 @@ from coconut.errors import UserError
 from coconut.runner import Runner
 from coconut.world import AgreedError, World
 
-# Seen on x86 CPUs: 2.6e-6 between weights, 1.3e-7 between gradient norms and 4e-8 between evaluation
-# losses, relative. Adam divides by the root of the second moment: where a gradient is near zero, its
-# float noise moves a weight by a visible part of a step. So weights are compared in steps, gradients
-# by their norms and moments, which keep their scale.
+# Seen on x86 CPUs: 2.6e-6 between weights, 1.3e-7 between gradient norms and 4e-8 between
+# evaluation losses, relative. Adam divides by the root of the second moment: where a gradient is
+# near zero, its float noise moves a weight by a visible part of a step. So weights are compared in
+# steps, gradients by their norms and moments, which keep their scale.
 STEP = 1e-3  # the learning rate at its peak
 WEIGHTS = 0.03 * STEP  # absolute, after six updates
 MOMENTS = 2e-6  # absolute, beside 1e-4 of the value
