@@ -29,6 +29,8 @@ MODEL_TYPES = ("gpt2", "qwen2")
 CONFIG, COCONUT, CHECKSUMS = "config.json", "coconut.json", "checksums.json"
 WEIGHTS, WEIGHTS_INDEX = "model.safetensors", "model.safetensors.index.json"
 ADAPTERS = "adapters.safetensors"
+FEEDBACK = "feedback.safetensors"
+"""A feedback rule's own weights: beside the model's, so that other programs open these alone."""
 
 _CHECKPOINT_NAME = re.compile(r"epoch_(\d{2,})", re.ASCII)
 _HIDDEN_NAME = re.compile(r"\.(.+)\.(partial|replaced|deleted)-(\d+)", re.ASCII)

@@ -10,6 +10,7 @@ from typing import Any
 from coconut.checkpoint import (
     COCONUT,
     CONFIG,
+    FEEDBACK,
     WEIGHTS,
     WEIGHTS_INDEX,
     check_architecture,
@@ -63,7 +64,7 @@ def fetch(model_id: str, revision: str | None = None, with_weights: bool = True)
         return directory
     # By its commit: what was just described, also if someone uploads meanwhile.
     commit = directory.name
-    directory = _download(model_id, commit, [*DESCRIPTION, *names])
+    directory = _download(model_id, commit, [*DESCRIPTION, *names, FEEDBACK])
     missing = [name for name in names if not (directory / name).exists()]
     if missing:
         raise UserError(model_id, _without_safetensors(model_id, commit, missing))

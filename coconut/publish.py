@@ -12,13 +12,20 @@ from typing import Any
 import yaml
 
 from coconut.adapters import is_adapter
-from coconut.checkpoint import CHECKSUMS, describe, read_bytes, read_json, verify, weight_files
+from coconut.checkpoint import (
+    CHECKSUMS,
+    FEEDBACK,
+    describe,
+    read_bytes,
+    read_json,
+    verify,
+    weight_files,
+)
 from coconut.cli import guarded
 from coconut.errors import UserError
 from coconut.hub import DESCRIPTION, http_error
 
 CARD, SUMMARY = "README.md", "summary.json"
-FEEDBACK = "feedback.safetensors"  # weights of a trained rule
 MEASURED = ("n", "accuracy", "swapped_accuracy", "both_accuracy", "maj_k", "maj_accuracy", "split")
 
 

@@ -45,6 +45,7 @@ from coconut.checkpoint import (
     ADAPTERS,
     COCONUT,
     CONFIG,
+    FEEDBACK,
     describe,
     read_json,
     write_atomically,
@@ -68,7 +69,6 @@ ROWS = "token_adapter.trainable_tokens_delta"
 """peft's name of trained rows: the rows themselves, not their change."""
 UNKNOWN = ("rank_pattern", "alpha_pattern", "modules_to_save", "lora_bias", "layer_replication")
 """Settings of peft that change the mathematics in a way that we have not."""
-FEEDBACK = "feedback.safetensors"
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -12,6 +12,7 @@ from coconut.checkpoint import (
     CHECKSUMS,
     COCONUT,
     CONFIG,
+    FEEDBACK,
     WEIGHTS,
     WEIGHTS_INDEX,
     describe,
@@ -315,7 +316,11 @@ def _check_trainer(source: Path, tensors: Mapping[str, Tensor]) -> None:
     lacking = [n for n in ("epoch", "update_in_epoch", "n_updates", "seed") if n not in state]
     if lacking:
         raise UserError(str(source / TRAINER_STATE), f"lacks {', '.join(lacking)}")
-    expected = {f"{kind}.{n}": t.shape for kind in ("m", "v") for n, t in tensors.items()}
+    trained = {n: t.shape for n, t in tensors.items()}
+    if (source / FEEDBACK).exists():
+        rule = safetensors_header(source / FEEDBACK)
+        trained |= {name: entry.shape for name, entry in rule.items()}
+    expected = {f"{kind}.{n}": shape for kind in ("m", "v") for n, shape in trained.items()}
     entries = safetensors_header(source / OPTIMIZER)
     shapes = {name: entry.shape for name, entry in entries.items() if name != "step"}
     wrong = [n for n in expected if expected[n] != shapes.get(n)]

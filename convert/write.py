@@ -11,6 +11,7 @@ from typing import Any
 
 from coconut import checkpoint as layout
 from coconut.errors import UserError
+from coconut.feedback import parse
 from coconut.tokens import HF_FILE, RANKS_FILE, Tokenizer, load_tokenizer
 from convert.keymap import HEAD, WRAPPER_COPY
 from convert.read import FORK_IDS, Checkpoint
@@ -120,7 +121,14 @@ def write_official(found: Checkpoint, target: Path) -> list[str]:
     finally:
         partial.unlink(missing_ok=True)
     kind = "Coconut" if found.has_latents else "CoT"
-    return [f"official {kind} layout; load_model_path of the published code takes it"]
+    notes = [f"official {kind} layout; load_model_path of the published code takes it"]
+    rule = (found.coconut or {}).get("feedback") or "last"
+    if rule != "last":
+        notes.append(
+            f"feedback {rule}: not part of that layout, and the published code feeds back `last`"
+            " only; there this model computes something else"
+        )
+    return notes
 
 
 def refuse_existing(target: Path) -> None:
@@ -175,15 +183,19 @@ def _coconut(
             f" max_latent_stage {most}; --stage, --c-thought, --max-latent-stage say otherwise"
             " (GSM8K: 4, 2, 3)"
         )
-    feedback = str(found.config.get("replacement_method", "-1"))
-    if feedback == "-1":
-        feedback = "last"
-    else:
-        notes.append(f"feedback {feedback}: kept in coconut.json; the twins feed back `last` only")
+    named = str(found.config.get("replacement_method", "-1"))
+    try:
+        rule = parse(named)
+    except ValueError as error:
+        raise UserError(
+            str(found.directory or found.kind), f"replacement_method: {error}"
+        ) from None
+    if not rule.is_last:
+        notes.append(f"replacement_method {named}: feedback {rule} (docs/feedback.md)")
     return {
         "format_version": layout.FORMAT_VERSION,
         "method": "coconut",
-        "feedback": feedback,
+        "feedback": str(rule),
         "stage": stage,
         "c_thought": c,
         "max_latent_stage": most,

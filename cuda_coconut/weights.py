@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from coconut.adapters import check_twin
+from coconut.checkpoint import FEEDBACK
 from coconut.errors import UserError
 from cuda_coconut import models
 from cuda_coconut.feedback import PREFIX
@@ -18,8 +19,6 @@ from cuda_coconut.feedback import PREFIX
 SHARD_BYTES = 5 * 2**30
 WEIGHTS = "model.safetensors"
 OPTIMIZER = "optimizer.safetensors"
-FEEDBACK = "feedback.safetensors"
-"""The feedback rule's own weights: beside the model's, so that other programs open these alone."""
 HEAD = "lm_head.weight"
 WRITTEN_OUT = ("num_key_value_heads", "rope_theta", "tie_word_embeddings")
 """Fields of config.json that readers know by different defaults, or in one spelling only."""

@@ -11,6 +11,7 @@ import mlx.nn as nn
 import numpy as np
 from mlx.utils import tree_flatten, tree_unflatten
 
+from coconut.checkpoint import FEEDBACK
 from coconut.errors import UserError
 from mlx_coconut import models
 from mlx_coconut.feedback import PREFIX
@@ -18,8 +19,6 @@ from mlx_coconut.feedback import PREFIX
 SHARD_BYTES = 5 * 2**30
 WEIGHTS = "model.safetensors"
 OPTIMIZER = "optimizer.safetensors"
-FEEDBACK = "feedback.safetensors"
-"""The feedback rule's own weights: beside the model's, so that other programs open these alone."""
 HEAD = "lm_head.weight"
 WRITTEN_OUT = ("num_key_value_heads", "rope_theta", "tie_word_embeddings")
 """Fields of config.json that readers know by different defaults, or in one spelling only."""

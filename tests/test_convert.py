@@ -21,6 +21,8 @@ from coconut.backend import Decoding
 from coconut.batch import collate
 from coconut.checkpoint import read_json, write_json
 from coconut.errors import UserError
+from coconut.feedback import parse
+from coconut.feedback import shapes as feedback_shapes
 from convert import mlx_to_torch, tensors, torch_to_mlx, verify
 from convert.read import read
 
@@ -613,6 +615,61 @@ def test_verify_sees_a_square_matrix_turned(tmp_path, capsys):
         verify.main([str(MODEL), str(target)])
     assert stop.value.code == 1
     assert capsys.readouterr().out.startswith("DIFFERENT: largest gap ")
+
+
+def ruled(path: Path, rule: str) -> Path:
+    """Our checkpoint directory of a model that thinks by this rule, the rule's weights and all."""
+    copied(path, MODEL)
+    made = {"format_version": 1, "method": "coconut", "feedback": rule, "latent_ids": IDS}
+    write_json(path / "coconut.json", made)
+    rng = np.random.default_rng(0)
+    shapes = feedback_shapes(parse(rule), 3, 64).items()
+    own = {f"feedback.{n}": rng.standard_normal(s).astype(np.float32) for n, s in shapes}
+    if own:
+        save_file(own, path / "feedback.safetensors")
+    return path
+
+
+def test_verify_thinks_by_the_checkpoints_own_rule(tmp_path, capsys):
+    source = ruled(tmp_path / "source", "layer:1|mlp:8|noise:0.1,when=always")
+    torch_to_mlx.main([str(source), str(tmp_path / "out")])
+    mlx_to_torch.main([str(source), "--official", str(tmp_path / "checkpoint_1")])
+    assert "feedback layer:1|mlp:8|noise:0.1,when=always: not part of that layout" in (
+        capsys.readouterr().out
+    )
+    for target in ("out", "checkpoint_1"):
+        verify.main([str(source), str(tmp_path / target)])
+        said = capsys.readouterr().out
+        assert said.startswith("same: ") and "by layer:1|mlp:8|noise:0.1" in said
+    other = ruled(tmp_path / "other", "last")
+    for target in (other, ruled(tmp_path / "weights", "layer:1|mlp:8|noise:0.1,when=always")):
+        if target is not other:
+            own = load_file(target / "feedback.safetensors")
+            own["feedback.mlp.w2"] *= 2
+            save_file(own, target / "feedback.safetensors")
+        with pytest.raises(SystemExit) as stop:
+            verify.main([str(source), str(target)])
+        assert stop.value.code == 1 and capsys.readouterr().out.startswith("DIFFERENT")
+
+
+@pytest.mark.parametrize("rule", ["shuffle", "soft", "token"])
+def test_verify_runs_rules_that_need_other_rows_or_the_vocabulary(tmp_path, capsys, rule):
+    verify.main([str(ruled(tmp_path / "a", rule)), str(ruled(tmp_path / "b", rule))])
+    assert capsys.readouterr().out.startswith("same: ")
+
+
+def test_the_forks_name_of_a_rule_is_read_as_ours(tmp_path, capsys):
+    source = fork(tmp_path / "fork")
+    config = read_json(source / "config.json") | {"replacement_method": "hs+supressed[0.5:]"}
+    write_json(source / "config.json", config)
+    torch_to_mlx.main([str(source), str(tmp_path / "out"), "--tokenizer", "none"])
+    assert "feedback last+suppressed_fork:0.5" in capsys.readouterr().out
+    assert read_json(tmp_path / "out/coconut.json")["feedback"] == "last+suppressed_fork:0.5"
+    verify.main([str(source), str(tmp_path / "out")])
+    assert "by last+suppressed_fork:0.5" in capsys.readouterr().out
+    write_json(source / "config.json", config | {"replacement_method": "-7!"})
+    said = refusal(capsys, [str(source), str(tmp_path / "no"), "--tokenizer", "none"])
+    assert "replacement_method: unknown source '-7!'" in said
 
 
 def test_reading_never_changes_the_numbers(tmp_path):

@@ -168,11 +168,18 @@ def test_only_what_a_run_reads_is_fetched(hub, tmp_path):
     for name in ("pytorch_model.bin", "consolidated.safetensors", "optimizer.safetensors"):
         (files / name).write_bytes(b"x")
     (files / "onnx").mkdir()
+    (files / "feedback.safetensors").write_bytes(b"a rule's weights")
     for name in ("onnx/model.safetensors", "onnx/config.json", "training_args.bin", "evil.py"):
         (files / name).write_bytes(b"x")
     hub.add("someone/model", files)
     directory = fetch("someone/model")
-    wanted = ["config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"]
+    wanted = [
+        "config.json",
+        "feedback.safetensors",
+        "model.safetensors",
+        "tokenizer.json",
+        "tokenizer_config.json",
+    ]
     assert sorted(hub.fetched()) == wanted
     assert sorted(p.name for p in directory.iterdir()) == wanted
 
