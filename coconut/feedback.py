@@ -12,7 +12,7 @@ import difflib
 import math
 import zlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -291,6 +291,25 @@ class Rule:
         """The `soft` that ends the latents of a row that has become sure, when decoding."""
         part = self.find("soft")
         return part if part is not None and part["stop"] else None
+
+    @property
+    def without_noise(self) -> Rule:
+        """The same with the same weights, undisturbed."""
+        return replace(self, noise=None)
+
+    @property
+    def unscored(self) -> list[str]:
+        """Parts by which a thought is not a function of its row and the weights alone.
+
+        LaTRO, which scores a rationale again after it was drawn, has none of them.
+        """
+        parts = {
+            "noise": self.noise,
+            "shuffle": self.find("shuffle"),
+            "soft:stop": self.stop,
+            "suppressed:space=vocab without subset": self.refresh is not None,
+        }
+        return [name for name, is_there in parts.items() if is_there]
 
     def layers(self, n_layers: int) -> frozenset[int]:
         """Which of h^0..h^L the rule reads. Raises ValueError if the model lacks one."""

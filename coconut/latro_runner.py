@@ -49,7 +49,7 @@ class LatroRunner:
         self.resumed = Path(config.checkpoint_path) if config.checkpoint_path else None
         self.resumed = newest(self.run_dir) or self.resumed
         opened = open_source(config, warm if warm.is_dir() else None)
-        self.tokenizer = opened.tokenizer
+        self.tokenizer, self.feedback = opened.tokenizer, opened.source.feedback
         self.data = Data(config, self.tokenizer)
         self.warm_rows = self.data.written_rows() if config.warm_start_updates else []
         self.total = config.n_updates(len(self.data.train))
@@ -387,6 +387,7 @@ class LatroRunner:
                 {
                     "format_version": checkpoint.FORMAT_VERSION,
                     "method": "latro",
+                    "feedback": self.feedback and str(self.feedback.rule),
                     "stage": 1 if m else 0,
                     "c_thought": config.latro_latents,
                     "max_latent_stage": 1,

@@ -233,7 +233,15 @@ def _feedback(
     assert tokenizer.start_id is not None and tokenizer.end_id is not None
     assert tokenizer.latent_id is not None, "given with the method"
     markers = (tokenizer.start_id, tokenizer.end_id, tokenizer.latent_id)
-    setup = Setup(asked, markers, tokenizer.eos_id, len(tokenizer), is_trained=asked == own)
+    if config.method == "latro" and asked.unscored:
+        raise UserError(
+            (config.feedback and "configuration") or str(directory),
+            f"feedback {asked}: latro cannot score {', '.join(asked.unscored)}; set feedback to a"
+            " rule without (and replace_feedback: True if the checkpoint has another)",
+        )
+    # Noise has no weights: with or without it they are the same rule's.
+    is_trained = own is not None and asked.without_noise == own.without_noise
+    setup = Setup(asked, markers, tokenizer.eos_id, len(tokenizer), is_trained)
     n_layers = model.get("n_layer", model.get("num_hidden_layers"))
     n_rows = max(model.get("vocab_size") or 0, len(tokenizer))
     if type(n_layers) is int and (problems := setup.problems(n_layers, n_rows)):

@@ -31,7 +31,7 @@ from coconut.rollouts import RolloutBatch
 from coconut.world import World
 from cuda_coconut import adapters, models, weights
 from cuda_coconut.cpu import keep_freed_memory
-from cuda_coconut.feedback import attach, fit, measure
+from cuda_coconut.feedback import PREFIX, attach, fit, measure, set_trained
 from cuda_coconut.generate import generate
 from cuda_coconut.inspect import continuation_logprobs, trace
 from cuda_coconut.latent import LatentOutput, thoughts_of
@@ -206,9 +206,13 @@ class Backend:
         if self.adapter is not None:
             adapter = replace(self.adapter, directory=directory)
             adapters.load(self.model, self.config, adapter)
-            return
-        model, _, _ = weights.load_model(directory)
-        self.model.load_state_dict(model.state_dict())
+        else:
+            model, _, _ = weights.load_model(directory)
+            rule = {n: w for n, w in self.model.state_dict().items() if n.startswith(PREFIX)}
+            self.model.load_state_dict(model.state_dict() | rule)
+        if self.model.feedback is not None:
+            set_trained(self.model.feedback, weights.load_feedback(directory))
+            self.model.feedback.version += 1
 
     def without_adapters(self) -> AbstractContextManager[None]:
         """Inside, the model is its frozen base: a reference policy without a second copy."""

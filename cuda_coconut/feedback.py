@@ -100,15 +100,24 @@ def attach(
     if trained is None:
         drawn = rules.initial_weights(setup.rule, n_layers, width, rho(model).item(), seed)
         trained = {name: torch.from_numpy(w) for name, w in drawn.items()}
-    expected = rules.shapes(setup.rule, n_layers, width)
-    if {name: tuple(w.shape) for name, w in trained.items()} != expected:
-        raise UserError(
-            f"feedback {setup.rule}",
-            f"needs the weights {describe_shapes(expected)}, the checkpoint has"
-            f" {describe_shapes({name: tuple(w.shape) for name, w in trained.items()})}",
-        )
-    set_weights(feedback, trained)
+    set_trained(feedback, trained)
     model.feedback = feedback.to(model.embedding.device, model.embedding.dtype)
+
+
+def set_trained(feedback: Feedback, weights: dict[str, torch.Tensor]) -> None:
+    """Put all of a checkpoint's weights into a rule.
+
+    Raises UserError if they are not those that it needs.
+    """
+    expected = rules.shapes(feedback.rule, feedback.n_layers, feedback.width)
+    found = {name: tuple(w.shape) for name, w in weights.items()}
+    if found != expected:
+        raise UserError(
+            f"feedback {feedback.rule}",
+            f"needs the weights {describe_shapes(expected)}, the checkpoint has"
+            f" {describe_shapes(found)}",
+        )
+    set_weights(feedback, weights)
 
 
 def describe_shapes(shapes: dict[str, tuple[int, ...]]) -> str:

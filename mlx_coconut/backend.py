@@ -30,7 +30,7 @@ from coconut.initial import grown_rows, initial_weights
 from coconut.rollouts import RolloutBatch
 from coconut.world import World
 from mlx_coconut import adapters, blas, models, weights
-from mlx_coconut.feedback import attach, fit, measure
+from mlx_coconut.feedback import attach, fit, measure, set_trained
 from mlx_coconut.generate import generate
 from mlx_coconut.inspect import continuation_logprobs, trace
 from mlx_coconut.latent import LatentOutput, thoughts_of
@@ -206,9 +206,12 @@ class Backend:
         if self.adapter is not None:
             adapter = replace(self.adapter, directory=directory)
             adapters.load(self.model, self.config, adapter)
-            return
-        model, _, _ = weights.load_model(directory)
-        self.model.update(model.parameters())
+        else:
+            model, _, _ = weights.load_model(directory)
+            self.model.update(model.parameters())
+        if self.model.feedback is not None:
+            set_trained(self.model.feedback, weights.load_feedback(directory))
+            self.model.feedback.version += 1
 
     def without_adapters(self) -> AbstractContextManager[None]:
         """Inside, the model is its frozen base: a reference policy without a second copy."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from types import SimpleNamespace
 
 import naive
 import naive_feedback
@@ -24,8 +25,12 @@ from safetensors.numpy import load_file
 from tiny import MODEL, read_log, rows_of, run_config, start
 
 from coconut import feedback as rules
+from coconut.adapters import Adapter, fingerprint
+from coconut.backend import Source
+from coconut.config import Lora, RunConfig
 from coconut.errors import UserError
 from coconut.feedback import Setup, parse
+from coconut.source import _feedback
 
 RULES = [
     "last",
@@ -448,12 +453,54 @@ def test_twins_agree_on_thoughts_and_gradients_of_qwen2(rule):
 # ---- in a run
 
 
-def test_rule_and_weights_are_saved_loaded_strictly_and_resumed(twin, tmp_path, monkeypatch):
-    if twin.__name__ == "mlx_coconut":
-        import mlx.core as mx
+@pytest.fixture
+def uncompiled(twin, monkeypatch):
+    """A twin that traces nothing: that is tested elsewhere, and costs a compiler run a kernel."""
+    if twin.__name__ != "mlx_coconut":
+        yield twin
+        return
+    import mlx.core as mx
 
-        mx.disable_compile()  # tracing is tested elsewhere, and costs a compiler run a kernel
-        monkeypatch.setattr(mx, "compile", lambda f, **_: f)
+    mx.disable_compile()
+    monkeypatch.setattr(mx, "compile", lambda f, **_: f)
+    yield twin
+    mx.enable_compile()
+
+
+@pytest.mark.parametrize("lora", [None, Lora(rank=2)])
+def test_a_run_goes_back_to_a_rule_it_saved(uncompiled, tmp_path, lora):
+    twin = uncompiled
+    setup, base = setup_of("layer:2|mlp:8"), str(MODEL)
+    adapter = lora and Adapter(lora, MARKERS, base, fingerprint(MODEL), range(0), None)
+    described = json.loads((MODEL / "config.json").read_text())
+    source = Source(described, MODEL, 200, range(0), None, feedback=setup, adapter=adapter)
+    engine = twin.run.make_backend(RunConfig(method="coconut"), source)
+    batch = ragged_batch(0, (2, 1))
+    engine.train_step([batch], 1e-2, (0, 0))
+    engine.save(tmp_path, with_optimizer=False)
+    saved = engine.eval_loss(batch).loss_sum
+    engine.train_step([batch], 1e-2, (0, 1))
+    assert abs(engine.eval_loss(batch).loss_sum - saved) > 1e-2
+    engine.restore(tmp_path)
+    assert engine.eval_loss(batch).loss_sum == saved
+    (tmp_path / "feedback.safetensors").unlink()
+    with pytest.raises(UserError, match="needs the weights"):
+        engine.restore(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "rule", ["last|noise:0.1", "shuffle", "soft:stop=0.5", "suppressed:space=vocab"]
+)
+def test_latro_refuses_what_it_cannot_score_again(rule):
+    assert parse(rule).unscored
+    config = SimpleNamespace(method="latro", has_latents=True, feedback=rule)
+    tokenizer = SimpleNamespace(start_id=1, end_id=2, latent_id=3)
+    with pytest.raises(UserError, match="latro cannot score"):
+        _feedback(config, {}, None, tokenizer, None)
+
+
+def test_rule_and_weights_are_saved_loaded_strictly_and_resumed(uncompiled, tmp_path):
+    twin = uncompiled
     rule = "last|mlp:8,norm_out|noise:0.1"
     keys = {"feedback": rule, "reset_optimizer": "never", "feedback_lr_multiplier": 2.0}
     whole = run_config(tmp_path, name="whole", num_epochs=3, **keys)
@@ -475,6 +522,16 @@ def test_rule_and_weights_are_saved_loaded_strictly_and_resumed(twin, tmp_path, 
     start(twin, run_config(tmp_path, **again)).evaluate_once()  # by the checkpoint's own rule
     with pytest.raises(UserError, match=r"was trained with feedback .*replace_feedback"):
         start(twin, run_config(tmp_path, feedback="last", **again))
+    # Without the noise it is the same rule's weights that are read.
+    quiet = run_config(
+        tmp_path, feedback="last|mlp:8,norm_out", replace_feedback=True, **again | {"name": "quiet"}
+    )
+    start(twin, quiet).evaluate_once()
+    loud, still = (
+        json.loads((whole.run_dir.parent / name / "summary.json").read_text())["thoughts"]
+        for name in ("again", "quiet")
+    )
+    assert still == loud
     replaced = run_config(tmp_path, feedback="last", replace_feedback=True, **again)
     start(twin, replaced).evaluate_once()
     weights = whole.run_dir / "epoch_03/feedback.safetensors"
@@ -482,5 +539,3 @@ def test_rule_and_weights_are_saved_loaded_strictly_and_resumed(twin, tmp_path, 
     (whole.run_dir / "epoch_03/checksums.json").unlink()
     with pytest.raises(UserError, match="needs the weights"):
         start(twin, run_config(tmp_path, **again))
-    if twin.__name__ == "mlx_coconut":
-        mx.enable_compile()

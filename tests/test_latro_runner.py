@@ -157,7 +157,10 @@ def test_how_many_rows_are_sampled_at_a_time_changes_nothing(twin, tmp_path):
 
 @pytest.mark.parametrize("preset", ["paper", "released"])
 def test_rationales_that_begin_with_thoughts_train(twin, tmp_path, preset):
-    updates = run(twin, config(tmp_path, latro_latents=2, preset=preset))
+    made = config(tmp_path, latro_latents=2, preset=preset, feedback="layer:1|rms:learned")
+    updates = run(twin, made)
+    written = json.loads((made.run_dir / "update_0003/coconut.json").read_text())
+    assert written["feedback"] == made.feedback
     assert updates[0]["objective/kl"] == 0
     assert all(np.isfinite(r["grad_norm"]) and r["grad_norm"] > 0 for r in updates)
     assert all(r["objective/on_policy_gap"] < 1e-3 for r in updates)
