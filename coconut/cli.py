@@ -9,9 +9,10 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING
 
-from coconut.config import DATASET_METHODS, keys_table, load_config
+from coconut.config import DATASET_METHODS, load_config
 from coconut.errors import UserError
 from coconut.latro_config import LatroConfig
+from coconut.reference import help_text
 from coconut.world import AgreedError, World
 
 if TYPE_CHECKING:
@@ -32,7 +33,7 @@ def main(
         prog=f"python -m {twin}.run",
         description="Train or evaluate one run.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
-        epilog="keys:\n" + "\n".join(f"  {k} ({t}, {d}): {h}" for k, t, d, h in keys_table()),
+        epilog=help_text(),
     )
     parser.add_argument("args", metavar="ARGS.yaml", help="the run's configuration")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="replace single keys")

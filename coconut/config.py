@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import importlib
 import math
 import os
 import stat
@@ -32,7 +33,7 @@ METHODS = (
     "recall",
     *DATASET_METHODS,
 )
-"""What a run trains; README's glossary explains each. The first four have published switches."""
+"""What a run trains; docs/methods.md explains each. The first four have published switches."""
 
 PUBLISHED_SWITCHES = ("coconut", "cot", "no_thoughts", "no_cot")
 WITH_LATENTS = ("coconut", "coconut_no_curriculum", "pause", "pause_as_thought")
@@ -148,7 +149,7 @@ class RunConfig:
     )
     recall_sentences: int = key(30, "recall: sentences of the question to repeat", low=1)
     tokenizer: str | None = key(
-        None, "gpt2, prosqa, or a tokenizer directory; otherwise the model's own"
+        None, "gpt2, prosqa, bytes, or a tokenizer directory; otherwise the model's own"
     )
     model_revision: str | None = key(
         None, "branch, tag or commit of model_id on the hub; otherwise its main branch"
@@ -729,63 +730,6 @@ def _remedy(path: str) -> str:
     return ""
 
 
-def keys_table(kind: type[RunConfig] = RunConfig) -> list[tuple[str, str, str, str]]:
-    """(key, type, default, help) of every key, for --help and docs/keys.md.
-
-    kind: of a method with a class of its own; then only what it adds or starts otherwise.
-    """
-    rows = []
-    defaults, common = kind(), RunConfig()
-    listed = [(f.name, f, getattr(defaults, f.name)) for f in fields(kind)]
-    if kind is RunConfig:
-        listed += [(f"lora.{f.name}", f, getattr(Lora(), f.name)) for f in fields(Lora)]
-    for name, f, default in listed:
-        if kind is not RunConfig and default == getattr(common, name, _ABSENT):
-            continue
-        values = " | ".join(f.metadata["choices"]) or str(f.type).split("[")[0]
-        shown = str(default).encode("unicode_escape").decode()
-        rows.append((name, values, shown, f.metadata["help"]))
-    return rows
-
-
-_ABSENT = object()
-
-
-def keys_markdown() -> str:
-    """docs/keys.md: `python -m coconut.config > docs/keys.md` writes it, a test compares."""
-    from coconut.latro_config import PRESETS, LatroConfig
-
-    lines = [
-        "# Keys of a run",
-        "",
-        "In a YAML file, or as `key=value` behind it on the command line (`generate.items=100` for"
-        " keys inside a key). Made from `coconut/config.py`.",
-        "",
-        *_rows_of(keys_table()),
-        "",
-        "## Of `method: latro`",
-        "",
-        "Further keys, and defaults that differ (`coconut/latro_config.py`). LaTRO's published"
-        " names of keys above are taken as well: "
-        + ", ".join(f"`{theirs}` ({ours})" for theirs, ours in PUBLISHED_NAMES.items())
-        + ". Single keys override a preset.",
-        "",
-        *_rows_of(keys_table(LatroConfig)),
-        "",
-        "`preset: released` sets "
-        + ", ".join(f"`{k}: {v!r}`" for k, v in PRESETS["released"].items())
-        + ".",
-    ]
-    return "\n".join(lines) + "\n"
-
-
-def _rows_of(table: list[tuple[str, str, str, str]]) -> list[str]:
-    lines = ["| key | values | default | meaning |", "| --- | --- | --- | --- |"]
-    for name, kind, default, text in table:
-        values = kind.replace(" | ", ", ")
-        lines.append(f"| `{name}` | {values} | `{default}` | {text} |")
-    return lines
-
-
 if __name__ == "__main__":
-    print(keys_markdown(), end="")
+    # By name: mypy cannot follow an import back to this file.
+    print(importlib.import_module("coconut.reference").keys_markdown(), end="")

@@ -97,7 +97,7 @@ def test_several_problems_take_a_line_each(run: Path, capsys) -> None:
 def test_help_names_every_key(capsys) -> None:
     assert status("--help") == 0
     out = capsys.readouterr().out
-    for key in ("c_thought", "reset_optimizer (never | stage | epoch, stage)", "generate"):
+    for key in ("c_thought", "reset_optimizer (never, stage, epoch; stage)", "generate"):
         assert f"  {key}" in out
 
 

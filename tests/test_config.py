@@ -9,12 +9,9 @@ import pytest
 import yaml
 
 from coconut.config import (
-    METHODS,
     Lora,
     RunConfig,
     check_config,
-    keys_markdown,
-    keys_table,
     load_config,
 )
 from coconut.errors import UserError
@@ -438,21 +435,6 @@ def test_the_resolved_file_can_be_overridden_to_another_method(folder: Path) -> 
     assert load_config(folder / "resolved.yaml", ["method=cot"]).method == "cot"
 
 
-def test_every_key_has_a_help_line_and_the_table_names_them_all() -> None:
-    rows = keys_table()
-    own = [f.name for f in dataclasses.fields(RunConfig)]
-    assert [row[0] for row in rows] == own + [f"lora.{f.name}" for f in dataclasses.fields(Lora)]
-    assert all(help for *_, help in rows)
-    kinds = {name: kind for name, kind, *_ in rows}
-    assert kinds["method"] == " | ".join(METHODS)
-    assert kinds["generate"] == "dict"
-
-
 def test_a_changed_default_of_one_run_is_not_seen_by_another() -> None:
     RunConfig().generate["items"] = 1
     assert RunConfig().generate == {}
-
-
-def test_the_reference_of_keys_is_made_from_the_dataclass() -> None:
-    written = (Path(__file__).parents[1] / "docs" / "keys.md").read_text()
-    assert written == keys_markdown(), "run: python -m coconut.config > docs/keys.md"

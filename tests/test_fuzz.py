@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from test_source import IDS, MARKED, checkpoint
 
-from coconut.config import RunConfig, check_config, keys_table, load_config
+from coconut.config import Lora, RunConfig, check_config, load_config
 from coconut.curriculum import Markers, item_rng, longest_row, training_row
 from coconut.dataset import read_items, tokenize
 from coconut.errors import UserError
@@ -64,7 +65,7 @@ values = st.recursive(
     ),
     max_leaves=6,
 )
-KEYS = [row[0] for row in keys_table()]
+KEYS = [f.name for f in fields(RunConfig)] + [f"lora.{f.name}" for f in fields(Lora)]
 GENERATE = ["items", "fresh", "seed", "nodes", "min_hops", "max_hops", "swapped", "equal_depth"]
 mappings = st.dictionaries(
     st.sampled_from(KEYS) | st.text(max_size=10) | st.integers() | st.none(), values, max_size=8

@@ -1,0 +1,108 @@
+"""The reference of keys: complete, made from the code, and right about who reads what."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from coconut.config import Lora, RunConfig
+from coconut.curriculum import (
+    Markers,
+    Sample,
+    draw_stage,
+    item_rng,
+    question_row,
+    stage_of_epoch,
+    training_row,
+)
+from coconut.latro_config import UNUSED, LatroConfig
+from coconut.reference import CURRICULUM, GROUPS, READ_BY, grouped, help_text, keys_markdown
+
+KEYS = [f.name for f in fields(RunConfig)]
+
+
+def test_the_reference_of_keys_is_made_from_the_dataclass() -> None:
+    written = (Path(__file__).parents[1] / "docs" / "keys.md").read_text()
+    assert written == keys_markdown(), "run: python -m coconut.config > docs/keys.md"
+
+
+def test_every_key_stands_in_the_reference_once_and_in_help() -> None:
+    first, latro = keys_markdown().split("\n## Of `method: latro`")
+    rows = Counter(re.findall(r"^\| `([\w.]+)` \|", first, re.M))
+    assert rows == Counter([*KEYS, *(f"lora.{f.name}" for f in fields(Lora))])
+    own = {f.name for f in fields(LatroConfig)} - set(KEYS)
+    assert own <= set(re.findall(r"^\| `([\w.]+)` \|", latro, re.M))
+    lines = help_text().splitlines()
+    for name in rows:
+        (line,) = [line for line in lines if line.startswith(f"  {name} (")]
+        assert not line.endswith(": ")
+
+
+def test_groups_and_readers_name_keys_that_exist() -> None:
+    named = Counter(name for names in GROUPS.values() for name in names)
+    assert set(named) <= set(KEYS) and set(named.values()) == {1}
+    assert set(READ_BY) <= set(KEYS) and set(UNUSED) <= set(KEYS)
+
+
+def test_a_new_key_joins_the_group_of_the_key_before_it(monkeypatch) -> None:
+    monkeypatch.setitem(GROUPS, "Updates", tuple(k for k in GROUPS["Updates"] if k != "adam_beta2"))
+    (home,) = [h for h, keys in grouped() if "adam_beta2" in [f.name for f in keys]]
+    before = KEYS[KEYS.index("adam_beta2") - 1]
+    assert before in GROUPS[home]
+
+
+BASE: dict[str, Any] = {
+    "c_thought": 2,
+    "max_latent_stage": 2,
+    "epochs_per_stage": 2,
+    "icot_tokens_per_epoch": 0.5,
+}
+OTHER: dict[str, Any] = {
+    "c_thought": 3,
+    "epochs_per_stage": 1,
+    "max_latent_stage": 1,
+    "pad_latent_to_max": False,
+    "latent_growth": "one",
+    "uniform_prob": 1.0,
+    "stage_mixing": "item",
+    "icot_tokens_per_epoch": 2.0,
+    "icot_smoothing": 0.1,
+    "icot_remove_all_after": 2,
+    "recall_sentences": 1,
+}
+"""Another value of each key that the curriculum reads."""
+SAMPLES = [Sample(n, [1, 2, 3], [[10 + i, 20 + i] for i in range(n)], [7, 8]) for n in range(1, 5)]
+
+
+def rows_of(config: RunConfig) -> list[Any]:
+    """All that training and evaluation see over some epochs."""
+    seen: list[Any] = []
+    markers = Markers(30, 31, 32)
+    for epoch in range(8):
+        scheduled = stage_of_epoch(config, epoch)
+        for sample in SAMPLES:
+            rng = item_rng(0, epoch, sample.idx)
+            # Methods without stages may not ask for a draw: the configuration refuses it.
+            stage = draw_stage(config, scheduled, len(sample.steps), rng)
+            row = training_row(config, sample, stage, markers, rng, float(epoch))
+            seen += [row.ids, row.labels, question_row(config, sample, stage, markers).ids]
+    return seen
+
+
+@pytest.mark.parametrize("key", OTHER)
+def test_the_reference_names_exactly_the_methods_whose_rows_a_key_changes(key: str) -> None:
+    changed = set()
+    for method in CURRICULUM:
+        config = RunConfig(method=method, **BASE)
+        draws = key in ("uniform_prob", "stage_mixing")
+        if draws and method not in READ_BY[key]:
+            # The draw moves the random stream of every method; that it is refused is its test.
+            continue
+        if rows_of(config) != rows_of(replace(config, **{key: OTHER[key]})):
+            changed.add(method)
+    assert changed == set(READ_BY[key])
