@@ -138,30 +138,31 @@ class Bench:
         file = rows.save(self.directory / "workload.json")
         first: dict[Path, float] = {}
 
-        def run(base: Path, where: Path, method: str) -> str:
-            command = [sys.executable, "-m", "bench.memory", str(base), str(where), method]
+        def run(base: Path, where: Path, method: str, twin: str) -> str:
+            command = [sys.executable, "-m", "bench.memory", str(base), str(where), method, twin]
             done = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True)
             return done.stdout
 
         print(f"\n{title}: peak memory of an update")
-        for method in memory.METHODS:
+        for twin, method in ((t, m) for t in memory.TWINS for m in memory.methods(t)):
             base = model
             if method.startswith("qlora"):
                 bits = method.split()[1]
                 base = model.with_name(f"{model.name}-q{bits}")
                 if not base.exists():
-                    run(model, base, f"quantize {bits}")
-            result = json.loads(run(base, file, method).splitlines()[-1])
+                    run(model, base, f"quantize {bits}", twin)
+            result = json.loads(run(base, file, method, twin).splitlines()[-1])
             self.versions.add(result["versions"])
             loss = first.setdefault(base, result["losses"][0])
             same = abs(loss - result["losses"][0]) <= LOSS_TOLERANCE * abs(loss)
             self.is_equal &= same
-            self.rows.append({"part": title, "contender": method, "is_equal": same} | result)
-            gb = {n: result[f"{n}_bytes"] / 1e9 for n in ("array_peak", "rss_peak", "loaded")}
+            row = {"part": title, "contender": method, "twin": twin, "is_equal": same}
+            self.rows.append(row | result)
+            arrays = result["array_peak_bytes"]
             print(
-                f"  {method:38} arrays {gb['array_peak']:5.2f} GB"
-                f" | process {gb['rss_peak']:5.2f} GB"
-                f" | before {gb['loaded']:5.2f} GB | trained {result['n_trained']:12,}"
+                f"  {twin:12} {method:38} arrays {f'{arrays / 1e9:5.2f}' if arrays else '    -'} GB"
+                f" | process {result['rss_peak_bytes'] / 1e9:5.2f} GB"
+                f" | trained {result['n_trained']:12,}"
                 f" | {result['seconds']:6.2f} s | {'equal' if same else 'DIFFERENT'}",
                 flush=True,
             )

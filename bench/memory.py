@@ -1,25 +1,23 @@
-"""Peak memory of two training updates by each method, a process each.
+"""Peak memory of two training updates by each method and twin, a process each.
 
-`python -m bench.memory MODEL WORKLOAD.json METHOD`; prints one line of JSON.
+`python -m bench.memory MODEL WORKLOAD.json METHOD TWIN`; prints one line of JSON.
 """
 
 from __future__ import annotations
 
+import importlib
 import json
 import sys
 import time
 from pathlib import Path
 from typing import Any
 
-import mlx_coconut.blas as blas  # before mlx, which it gives a faster BLAS
-from bench.workload import END, LATENT, START, Workload, peak_rss
+from bench.workload import END, LATENT, START, Workload, peak_rss, reset_peak_rss
 from coconut.adapters import Adapter, fingerprint
 from coconut.backend import Source
 from coconut.config import Lora, RunConfig
-from mlx_coconut.backend import Backend
 
-import mlx.core as mx  # isort: skip
-
+TWINS = ("mlx_coconut", "cuda_coconut")
 RANK = 8
 METHODS: dict[str, tuple[Lora | None, dict[str, Any]]] = {
     "full": (None, {}),
@@ -34,6 +32,11 @@ METHODS: dict[str, tuple[Lora | None, dict[str, Any]]] = {
 """Name -> what is trained and how. A qlora's base comes quantised, by `quantize`."""
 
 
+def methods(twin: str) -> list[str]:
+    """What a twin can: torch reads no weights that MLX quantised."""
+    return [m for m in METHODS if twin == "mlx_coconut" or not m.startswith("qlora")]
+
+
 def quantize(source: Path, target: Path, bits: int) -> Path:
     """The base as mlx_lm quantises it, groups of 64: without tokenizer, for this measurement."""
     from mlx_lm.utils import load_model, quantize_model, save_config, save_model
@@ -45,7 +48,7 @@ def quantize(source: Path, target: Path, bits: int) -> Path:
     return target
 
 
-def measure(directory: Path, workload: Workload, method: str) -> dict[str, Any]:
+def measure(directory: Path, workload: Workload, method: str, twin: str) -> dict[str, Any]:
     """Bytes and seconds of the second update: the first one traces, and has no moments yet."""
     lora, keys = METHODS[method]
     config = json.loads((directory / "config.json").read_text())
@@ -54,31 +57,32 @@ def measure(directory: Path, workload: Workload, method: str) -> dict[str, Any]:
         rows = (START, END, LATENT)
         adapter = Adapter(lora, rows, str(directory), fingerprint(directory), range(0), None)
     source = Source(config, directory, config["vocab_size"], range(0), None, adapter=adapter)
-    backend = Backend(RunConfig(method="coconut", **keys), source)
-    loaded = mx.get_active_memory()
+    make_backend = importlib.import_module(f"{twin}.run").make_backend
+    backend = make_backend(RunConfig(method="coconut", **keys), source)
     (batch,) = workload.batches(len(workload.rows))
-    mx.reset_peak_memory()
+    backend.memory()  # from here on: reading a file needs more than holding the weights
+    reset_peak_rss()
     losses = [backend.train_step([batch], 1e-4, (0, 0)).loss]
     start = time.perf_counter()
     losses.append(backend.train_step([batch], 1e-4, (0, 1)).loss)
     return {
         "losses": losses,
         "seconds": time.perf_counter() - start,
-        "loaded_bytes": loaded,
-        "array_peak_bytes": mx.get_peak_memory(),
+        # torch counts no allocations on a CPU.
+        "array_peak_bytes": backend.memory() if twin == "mlx_coconut" else None,
         "rss_peak_bytes": peak_rss(),
         "n_params": backend.n_params,
         "n_trained": backend.n_trained,
-        "versions": f"mlx {mx.__version__}, {blas.STATUS}",
+        "versions": backend.note,
     }
 
 
 def main() -> None:
-    directory, file, method = sys.argv[1:]
+    directory, file, method, twin = sys.argv[1:]
     if method.startswith("quantize "):
         quantize(Path(directory), Path(file), int(method.split()[1]))
         return
-    print(json.dumps(measure(Path(directory), Workload.load(file), method)))
+    print(json.dumps(measure(Path(directory), Workload.load(file), method, twin)))
 
 
 if __name__ == "__main__":

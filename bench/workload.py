@@ -127,6 +127,12 @@ def checkpoint_prompts(directory: Path, data: Path, n: int) -> Workload:
     return Workload(str(directory), rows, tokenizer.latent_id, tokenizer.eos_id)
 
 
+def reset_peak_rss() -> None:
+    """Let `peak_rss` begin anew, where the system can (Linux)."""
+    if sys.platform == "linux":
+        Path("/proc/self/clear_refs").write_text("5")
+
+
 def peak_rss() -> int:
     """Largest resident memory of this process so far, in bytes."""
     if sys.platform == "linux":
