@@ -26,6 +26,7 @@ from coconut.errors import UserError
 from coconut.evaluate import markers_of
 from coconut.latro_config import LatroConfig
 from coconut.questions import Questions
+from coconut.report import Reporter
 from coconut.rollouts import Rollout, RolloutBatch, Stops, collate_rollouts, credit, make_rollout
 from coconut.runner import learning_rate, tracker, write_text
 from coconut.source import open_source
@@ -37,6 +38,7 @@ WARM_START, BEST = "warm_start", "best"
 SANITY_ITEMS = 1_000
 N_TABLE = 4
 """Rollouts of an update that go into the log as texts."""
+SPEED = ("samples_per_second", "tokens_per_second", "rollout_seconds", "peak_memory_bytes")
 _UPDATE = re.compile(r"update_(\d+)", re.ASCII)
 
 
@@ -56,13 +58,20 @@ class LatroRunner:
         self._check_lengths(opened.source.n_positions)
         self.backend = make_backend(config, opened.source)
         self.update, self.best, self.seconds = 0, 0.0, 0.0
+        self.speed: dict[str, float] = {}
         self.is_warm = warm.is_dir() or self.resumed is not None
         if self.is_warm:
-            self.backend.keep_reference()
+            self._keep_reference()
         if self.resumed is not None:
             self._restore(self.resumed)
         self.console = Console(self.run_dir, wandb=tracker(config) if config.wandb else None)
         write_text(self.run_dir / "config.yaml", config.to_yaml())
+        self.reporter = Reporter(self.run_dir, self.console.say) if config.report else None
+
+    def _keep_reference(self) -> None:
+        """Freeze the weights of now; without a KL term nobody asks for them."""
+        if self.config.kl_coef:
+            self.backend.keep_reference()
 
     def _check_lengths(self, n_positions: int | None) -> None:
         """Raise UserError unless prompt, rationale, separator and answer have positions."""
@@ -107,10 +116,14 @@ class LatroRunner:
             # As published: after updates 1, 1 + every, ..., and the last one.
             if every and ((self.update - 1) % every == 0 or last):
                 self._evaluate()
+                if self.reporter:
+                    self.reporter.draw()
             if last or self._save_is_due():
                 self._save(self.run_dir / f"update_{self.update:04d}")
         if config.test_at_end:
             self._test()
+        if self.reporter:
+            self.reporter.finish()
 
     def _warm_start(self) -> None:
         """Supervised updates on prompt, written rationale, separator, answer."""
@@ -132,7 +145,7 @@ class LatroRunner:
         self.backend.reset_optimizer()
         if n:
             self._write(self.run_dir / WARM_START, with_optimizer=False)
-        self.backend.keep_reference()
+        self._keep_reference()
 
     def _update(self, u: int) -> None:
         config, backend, start = self.config, self.backend, time.perf_counter()
@@ -199,6 +212,7 @@ class LatroRunner:
             "tokens_per_second": n_sampled / seconds,
             "peak_memory_bytes": backend.memory(),
         }
+        self.speed = {name: float(fields[name]) for name in SPEED}
         prompt_epoch = (u + 1) * config.n_prompts / len(self.data.train)
         self.console.record("train", step=u + 1, n_steps=self.total, epochs=prompt_epoch, **fields)
         if u == 0 or (u + 1) % config.log_every == 0 or u + 1 == self.total:
@@ -206,7 +220,8 @@ class LatroRunner:
                 f"update {u + 1:04d}/{self.total:04d} | reward {rewards.mean():.3f}"
                 f" | kl {log_ratio.mean():.3f} | finished {100 * finished / B:.0f}%"
                 f" | length {fields['val/avg_rationale_length']:.1f}"
-                f" | grad {stats.grad_norm:.2f} | {B / seconds:.0f} samples/s"
+                f" | grad {stats.grad_norm:.2f} | {B / seconds:.0f} samples/s,"
+                f" {n_sampled / seconds:.0f} tok/s | {fields['peak_memory_bytes'] / 1e9:.2f} GB"
             )
             self._log_table(rollouts, drawn, earned)
         if not math.isfinite(stats.grad_norm) or not np.isfinite(rewards).all():
@@ -303,9 +318,32 @@ class LatroRunner:
         self.console.record("evaluations", step=self.update, rows=rows[:N_TABLE])
         self.console.record("eval", step=self.update, n_steps=self.total, **found)
         self.console.say(_eval_line(f"eval after update {self.update:04d}", found))
+        self._summarise(found)
         if found["eval/zero_shot_acc"] > self.best:
             self.best = found["eval/zero_shot_acc"]
             self._write(self.run_dir / BEST, with_optimizer=False)
+
+    def _summarise(self, found: dict[str, Any]) -> None:
+        """Write summary.json: where the run stands, on what, and how fast its updates are."""
+        summary = {
+            "method": "latro",
+            "backend": self.twin,
+            "device": self.backend.device,
+            "dtype": self.backend.dtype,
+            "checkpoint": str(self.run_dir),
+            "data": self.data.questions.path("validation"),
+            "update": self.update,
+            "n_updates": self.total,
+            "n": found["n"],
+            "accuracy": found["eval/zero_shot_acc"],
+            "reward": found["objective/eval_reward"],
+            "reward_shuffled": found["eval/reward_shuffled"],
+            "reward_empty": found["eval/reward_empty"],
+            "finished": found["eval/finished"],
+            # Of the last update; an evaluation before the first one has none.
+            **{name: self.speed.get(name) for name in SPEED},
+        }
+        checkpoint.write_json(self.run_dir / "summary.json", summary)
 
     def _test(self) -> None:
         """The best checkpoint on the test split, once for the run."""

@@ -66,17 +66,46 @@ PANELS = (
         "% of the validation questions",
         (
             ("eval/answer", "as asked"),
+            ("eval/eval/zero_shot_acc", "held out"),
             ("eval/swapped", "swapped"),
             ("eval/both", "both"),
             ("eval/cot", "chain"),
         ),
         is_share=True,
     ),
+    Panel(
+        "Reward",
+        "nats an answer",
+        (
+            ("train/objective/reward", "sampled"),
+            ("eval/objective/eval_reward", "held out"),
+            ("eval/eval/reward_shuffled", "another's rationale"),
+            ("eval/eval/reward_empty", "none"),
+        ),
+    ),
+    Panel("KL to the reference", "nats a rationale", (("train/objective/kl", "training"),)),
+    Panel(
+        "Finished rationales",
+        "%",
+        (("train/val/perc_finished_thoughts", "sampled"), ("eval/eval/finished", "held out")),
+        is_share=True,
+    ),
+    Panel("Length of a rationale", "tokens", (("train/val/avg_rationale_length", "sampled"),)),
+    Panel("Entropy of the policy", "nats a token", (("train/objective/entropy", "training"),)),
     Panel("Speed of training", "tokens a second", (("train/tokens_per_second", "training"),)),
     Panel("Gradient norm", "before clipping", (("train/grad_norm", "training"),), is_log=True),
 )
 """What every run logs. Further numbers of `train` and `eval` events get a panel by their name."""
-NO_PANEL = ("train/lr", "eval/new_tokens", "eval/samples_per_second")
+NO_PANEL = (
+    *("train/lr", "eval/new_tokens", "eval/samples_per_second", "eval/n", "train/episode"),
+    # LaTRO's under their published names, said by other panels already or constant.
+    *("train/eps", "train/objective/kl_penalty", "train/objective/rlhf_reward"),
+    *("train/objective/advantage_avg", "train/loss/policy_avg", "train/loss/sft_avg"),
+    *("train/val/num_stop_tokens", "train/objective/reward_per_token"),
+    *("train/objective/kl_per_token", "train/objective/on_policy_gap", "train/rollout_seconds"),
+    *("train/samples_per_second", "train/objective/zero_variance_groups"),
+    "train/objective/group_std",
+)
 
 
 def panels_of(runs: Sequence[RunHistory]) -> list[Panel]:
@@ -240,6 +269,7 @@ def results(runs: Sequence[RunHistory]) -> tuple[list[str], list[list[Any]]]:
         "asked %": lambda run: _percent(run.last("eval/answer"), run, "accuracy"),
         "swapped %": lambda run: _percent(run.last("eval/swapped"), run, "swapped_accuracy"),
         "both %": lambda run: _percent(run.last("eval/both"), run, "both_accuracy"),
+        "reward": lambda run: run.last("eval/objective/eval_reward"),
         "best %": lambda run: _best(run),
         "questions": lambda run: run.summary.get("n"),
         "twin": lambda run: str(run.summary.get("backend", "")).removesuffix("_coconut") or None,
@@ -265,7 +295,11 @@ def _percent(share: float | None, run: RunHistory, name: str) -> str | None:
 
 
 def _best(run: RunHistory) -> str | None:
-    for name, word in (("eval/both", "both"), ("eval/answer", "as asked")):
+    for name, word in (
+        ("eval/both", "both"),
+        ("eval/answer", "as asked"),
+        ("eval/eval/zero_shot_acc", "held out"),
+    ):
         best = run.best(name)
         if best is not None:
             return f"{100 * best[0]:.1f} {word}, {run.unit} {best[1]:.0f}"

@@ -241,6 +241,11 @@ def _feedback(
         )
     # Noise has no weights: with or without it they are the same rule's.
     is_trained = own is not None and asked.without_noise == own.without_noise
+    if config.method == "latro" and asked.is_fitted and not is_trained:
+        raise UserError(
+            (config.feedback and "configuration") or str(directory),
+            f"feedback {asked}: latro fits no linear; start from a checkpoint that has it",
+        )
     setup = Setup(asked, markers, tokenizer.eos_id, len(tokenizer), is_trained)
     n_layers = model.get("n_layer", model.get("num_hidden_layers"))
     n_rows = max(model.get("vocab_size") or 0, len(tokenizer))

@@ -10,10 +10,13 @@ import pytest
 import yaml
 from safetensors.numpy import load_file
 
+from coconut import latro_runner
 from coconut.config import check_config, load_config
+from coconut.curves import read_history
 from coconut.errors import UserError
 from coconut.latro_config import LatroConfig
 from coconut.latro_runner import LatroRunner, plan_lines, read_curve
+from coconut.report import panels_of
 
 REPOSITORY = Path(__file__).parent.parent
 PUBLISHED_METRICS = (
@@ -45,6 +48,7 @@ def config(folder: Path, **keys) -> LatroConfig:
         "response_length": 5,
         "evaluation_items": 8,
         "num_evaluations": 1,
+        "report": False,
     }
     made = check_config(values | keys)
     assert isinstance(made, LatroConfig)
@@ -164,6 +168,74 @@ def test_rationales_that_begin_with_thoughts_train(twin, tmp_path, preset):
     assert updates[0]["objective/kl"] == 0
     assert all(np.isfinite(r["grad_norm"]) and r["grad_norm"] > 0 for r in updates)
     assert all(r["objective/on_policy_gap"] < 1e-3 for r in updates)
+
+
+def test_thoughts_by_a_trained_rule_survive_a_stop(twin, tmp_path):
+    keys = {"latro_latents": 2, "feedback": "last|mlp:4", "total_updates": 1}
+    run(twin, config(tmp_path, **keys))
+    again = LatroRunner(config(tmp_path, **keys), twin.run.make_backend, twin.__name__)
+    again.console.close()
+    saved = load_file(again.run_dir / "update_0001/feedback.safetensors")
+    again.backend.save(tmp_path, with_optimizer=False)
+    held = load_file(tmp_path / "feedback.safetensors")
+    assert saved and all(np.array_equal(held[n], w) for n, w in saved.items())
+    begun = load_file(again.run_dir / "warm_start/feedback.safetensors")
+    assert any((held[n] != w).any() for n, w in begun.items())
+
+
+@pytest.mark.parametrize(
+    "rule, why", [("last|noise:0.1", "cannot score noise"), ("last|linear:init=ridge", "fits no")]
+)
+def test_a_rule_that_latro_cannot_train_leaves_no_run_behind(twin, tmp_path, rule, why):
+    made = config(tmp_path, latro_latents=2, feedback=rule)
+    with pytest.raises(UserError, match=why):
+        run(twin, made)
+    assert not made.run_dir.exists()
+
+
+def test_a_run_draws_its_curves_at_each_evaluation(twin, tmp_path, monkeypatch):
+    drawn = []
+
+    class Standin:
+        def __init__(self, run_dir, say):
+            drawn.append(run_dir)
+
+        def draw(self):
+            drawn.append("draw")
+
+        def finish(self):
+            drawn.append("finish")
+
+    monkeypatch.setattr(latro_runner, "Reporter", Standin)
+    made = config(tmp_path, report=True, total_updates=2, warm_start_updates=1)
+    run(twin, made)
+    assert drawn == [made.run_dir, "draw", "draw", "finish"]
+    history = read_history(made.run_dir)
+    titles = [panel.title for panel in panels_of([history])]
+    assert titles[:4] == ["Right answers", "Reward", "KL to the reference", "Finished rationales"]
+    assert history.summary["update"] == history.summary["n_updates"] == 2
+    assert history.summary["samples_per_second"] > 0 < history.summary["peak_memory_bytes"]
+    assert (history.summary["device"], history.summary["dtype"]) == ("cpu", "float32")
+
+
+def test_without_a_kl_term_no_reference_is_kept(twin, tmp_path):
+    made = config(tmp_path, kl_coef=0, total_updates=1)
+    runner = LatroRunner(made, twin.run.make_backend, twin.__name__)
+    runner.train()
+    assert runner.backend.policy.reference is None
+
+
+def test_an_adapter_is_trained_beside_a_frozen_base(twin, tmp_path):
+    base = config(tmp_path / "base", total_updates=0).run_dir / "warm_start"
+    run(twin, config(tmp_path / "base", total_updates=0))
+    begin = {"model_config_path": None, "tokenizer": None, "warm_start_updates": 0}
+    made = config(
+        tmp_path, **begin, load_model_path=str(base), lora={"rank": 2}, save_steps=2, bf16=True
+    )
+    updates = run(twin, made)
+    assert updates[0]["objective/kl"] == 0 != updates[2]["objective/kl"]
+    assert (made.run_dir / "update_0002/adapters.safetensors").exists()
+    assert not list(made.run_dir.glob("*/model.safetensors"))
 
 
 def test_a_warm_start_without_written_rationales_is_refused(twin, tmp_path):
