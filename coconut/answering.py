@@ -6,24 +6,25 @@ import json
 import math
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from coconut import checkpoint
 from coconut.backend import Backend, Decoding
-from coconut.batch import collate
+from coconut.batch import chunks, collate
 from coconut.config import RunConfig
 from coconut.console import Console
 from coconut.curriculum import Row
-from coconut.errors import UserError
+from coconut.dataset import check_lengths
 from coconut.questions import Questions
+from coconut.runner import N_SHOWN, MakeBackend, tracker, write_text
 from coconut.source import open_source
 
-if TYPE_CHECKING:
-    from coconut.runner import MakeBackend
+SHOWN = 60
+"""Characters of an output that the terminal shows: its end."""
 
 
 def majority(answers: Sequence[str]) -> str:
@@ -35,21 +36,27 @@ def majority(answers: Sequence[str]) -> str:
 
 def evaluate_data_set(config: RunConfig, make_backend: MakeBackend, twin: str) -> dict[str, Any]:
     """Answer config.split once; writes predictions.jsonl and summary.json, returns the summary."""
-    from coconut.runner import write_text
-
     opened = open_source(config)
     questions = Questions(config, opened.tokenizer)
-    items = questions.items(config.split)
+    items, path = questions.items(config.split), questions.path(config.split)
+    check_room(questions, items, path, opened.source.n_positions)
     backend = make_backend(config, opened.source)
-    with Console(config.run_dir) as console:
+    with Console(config.run_dir, wandb=tracker(config) if config.wandb else None) as console:
         write_text(config.run_dir / "config.yaml", config.to_yaml())
-        start = time.perf_counter()
-        predictions = answer_items(backend, config, questions, items)
-        path = questions.path(config.split)
-        summary = _summary(config, predictions, time.perf_counter() - start) | {
+        console.say(
+            f"{twin} | {backend.model_type} {backend.n_params / 1e6:.1f}M params | {backend.device}"
+            f" {backend.dtype} | run {config.name} | method {config.method} | {len(items):,} items"
+            f" of {path} | seed {config.seed}"
+        )
+        with console.progress(config.split, len(items) * (1 + config.maj_k)) as bar:
+            predictions, summary = answer(backend, config, questions, items, bar.advance)
+        summary |= {
             "method": config.method,
             "backend": twin,
+            "device": backend.device,
+            "dtype": backend.dtype,
             "checkpoint": config.load_model_path or config.model_id,
+            "dataset_name": config.dataset_name,
             "data": path,
             "data_sha256": checkpoint.sha256(Path(path)),
             "split": config.split,
@@ -57,83 +64,139 @@ def evaluate_data_set(config: RunConfig, make_backend: MakeBackend, twin: str) -
         lines = [json.dumps(p, ensure_ascii=False) + "\n" for p in predictions]
         write_text(config.run_dir / "predictions.jsonl", "".join(lines))
         write_text(config.run_dir / "summary.json", json.dumps(summary, indent=2) + "\n")
-        n = len(predictions)
-        console.event("eval", answer=(sum(p["correct"] for p in predictions), n))
+        _say(console, summary, predictions)
     return summary
 
 
-def answer_items(
-    backend: Backend, config: RunConfig, questions: Questions, items: Sequence[dict[str, Any]]
-) -> list[dict[str, Any]]:
-    """A prediction an item, in the items' order; maj_k samples beside it if configured."""
-    predictions = []
-    greedy = _outputs(backend, config, questions, items, 1, config.temperature)
-    votes: list[list[list[int]]] = [[] for _ in items]
-    if config.maj_k:
-        k = config.maj_k
-        votes = _outputs(backend, config, questions, items, k, config.maj_temperature)
-    for item, (tokens,), samples in zip(items, greedy, votes, strict=True):
-        output = questions.tokenizer.decode(tokens)
-        answer = questions.data.answer(output, item)
-        corrected = answer == item["gold"]
-        rule = getattr(questions.data, "released", None)
-        released = corrected if rule is None else rule(output, item)
-        prediction = {
-            "idx": item["idx"],
-            "prompt_tokens": len(item["query_ids"]),
-            "output": output,
-            "answer": answer,
-            "gold": item["gold"],
-            "correct": corrected if config.answer_rule == "corrected" else released,
-            "correct_corrected": corrected,
-            "correct_released": released,
-            "new_tokens": len(tokens),
-            "ended": bool(tokens) and tokens[-1] in questions.stop_ids,
-        }
-        if samples:
-            decode = questions.tokenizer.decode
-            said = [questions.data.answer(decode(sample), item) for sample in samples]
-            vote = majority(said)
-            prediction |= {"votes": said, "maj_answer": vote, "maj_correct": vote == item["gold"]}
-        predictions.append(prediction)
-    return predictions
-
-
-def _outputs(
+def answer(
     backend: Backend,
     config: RunConfig,
     questions: Questions,
     items: Sequence[dict[str, Any]],
+    advance: Callable[[int], None] = lambda n: None,
+) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    """(predictions in the items' order, summary); maj_k samples beside each if configured.
+
+    advance: told how many outputs were finished.
+    """
+    backend.memory()
+    start = time.perf_counter()
+    asked = (backend, config, [questions.prompt(item) for item in items], questions)
+    greedy = [tokens for (tokens,) in outputs(*asked, 1, config.temperature, advance)]
+    votes: list[list[list[int]]] = [[] for _ in items]
+    if config.maj_k:
+        votes = outputs(*asked, config.maj_k, config.maj_temperature, advance)
+    predictions = [
+        _judged(config, questions, *asked) for asked in zip(items, greedy, votes, strict=True)
+    ]
+    summary = _summary(config, predictions, time.perf_counter() - start)
+    return predictions, summary | {
+        "stage": 0,
+        "n_shots": questions.n_shots,
+        "chat_template": questions.uses_template,
+        "prompt": questions.wording,
+        "peak_memory_bytes": backend.memory(),
+    }
+
+
+def check_room(
+    questions: Questions, items: Sequence[dict[str, Any]], path: str, n_positions: int | None
+) -> None:
+    """Raise UserError naming items whose prompt leaves no position for an answer."""
+    lengths = {item["idx"]: len(questions.prompt(item).ids) + 1 for item in items}
+    check_lengths(lengths, n_positions, path)
+
+
+def _say(console: Console, summary: dict[str, Any], predictions: Sequence[dict[str, Any]]) -> None:
+    """A few answers and the result on the terminal, the result in the log too."""
+    for p in predictions[:N_SHOWN]:
+        mark = "right" if p["correct"] else f"wrong: {p['gold']}"
+        output = " ".join(p["output"].split())
+        shown = output if len(output) <= SHOWN else "..." + output[-SHOWN:]
+        console.say(f"  {shown or '(nothing)'} | {p['answer'] or '(no answer)'} | {mark}")
+    n = summary["n"]
+
+    def share(name: str) -> tuple[int, int] | None:
+        return (round(summary[name] * n), n) if name in summary else None
+
+    console.event(
+        "eval",
+        answer=share("accuracy"),
+        majority=share("maj_accuracy"),
+        unfinished=share("unfinished"),
+        new_tokens=summary["new_tokens_per_question"],
+        samples_per_second=summary["samples_per_second"],
+        peak_memory_bytes=summary["peak_memory_bytes"],
+    )
+    for kind, found in summary.get("rationales", {}).items():
+        console.event(f"after {kind} rationale", **found)
+
+
+def _judged(
+    config: RunConfig,
+    questions: Questions,
+    item: dict[str, Any],
+    tokens: list[int],
+    samples: Sequence[list[int]],
+) -> dict[str, Any]:
+    """The prediction of an item from its greedy tokens and those of the votes."""
+    decode, data = questions.tokenizer.decode, questions.data
+    output = decode(tokens)
+    said = data.answer(output, item)
+    corrected = said == item["gold"]
+    rule = getattr(data, "released", None)
+    released = corrected if rule is None else rule(output, item)
+    prediction = {
+        "idx": item["idx"],
+        "prompt_tokens": len(questions.prompt(item).ids),
+        "output": output,
+        "answer": said,
+        "gold": item["gold"],
+        "correct": corrected if config.answer_rule == "corrected" else released,
+        "correct_corrected": corrected,
+        "correct_released": released,
+        "new_tokens": len(tokens),
+        "ended": bool(tokens) and tokens[-1] in questions.stop_ids,
+    }
+    if samples:
+        votes = [data.answer(decode(sample), item) for sample in samples]
+        vote = majority(votes)
+        prediction |= {"votes": votes, "maj_answer": vote, "maj_correct": vote == item["gold"]}
+    return prediction
+
+
+def outputs(
+    backend: Backend,
+    config: RunConfig,
+    prompts: Sequence[Row],
+    questions: Questions,
     k: int,
     temperature: float,
+    advance: Callable[[int], None] = lambda n: None,
 ) -> list[list[list[int]]]:
-    """k outputs of every item."""
-    longest = max(len(item["query_ids"]) for item in items)
-    room = config.new_tokens if backend.n_positions is None else backend.n_positions - longest
-    if room < 1:
-        raise UserError(
-            str(config.dataset_name), f"a prompt of {longest} tokens fills the model's positions"
-        )
-    stops = questions.stop_ids
+    """k outputs of every prompt, which is read once for all of them."""
+    longest = max(len(prompt.ids) for prompt in prompts)
+    room = math.inf if backend.n_positions is None else backend.n_positions - longest
     decoding = Decoding(
-        min(config.new_tokens, room),
+        int(min(config.new_tokens, room)),
         questions.end_id,
         temperature,
         config.seed,
-        lambda tokens: tokens[-1] in stops,
+        lambda tokens: tokens[-1] in questions.stop_ids,
     )
-    # A number of its own for each sample names its random stream.
-    rows = [
-        Row(item["idx"] * k + j, item["query_ids"], None, -1, 0) for item in items for j in range(k)
-    ]
-    out: list[list[int]] = [[] for _ in rows]
-    order = np.argsort([len(row.ids) for row in rows], kind="stable")
-    for start in range(0, len(order), config.eval_batch_size):
-        part = order[start : start + config.eval_batch_size]
-        batch = collate([rows[i] for i in part], questions.tokenizer.pad_id)
-        for i, tokens in zip(part, backend.generate(batch, decoding), strict=True):
-            out[i] = tokens
-    return [out[i : i + k] for i in range(0, len(out), k)]
+    # Like lengths go together, so that little is padded.
+    order = np.argsort([len(prompt.ids) for prompt in prompts], kind="stable")
+    source, sample = np.repeat(order, k), np.tile(np.arange(k), len(order))
+    out: list[list[list[int]]] = [[[]] * k for _ in prompts]
+    for part in chunks(np.arange(len(source)), config.eval_batch_size):
+        used, of_row = np.unique(source[part], return_inverse=True)
+        batch = collate([prompts[i] for i in used], questions.tokenizer.pad_id)
+        # A number of its own for each sample names its random stream, whatever the batches.
+        streams = [(prompts[source[r]].idx * k + int(sample[r]),) for r in part]
+        for r, row in zip(part, backend.sample(batch, decoding, of_row, streams), strict=True):
+            out[source[r]][sample[r]] = row.tokens
+        advance(len(part))
+    return out
 
 
 def _summary(
@@ -157,7 +220,16 @@ def _summary(
         "samples_per_second": n / seconds,
         "new_tokens_per_question": share("new_tokens"),
         "unfinished": 1 - share("ended"),
+        "temperature": config.temperature,
+        "response_length": config.response_length,
+        "seed": config.seed,
     }
     if config.maj_k:
-        summary |= {"maj_k": config.maj_k, "maj_accuracy": share("maj_correct")}
+        votes = sum(len([v for v in p["votes"] if v]) for p in predictions)
+        summary |= {
+            "maj_k": config.maj_k,
+            "maj_temperature": config.maj_temperature,
+            "maj_accuracy": share("maj_correct"),
+            "maj_no_answer": 1 - votes / (n * config.maj_k),
+        }
     return summary

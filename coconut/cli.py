@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING
 
-from coconut.config import DATASET_METHODS, load_config
+from coconut.config import DATASET_METHODS, RunConfig, load_config
 from coconut.errors import UserError
 from coconut.latro_config import LatroConfig
 from coconut.reference import help_text
@@ -17,6 +17,7 @@ from coconut.world import AgreedError, World
 
 if TYPE_CHECKING:
     from coconut.backend import Backend
+    from coconut.runner import MakeBackend
 
 
 def main(
@@ -47,42 +48,52 @@ def main(
                 options.args,
                 f"method {config.method} runs in one process; start it without launcher",
             )
-        if isinstance(config, LatroConfig) and not config.only_eval:
-            from coconut.latro_runner import LatroRunner, print_latro_plan
-
-            if options.check:
-                print_latro_plan(config, twin)
-            else:
-                LatroRunner(config, make_backend, twin).train()
-            return
-        if config.method in DATASET_METHODS:
-            if options.check or not config.only_eval or config.method == "preexperiment":
-                raise UserError(
-                    options.args,
-                    f"method {config.method}: only only_eval of latro and sft is there yet",
-                )
-            if config.rationale_check:
-                raise UserError(options.args, "rationale_check: is not there yet; remove the key")
-            from coconut.answering import evaluate_data_set
-
-            evaluate_data_set(config, make_backend, twin)
-            return
         if options.check:
-            from coconut.plan import print_plan
-
-            if world.is_first:
-                print_plan(config, twin, world.size)
-            world.wait()
-            return
-        from coconut.runner import Runner
-
-        runner = Runner(config, partial(make_backend, world=world), twin, world)
-        if config.only_eval:
-            runner.evaluate_once()
+            _check(config, twin, world)
+        elif config.method in DATASET_METHODS:
+            _run_on_data_set(config, make_backend, twin)
         else:
-            runner.train()
+            from coconut.runner import Runner
+
+            runner = Runner(config, partial(make_backend, world=world), twin, world)
+            if config.only_eval:
+                runner.evaluate_once()
+            else:
+                runner.train()
 
     guarded(lambda: together(run, make_world))
+
+
+def _check(config: RunConfig, twin: str, world: World) -> None:
+    """Print the plan of a run."""
+    from coconut.latro_runner import print_latro_plan
+    from coconut.plan import print_plan
+
+    if isinstance(config, LatroConfig) and not config.only_eval:
+        print_latro_plan(config, twin)
+    elif world.is_first:
+        print_plan(config, twin, world.size)
+    world.wait()
+
+
+def _run_on_data_set(config: RunConfig, make_backend: MakeBackend, twin: str) -> None:
+    """Train or evaluate one of DATASET_METHODS."""
+    if isinstance(config, LatroConfig) and config.method == "preexperiment":
+        from coconut.preexperiment import measure
+
+        measure(config, make_backend, twin)
+    elif config.only_eval:
+        from coconut.answering import evaluate_data_set
+
+        evaluate_data_set(config, make_backend, twin)
+    elif isinstance(config, LatroConfig):
+        from coconut.latro_runner import LatroRunner
+
+        LatroRunner(config, make_backend, twin).train()
+    else:
+        from coconut.sft_runner import SftRunner
+
+        SftRunner(config, make_backend, twin).train()
 
 
 def together(run: Callable[[World], None], make_world: Callable[[], World]) -> None:

@@ -42,6 +42,26 @@ WITH_FEEDBACK = ("coconut", "coconut_no_curriculum", "latro")
 """Methods whose latent positions receive a hidden state instead of a token's embedding."""
 SHOWN = 60
 """Characters of a wrong value that a message repeats."""
+CURRICULUM_KEYS = (
+    *("c_thought", "epochs_per_stage", "max_latent_stage", "pad_latent_to_max", "uniform_prob"),
+    *("stage", "n_latents", "stage_mixing", "latent_growth", "icot_tokens_per_epoch"),
+    *("icot_smoothing", "icot_remove_all_after", "recall_sentences", "max_new_tokens", "swap_test"),
+)
+"""What the methods over a data set do not read."""
+DATASET_KEYS = (
+    *(
+        "dataset_name",
+        "test_path",
+        "split",
+        "validation_items",
+        "split_seed",
+        "chat_template",
+        "prompt",
+    ),
+    *("response_length", "stop_token", "stop_token_ids", "pad_token", "answer_rule", "maj_k"),
+    *("maj_temperature", "test_at_end"),
+)
+"""What only they read."""
 PUBLISHED_NAMES = {
     "base_model_name_or_path": "model_id",
     "eval_model_name_or_path": "load_model_path",
@@ -193,10 +213,13 @@ class RunConfig:
     report: bool = key(True, "draw the curves into the run's report.html and .png as it trains")
 
     dataset_name: str | None = key(
-        None, "latro, sft: a file of data/latro; gsm8k_8shot puts worked examples first"
+        None, "latro, sft: a file of data/latro (docs/data_sets.md); gsm8k_8shot: examples first"
     )
+    test_path: str | None = key(None, "latro, sft: the test split; otherwise the data set's own")
     split: str = key(
-        "test", "latro, sft: what only_eval answers", choices=("test", "validation", "train")
+        "test",
+        "what only_eval answers; a preexperiment reads train",
+        choices=("test", "validation", "train"),
     )
     validation_items: int = key(
         500, "items of train held out, where the set has no validation file of its own", low=1
@@ -228,9 +251,7 @@ class RunConfig:
     )
     maj_k: int = key(0, "only_eval: samples of a majority vote beside the greedy answer", low=0)
     maj_temperature: float = key(1.0, "temperature of the votes", low=0)
-    rationale_check: bool = key(
-        False, "only_eval: answer again after its own, another question's and no rationale"
-    )
+    test_at_end: bool = key(False, "latro, sft: the best checkpoint answers the test split, once")
 
     @property
     def run_dir(self) -> Path:
@@ -303,7 +324,7 @@ def check_config(
     """Turn a mapping into a RunConfig. Raises UserError with all problems at once."""
     problems = list(problems or [])
     kind: type[RunConfig] = RunConfig
-    if values.get("method") == "latro":
+    if values.get("method") in ("latro", "preexperiment"):
         from coconut.latro_config import LatroConfig, with_preset
 
         kind, values = LatroConfig, with_preset(values)
@@ -325,7 +346,7 @@ def check_config(
             problems.append(f"{given}: {error}")
     problems += _resolve_method(config)
     problems += _combinations(config)
-    problems += _data_set_problems(config)
+    problems += _data_set_problems(config, values)
     problems += _generate_problems(config)
     problems += _lora_problems(config)
     problems += _missing_files(config)
@@ -579,25 +600,55 @@ def _combinations(config: RunConfig) -> list[str]:
     return problems
 
 
-def _data_set_problems(config: RunConfig) -> list[str]:
-    """What is wrong with `dataset_name`: missing, unknown, or given to a method without one."""
+def _data_set_problems(config: RunConfig, given: Mapping[Any, Any]) -> list[str]:
+    """What is wrong with `dataset_name`, and keys a method does not read as it has one or none."""
     name, asks = config.dataset_name, config.method in DATASET_METHODS
-    if name is None:
-        return [f"dataset_name: missing; {config.method} needs one"] if asks else []
+    if not asks and config.method is not None:
+        for_others = ", ".join(DATASET_METHODS)
+        return [
+            f"{key}: is for {for_others}; remove it or set method"
+            for key in not_default(given, DATASET_KEYS, RunConfig)
+        ]
     if not asks:
-        return [f"dataset_name: is for {', '.join(DATASET_METHODS)}; remove it or set method"]
+        return []
+    problems = []
+    if config.method == "sft":
+        problems += not_read(config, not_default(given, CURRICULUM_KEYS, RunConfig))
+    if name is None:
+        return [*problems, f"dataset_name: missing; {config.method} needs one"]
     from data import latro
 
-    problems = []
     base, n_shots = latro.parse_name(name)
     if base not in latro.names():
         advice = _nearest(base, latro.names()) or f"known: {', '.join(latro.names())}"
+        advice += "; docs/data_sets.md says how to add one"
         problems.append(f"dataset_name: no data set {_shown(name)}, {advice}")
     if n_shots and not config.only_eval and config.method != "preexperiment":
         problems.append(f"dataset_name: {name} puts examples first, for evaluation only")
     if config.generate:
         problems.append("generate: makes ProsQA items, which a data set's methods do not read")
+    if config.only_eval and config.split == "test" and config.val_path is not None:
+        problems.append("val_path: is not the test split; set test_path, or split: validation")
+    if config.maj_k and not config.only_eval:
+        problems.append("maj_k: a vote is of an evaluation; set only_eval: True")
     return problems
+
+
+def not_default(
+    given: Mapping[Any, Any], names: typing.Iterable[str], kind: type[RunConfig]
+) -> list[str]:
+    """Those of the keys that are given with another value than their default.
+
+    A resolved configuration names every key, at its default; only another value is a wish.
+    """
+    defaults = kind()
+    values = {PUBLISHED_NAMES.get(name, name): value for name, value in given.items()}
+    return [n for n in names if values.get(n) not in (None, "None", getattr(defaults, n))]
+
+
+def not_read(config: RunConfig, names: typing.Iterable[str]) -> list[str]:
+    """A complaint for each of the keys, which the run's method has no use for."""
+    return [f"{name}: {config.method} does not read it; remove it" for name in names]
 
 
 def _generate_problems(config: RunConfig) -> list[str]:
@@ -704,6 +755,7 @@ def _lora_problems(config: RunConfig) -> list[str]:
 def _missing_files(config: RunConfig) -> list[str]:
     problems = []
     wanted = [("val_path", config.val_path), ("model_config_path", config.model_config_path)]
+    wanted.append(("test_path", config.test_path))
     if not config.only_eval and not config.generate:
         wanted.append(("train_path", config.train_path))
     for name, path in wanted:

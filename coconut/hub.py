@@ -71,6 +71,24 @@ def fetch(model_id: str, revision: str | None = None, with_weights: bool = True)
     return directory
 
 
+def missing_weights(model_id: str, revision: str | None = None) -> list[str] | None:
+    """Weight files that a run would still fetch, as far as the cache tells; asks nobody.
+
+    None: not even what describes the model is there.
+    """
+    import huggingface_hub
+
+    def cached(name: str) -> Path | None:
+        found = huggingface_hub.try_to_load_from_cache(model_id, name, revision=revision)
+        return Path(found) if isinstance(found, str) else None
+
+    if cached(CONFIG) is None:
+        return None
+    index = cached(WEIGHTS_INDEX)
+    names = [WEIGHTS] if index is None else index_files(index)
+    return [name for name in names if cached(name) is None]
+
+
 def _download(
     model_id: str, revision: str | None, names: Sequence[str], shows_progress: bool = True
 ) -> Path:

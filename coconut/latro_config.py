@@ -1,13 +1,13 @@
-"""LatroConfig: the keys of `method: latro`, on top of those that every run has."""
+"""LatroConfig: the keys of `method: latro` and its pre-experiment, on top of those of every run."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
-from coconut.config import RunConfig, key
+from coconut.config import CURRICULUM_KEYS, RunConfig, key, not_default, not_read
 from coconut.rollouts import PENALTIES, STOP_SEQS
 
 PRESETS: dict[str, dict[str, Any]] = {
@@ -25,12 +25,18 @@ PRESETS: dict[str, dict[str, Any]] = {
 """Where the released code differs from the paper (and from what its authors say it does)."""
 
 UNUSED = (
-    *("c_thought", "epochs_per_stage", "max_latent_stage", "pad_latent_to_max", "uniform_prob"),
-    *("stage", "n_latents", "stage_mixing", "latent_growth", "resume", "eval_every", "save_every"),
-    *("reset_optimizer", "icot_tokens_per_epoch", "icot_smoothing", "icot_remove_all_after"),
-    *("recall_sentences", "max_new_tokens", "swap_test", "save_only_improve"),
+    *CURRICULUM_KEYS,
+    *("resume", "eval_every", "save_every", "reset_optimizer", "save_only_improve"),
 )
 """Keys of Coconut's curriculum and loop, which a LaTRO run does not read."""
+PREEXPERIMENT = (
+    *("method", "project", "save_path", "name", "exp_name", "seed", "only_eval", "model_id"),
+    *("load_model_path", "model_revision", "tokenizer", "bf16", "pad_multiple", "debug", "wandb"),
+    *("dataset_name", "train_path", "val_path", "split", "validation_items", "split_seed"),
+    *("chat_template", "prompt", "stop_token", "stop_token_ids", "pad_token", "preset"),
+    *("separator", "reward_offset", "rollout_batch_size", "sanity_check", "lora"),
+)
+"""All that a pre-experiment reads."""
 
 
 @dataclass
@@ -91,7 +97,9 @@ class LatroConfig(RunConfig):
     warm_start_items: int | None = key(None, "of the items with rationales, only so many", low=1)
     warm_start_batch: int = key(32, "their rows an update", low=1)
     evaluation_items: int = key(200, "validation items an evaluation asks", low=2)
-    test_at_end: bool = key(False, "evaluate the best checkpoint on the test split, once")
+    rationale_check: bool = key(
+        False, "only_eval: answer again after its own, another question's and no rationale"
+    )
     dataset_num_proc: int = key(4, "published; preparing the data takes no processes here")
 
     @property
@@ -120,12 +128,19 @@ class LatroConfig(RunConfig):
 
     def problems(self, given: Mapping[Any, Any]) -> list[str]:
         """What is wrong with the keys of a LaTRO run, alone and together."""
-        # A resolved configuration names every key, at its default; only another value is a wish.
-        found = [
-            f"{name}: {self.method} does not read it; remove it"
-            for name in UNUSED
-            if given.get(name) not in (None, getattr(type(self)(), name))
-        ]
+        preset = PRESETS.get(self.preset, {})
+        unread: tuple[str, ...] = UNUSED
+        if self.method == "preexperiment":
+            unread = tuple(f.name for f in fields(self) if f.name not in (*PREEXPERIMENT, *preset))
+        found = not_read(self, not_default(given, unread, type(self)))
+        if self.rationale_check and not self.only_eval:
+            found.append("rationale_check: is of an evaluation; set only_eval: True")
+        if self.reward_offset not in (0, -1):
+            found.append(f"reward_offset: 0 or -1, got {self.reward_offset}")
+        if any(not s for s in self.stop_seqs):
+            found.append("stop_seqs: an empty text would end every rationale at once")
+        if self.only_eval:
+            return found
         if self.rloo_k < 2:
             found.append("rloo_k: must be at least 2: a single sample has no siblings to compare")
         elif self.local_batch % self.rloo_k:
@@ -135,19 +150,19 @@ class LatroConfig(RunConfig):
                 f" multiple of rloo_k ({self.rloo_k}); change batch_size_training or"
                 " gradient_accumulation_steps"
             )
-        if self.temperature == 0 and not self.only_eval:
+        if self.temperature == 0:
             found.append("temperature: rationales are sampled; it must be above 0")
-        if self.reward_offset not in (0, -1):
-            found.append(f"reward_offset: 0 or -1, got {self.reward_offset}")
-        if any(not s for s in self.stop_seqs):
-            found.append("stop_seqs: an empty text would end every rationale at once")
         return found
 
 
 def with_preset(values: Mapping[Any, Any]) -> dict[Any, Any]:
-    """The values with those of their preset where they say nothing themselves."""
-    preset = values.get("preset", "paper")
+    """The values with those of their preset and method where they say nothing themselves."""
+    preset, method = values.get("preset", "paper"), values["method"]
     merged = {**(PRESETS.get(preset, {}) if isinstance(preset, str) else {}), **values}
+    if method == "preexperiment":
+        merged = {"split": "train", **merged, "only_eval": True}
+    elif merged.get("only_eval") is True:
+        merged.setdefault("temperature", 0.0)  # rationales are sampled, answers are not
     if "name" not in merged and "run_name" not in merged:
-        merged["name"] = f"{merged.get('exp_name', 'latro')}__{merged.get('seed', 0)}"
+        merged["name"] = f"{merged.get('exp_name', method)}__{merged.get('seed', 0)}"
     return merged

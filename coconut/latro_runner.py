@@ -12,12 +12,14 @@ import re
 import time
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from coconut import checkpoint
+from coconut.adapters import check_twin
 from coconut.backend import Decoding
 from coconut.batch import chunks, collate, epoch_order
 from coconut.console import Console
@@ -25,7 +27,7 @@ from coconut.curriculum import IGNORED, Row
 from coconut.errors import UserError
 from coconut.evaluate import markers_of
 from coconut.latro_config import LatroConfig
-from coconut.questions import Questions
+from coconut.questions import DataSet, Questions
 from coconut.report import Reporter
 from coconut.rollouts import Rollout, RolloutBatch, Stops, collate_rollouts, credit, make_rollout
 from coconut.runner import learning_rate, tracker, write_text
@@ -35,7 +37,6 @@ if TYPE_CHECKING:
     from coconut.runner import MakeBackend
 
 WARM_START, BEST = "warm_start", "best"
-SANITY_ITEMS = 1_000
 N_TABLE = 4
 """Rollouts of an update that go into the log as texts."""
 SPEED = ("samples_per_second", "tokens_per_second", "rollout_seconds", "peak_memory_bytes")
@@ -55,7 +56,7 @@ class LatroRunner:
         self.data = Data(config, self.tokenizer)
         self.warm_rows = self.data.written_rows() if config.warm_start_updates else []
         self.total = config.n_updates(len(self.data.train))
-        self._check_lengths(opened.source.n_positions)
+        check_room(self.data, opened.source.n_positions, str(self.run_dir))
         self.backend = make_backend(config, opened.source)
         self.update, self.best, self.seconds = 0, 0.0, 0.0
         self.speed: dict[str, float] = {}
@@ -72,20 +73,6 @@ class LatroRunner:
         """Freeze the weights of now; without a KL term nobody asks for them."""
         if self.config.kl_coef:
             self.backend.keep_reference()
-
-    def _check_lengths(self, n_positions: int | None) -> None:
-        """Raise UserError unless prompt, rationale, separator and answer have positions."""
-        d = self.data
-        longest = max(
-            len(d.prompt(item).ids) + len(item["response_ids"]) for item in d.train + d.validation
-        )
-        room = (n_positions or math.inf) - longest - len(d.separator_ids)
-        if room < self.config.response_length:
-            raise UserError(
-                str(self.run_dir),
-                f"response_length: the longest question and answer leave {room} of {n_positions}"
-                f" positions; lower it from {self.config.response_length}",
-            )
 
     # ---- training
 
@@ -465,13 +452,6 @@ class Data:
     def __init__(self, config: LatroConfig, tokenizer: Any):
         self.config, self.tokenizer = config, tokenizer
         self.questions = Questions(config, tokenizer)
-        self.train, self.validation = self.items("train"), self.items("validation")
-        if len(self.train) < config.n_prompts:
-            raise UserError(
-                self.questions.path("train"),
-                f"{len(self.train)} prompts are fewer than the {config.n_prompts} of one update;"
-                " lower batch_size_training or gradient_accumulation_steps, or raise rloo_k",
-            )
         by_text = config.stop_matching == "text"
         sequences = () if by_text else tuple(tuple(tokenizer.encode(s)) for s in config.stop_seqs)
         self.stops = Stops(
@@ -481,25 +461,31 @@ class Data:
             sequences,
         )
         self.separator_ids = tokenizer.encode(config.separator) if config.separator else []
-        m = markers_of(tokenizer)
-        thoughts = [m.latent] * config.latro_latents if m else []
-        self.thoughts = [m.start, *thoughts, m.end] if m and thoughts else []
+
+    @cached_property
+    def train(self) -> list[dict[str, Any]]:
+        """The items trained on. Raises UserError if they are fewer than an update takes."""
+        items, wanted = self.items("train"), self.config.n_prompts
+        if len(items) < wanted:
+            raise UserError(
+                self.questions.path("train"),
+                f"{len(items)} prompts are fewer than the {wanted} of one update; lower"
+                " batch_size_training or gradient_accumulation_steps, or raise rloo_k",
+            )
+        return items
+
+    @cached_property
+    def validation(self) -> list[dict[str, Any]]:
+        """The items held out for choosing the best checkpoint."""
+        return self.items("validation")
 
     def items(self, split: str) -> list[dict[str, Any]]:
-        """The items of a split. Raises UserError where one has no answer."""
-        items = self.questions.items(split)
-        empty = [i["idx"] for i in items if not str(i["groundtruth"]).strip()]
-        if empty:
-            raise UserError(
-                self.questions.path(split), f"item {empty[0]}: has no answer to be rewarded by"
-            )
-        return items[:SANITY_ITEMS] if self.config.sanity_check else items
+        """The items of a split."""
+        return self.questions.items(split)
 
     def prompt(self, item: dict[str, Any]) -> Row:
         """The prompt's tokens, thoughts behind them if the run has any."""
-        ids = item["query_ids"]
-        k = self.config.latro_latents
-        return Row(item["idx"], [*ids, *self.thoughts], None, len(ids) + 1 if k else -1, k)
+        return self.questions.prompt(item)
 
     def rollout(self, prompt: Row, tokens: Sequence[int], item: dict[str, Any]) -> Rollout:
         """A sampled rationale with the item's answer behind it."""
@@ -540,6 +526,21 @@ class Data:
         return rows
 
 
+def check_room(data: Data, n_positions: int | None, where: str) -> None:
+    """Raise UserError unless prompt, rationale, separator and answer have positions."""
+    longest = max(
+        len(data.prompt(item).ids) + len(item["response_ids"])
+        for item in data.train + data.validation
+    )
+    room = (n_positions or math.inf) - longest - len(data.separator_ids)
+    if room < data.config.response_length:
+        raise UserError(
+            where,
+            f"response_length: the longest question and answer leave {room} of {n_positions}"
+            f" positions; lower it from {data.config.response_length}",
+        )
+
+
 def _epochs(u: int, size: int, n: int) -> tuple[int, int]:
     """(first, behind the last) pass over n items that update u of `size` items reads from."""
     return u * size // n, ((u + 1) * size - 1) // n + 1
@@ -565,26 +566,48 @@ def plan_lines(config: LatroConfig, n_items: int) -> list[str]:
 
 
 def print_latro_plan(config: LatroConfig, twin: str) -> None:
-    """Check everything that needs no weights and print the plan of a LaTRO run."""
-    from coconut.plan import evaluation_bytes, shape_of, training_bytes
+    """Check everything that needs no weights and print the plan of a LaTRO run.
 
-    opened = open_source(config, newest(config.run_dir))
-    data = Data(config, opened.tokenizer)
-    source, console = opened.source, Console()
-    shape = shape_of(source.config, source.vocab_size, str(config.model_id))
-    console.say(f"{twin} | {shape.n_params / 1e6:.1f}M params | run {config.name} | latro")
-    for line in plan_lines(config, len(data.train)):
+    Of a model of the hub only what describes it is fetched. Raises UserError.
+    """
+    from coconut.plan import evaluation_bytes, find_model, to_fetch, training_bytes
+
+    last = newest(config.run_dir)
+    model, console = find_model(config, last), Console()
+    shape = model.shape
+    if model.source is not None:
+        check_twin(twin, config.adapter, model.source.config, model.name)
+    size = f"{shape.n_params / 1e6:.1f}M params" if shape else "size unknown"
+    lines = [f"{twin} | {model.name} | {size} | run {config.name} | latro, preset {config.preset}"]
+    lines += filter(None, (model.note, to_fetch(config, last)))
+    if model.tokenizer is None:
+        lines += plan_lines(config, len(DataSet(config).numbered("train")))
+    else:
+        data = Data(config, model.tokenizer)
+        lines += plan_lines(config, len(data.train))
+        lines.append(
+            f"evaluates {min(config.evaluation_items, len(data.validation)):,} of"
+            f" {len(data.validation):,} items of {data.questions.path('validation')}"
+            + (" held out of train" if data.questions.is_held_out else "")
+        )
+        longest = max(len(data.prompt(i).ids) + len(i["response_ids"]) for i in data.train)
+        L = config.response_length
+        lines.append(
+            f"longest row {longest + L} tokens: prompt and answer {longest}, rationale {L}"
+        )
+        if shape is not None:
+            check_room(data, shape.n_positions, str(config.run_dir))
+            rows = config.batch_size_training
+            options = (config.bf16, config.gradient_checkpointing)
+            step = training_bytes(shape, rows, longest + L, rows * (L + longest), *options)
+            step += 4 * shape.n_params * (config.kl_coef > 0)
+            draw = evaluation_bytes(shape, config.rollout_batch_size, longest, L, config.bf16)
+            lines.append(
+                f"estimated peak memory: update {step / 1e9:.2f} GB, sampling {draw / 1e9:.2f} GB"
+            )
+    for line in lines:
         console.say(line)
-    longest = max(len(data.prompt(i).ids) + len(i["response_ids"]) for i in data.train)
-    length, L = longest + config.response_length, config.response_length
-    rows = config.batch_size_training
-    options = (config.bf16, config.gradient_checkpointing)
-    step = training_bytes(shape, rows, length, rows * (L + longest), *options)
-    step += 4 * shape.n_params * (config.kl_coef > 0)
-    draw = evaluation_bytes(shape, config.rollout_batch_size, longest, L, config.bf16)
-    console.say(f"longest row {length} tokens: prompt and answer {longest}, rationale {L}")
-    console.say(f"estimated peak memory: update {step / 1e9:.2f} GB, sampling {draw / 1e9:.2f} GB")
-    console.say("checked: no model was built or downloaded, nothing was written")
+    console.say("checked: no model was built, no weights were downloaded, nothing was written")
 
 
 def _eval_line(title: str, found: dict[str, Any]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
@@ -12,7 +13,7 @@ import numpy as np
 
 from coconut.adapters import check_twin, in_words, n_trained
 from coconut.backend import Source
-from coconut.config import WITH_LATENTS, RunConfig
+from coconut.config import DATASET_METHODS, WITH_LATENTS, RunConfig
 from coconut.console import Console
 from coconut.curriculum import (
     IGNORED,
@@ -33,7 +34,9 @@ from coconut.curriculum import (
 from coconut.dataset import check_lengths, read_items, tokenize
 from coconut.errors import UserError
 from coconut.evaluate import markers_of
-from coconut.hub import HubUnreachable
+from coconut.hub import HubUnreachable, missing_weights
+from coconut.latro_config import LatroConfig
+from coconut.questions import DataSet, Questions
 from coconut.source import newest_checkpoint, open_source, progress_of
 from coconut.tokens import Tokenizer, load_tokenizer
 from coconut.training_data import DEBUG_VALIDATION, TrainingData
@@ -94,16 +97,12 @@ def print_plan(config: RunConfig, twin: str, n_processes: int = 1) -> None:
     Raises UserError.
     """
     newest = None if config.only_eval else newest_checkpoint(config.run_dir)
-    model = _find_model(config, newest)
+    model = find_model(config, newest)
     shape = model.shape
     if model.source is not None:
         check_twin(twin, config.adapter, model.source.config, model.name)
-    assert config.val_path is not None, "checked with the configuration"
-    val_items = read_items(config.val_path)
-    if config.debug:
-        val_items = val_items[:DEBUG_VALIDATION]
-    val = _tokenised(config.val_path, val_items, len(val_items), model.tokenizer)
-    train = None if config.only_eval else _training_data(config, model, val_items)
+    read = _data_set if config.method in DATASET_METHODS else _steps
+    train, val = read(config, model)
     if train is None:
         stage, why = evaluation_stage(config, model.coconut)
         stages = [stage]
@@ -116,12 +115,14 @@ def print_plan(config: RunConfig, twin: str, n_processes: int = 1) -> None:
 
     console = Console()
     console.say(_headline(config, twin, model))
-    if model.note:
-        console.say(model.note)
-    if train is None:
+    for line in filter(None, (model.note, to_fetch(config, newest))):
+        console.say(line)
+    if train is None and config.method in DATASET_METHODS:
+        console.say(f"evaluates {model.name} once on {config.split}: {asked_for(config)}")
+    elif train is None:
         console.say(f"evaluates {model.name} once, at stage {stage} ({why})")
-        rows = []
-    else:
+    rows = []
+    if train is not None:
         console.say(resume_in_words(config, newest))
         _say_adapter(console, model)
         rows = _say_stages(console, config, train, model, n_processes)
@@ -176,7 +177,8 @@ def resume_in_words(config: RunConfig, newest: Path | None) -> str:
 # ---- the model
 
 
-def _find_model(config: RunConfig, newest: Path | None) -> Model:
+def find_model(config: RunConfig, newest: Path | None) -> Model:
+    """The model of a run, described without its weights. Raises UserError."""
     name = str(newest or config.load_model_path or config.model_id or config.model_config_path)
     try:
         opened = open_source(config, newest, with_weights=False)
@@ -315,7 +317,66 @@ def evaluation_bytes(
     return parameters + (cache + n_rows * length * inside) * size + 4 * n_rows * shape.vocab_size
 
 
+def to_fetch(config: RunConfig, newest: Path | None) -> str:
+    """What of a model of the hub a run would still download, in words; empty if nothing."""
+    name = config.model_id
+    if newest is not None or config.load_model_path or not name or os.path.isdir(name):
+        return ""
+    missing = missing_weights(name, config.model_revision)
+    if missing == []:
+        return ""
+    names = "its description, tokenizer and weights" if missing is None else ", ".join(missing)
+    return f"a run would fetch from the hub: {name}: {names}"
+
+
 # ---- the data
+
+
+def _steps(config: RunConfig, model: Model) -> tuple[Data | None, Data]:
+    """(training data, what is asked) of a method over questions with steps."""
+    assert config.val_path is not None, "checked with the configuration"
+    val_items = read_items(config.val_path)
+    if config.debug:
+        val_items = val_items[:DEBUG_VALIDATION]
+    val = _tokenised(config.val_path, val_items, len(val_items), model.tokenizer)
+    return None if config.only_eval else _training_data(config, model, val_items), val
+
+
+def _data_set(config: RunConfig, model: Model) -> tuple[Data | None, Data]:
+    """(training data, what is asked) of a method over a data set of data/latro."""
+
+    def read(split: str) -> Data:
+        if model.tokenizer is None:
+            unread = DataSet(config)
+            numbers = [i for i, _ in unread.numbered(split)]
+            samples = [Sample(i, [], [], []) for i in numbers]
+            return Data(unread.path(split), len(samples), samples)
+        questions = Questions(config, model.tokenizer)
+        items, path = questions.items(split), questions.path(split)
+        if config.method == "sft":
+            samples = questions.samples(items)
+        elif isinstance(config, LatroConfig) and config.method == "preexperiment":
+            from coconut.preexperiment import scored  # imports the loop, which imports this file
+
+            samples = [Sample(i, ids, [], []) for i, ids in scored(config, questions, items)]
+        else:
+            samples = [Sample(i["idx"], questions.prompt(i).ids, [], []) for i in items]
+        return Data(path, len(samples), samples)
+
+    if config.only_eval:
+        return None, read(config.split)
+    return read("train"), read("validation")
+
+
+def asked_for(config: RunConfig) -> str:
+    """What an evaluation on a data set computes, in words."""
+    if config.method == "preexperiment":
+        return "the answers' log-likelihood without and with the written rationales"
+    how = "greedy answers" if config.temperature == 0 else f"answers at T = {config.temperature}"
+    if config.maj_k:
+        how += f", the majority of {config.maj_k} at T = {config.maj_temperature}"
+    checked = ", and again after exchanged rationales"
+    return how + (checked if getattr(config, "rationale_check", False) else "")
 
 
 def _training_data(config: RunConfig, model: Model, val_items: list[dict[str, Any]]) -> Data:
@@ -518,10 +579,11 @@ def _say_memory(
     title = "estimated peak memory of a batch of the longest rows:"
     console.table(title, ("in", "rows", "tokens", "GB"), table)
     room = shape.n_positions - longest
-    if room < config.new_tokens:
+    if room < config.new_tokens and config.method != "preexperiment":
+        name = "response_length" if config.method in DATASET_METHODS else "max_new_tokens"
         console.say(
             f"note: the longest question leaves {room} of {shape.n_positions} positions, fewer"
-            f" than the {config.new_tokens} new tokens allowed; set max_new_tokens: {room}"
+            f" than the {config.new_tokens} new tokens allowed; set {name}: {room}"
         )
 
 

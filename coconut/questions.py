@@ -21,65 +21,71 @@ from typing import Any
 
 from coconut.chat import end_of_turn, render, stop_tokens, uses_template
 from coconut.config import RunConfig
-from coconut.curriculum import Sample
+from coconut.curriculum import Row, Sample
 from coconut.dataset import raise_all
 from coconut.errors import UserError
+from coconut.evaluate import markers_of
 from coconut.tokens import Tokenizer
 
 Item = dict[str, Any]
 DEBUG_ITEMS = {"train": 5_000, "validation": 32, "test": 32}
 """What a debug run reads, as in Coconut's runs."""
+SANITY_ITEMS = 1_000
+"""What is left of every split with sanity_check."""
 
 
-class Questions:
-    """A data set as a run asks it. Raises UserError for what the run wants and the set lacks."""
+class DataSet:
+    """The files of a data set, split as a run wants them. Raises UserError for what it lacks."""
 
-    def __init__(self, config: RunConfig, tokenizer: Tokenizer):
+    def __init__(self, config: RunConfig):
         from data import latro
 
         assert config.dataset_name is not None, "checked with the configuration"
         name, self.n_shots = latro.parse_name(config.dataset_name)
-        self.config, self.tokenizer = config, tokenizer
-        self.data = latro.load(name)
+        self.config, self.data = config, latro.load(name)
         known = getattr(self.data, "N_SHOTS", 0)
         if self.n_shots not in (0, known):
             has = f"{known} worked examples ({name}_{known}shot)" if known else "none"
             raise UserError(
                 config.dataset_name, f"asks for {self.n_shots} worked examples; {name} has {has}"
             )
-        self.uses_template = uses_template(config, tokenizer)
-        self.end_id = end_of_turn(tokenizer, self.uses_template)
-        self.stop_ids = stop_tokens(config, tokenizer, self.uses_template)
 
-    # ---- reading
-
-    def items(self, split: str) -> list[Item]:
-        """The items of "train", "validation" or "test", prepared. Raises UserError."""
+    def numbered(self, split: str) -> list[tuple[int, Item]]:
+        """(number in the file, item) of "train", "validation" or "test". Raises UserError."""
         path, part = self._source(split)
+        if split != "test" and Path(path).resolve() == Path(self.path("test")).resolve():
+            raise UserError(path, f"is the test split; another file has to be the {split} split")
         items = list(enumerate(self._read(path)))
         if part != "all":
             held = self._held_out([item for _, item in items], path)
             items = [(i, item) for i, item in items if (i in held) == (part == "held out")]
-        if self.config.debug:
-            items = items[: DEBUG_ITEMS[split]]
-        return self._prepared(items, path)
+        if getattr(self.config, "sanity_check", False):
+            items = items[:SANITY_ITEMS]
+        return items[: DEBUG_ITEMS[split]] if self.config.debug else items
 
     def path(self, split: str) -> str:
         """The file a split is read from."""
         return self._source(split)[0]
 
+    @property
+    def is_held_out(self) -> bool:
+        """Whether the validation split is taken out of train."""
+        return self._source("validation")[1] == "held out"
+
     def _source(self, split: str) -> tuple[str, str]:
         """(file, which part of it: all, held out, kept) of a split."""
         config, files = self.config, self.data.FILES
+        if split == "test":
+            return config.test_path or files["test"], "all"
         train = config.train_path or files["train"]
         validation = config.val_path
         if config.train_path is None:
             validation = validation or files.get("validation")
-        if split == "test":
-            return config.val_path or files["test"], "all"
         if split == "validation":
             return (train, "held out") if validation is None else (validation, "all")
-        return train, "kept" if validation is None else "all"
+        # A pre-experiment trains nothing, so nothing has to be held out.
+        kept = validation is None and config.method != "preexperiment"
+        return train, "kept" if kept else "all"
 
     def _read(self, path: str) -> list[Item]:
         if not Path(path).exists():
@@ -106,17 +112,49 @@ class Questions:
         # <=: the same question again goes to the same side.
         return {i for i, h in enumerate(hashes) if h <= last}
 
+
+class Questions(DataSet):
+    """A data set as a run asks it: items with prompts and answers as tokens."""
+
+    def __init__(self, config: RunConfig, tokenizer: Tokenizer):
+        super().__init__(config)
+        self.tokenizer = tokenizer
+        self.uses_template = uses_template(config, tokenizer)
+        self.end_id = end_of_turn(tokenizer, self.uses_template)
+        self.stop_ids = stop_tokens(config, tokenizer, self.uses_template)
+        self.n_latents = getattr(config, "latro_latents", 0)
+        markers = markers_of(tokenizer)
+        self.thoughts: list[int] = []
+        if markers and self.n_latents:
+            self.thoughts = [markers.start, *[markers.latent] * self.n_latents, markers.end]
+
+    def items(self, split: str) -> list[Item]:
+        """The items of "train", "validation" or "test", prepared. Raises UserError."""
+        return self._prepared(self.numbered(split), self.path(split))
+
     # ---- asking
+
+    def prompt(self, item: Item) -> Row:
+        """The prompt's tokens, thoughts behind them if the run has any."""
+        ids = item["query_ids"]
+        first = len(ids) + 1 if self.thoughts else -1
+        return Row(item["idx"], [*ids, *self.thoughts], None, first, self.n_latents)
 
     def _prepared(self, numbered: Sequence[tuple[int, Item]], path: str) -> list[Item]:
         tokenizer, data = self.tokenizer, self.data
         end = tokenizer.spelled(self.end_id)
         prepared, problems = [], []
         for idx, item in numbered:
+            if not item["groundtruth"].strip():
+                problems.append(f"item {idx}: has no answer; add one, or take the item out")
+                continue
             text = data.response(item)
             gold = data.answer(text, item)
             if not gold:
-                problems.append(f"item {idx}: its answer {item['groundtruth']!r} cannot be read")
+                problems.append(
+                    f"item {idx}: its answer {item['groundtruth']!r} cannot be read; correct it, or"
+                    " take the item out"
+                )
                 continue
             query = self._asked(item)
             try:
@@ -140,30 +178,33 @@ class Questions:
 
     def _asked(self, item: Item) -> str:
         """The prompt of an item: wording, worked examples, chat template."""
-        text = self._wording()(item, self.uses_template)
+        text = self._asks()(item, self.uses_template)
         if self.n_shots:
             text = f"{self.data.SHOTS.strip()}\n{text}"
         if self.uses_template:
             return render(self.tokenizer, [{"role": "user", "content": text}])
         return text
 
-    def _wording(self) -> Callable[[Item, bool], str]:
+    @property
+    def wording(self) -> str:
+        """Which wording asks, auto resolved."""
         kind = self.config.prompt
-        if kind == "auto":
-            kind = "sft" if self.config.method == "sft" else "reason"
+        return kind if kind != "auto" else "sft" if self.config.method == "sft" else "reason"
+
+    def _asks(self) -> Callable[[Item, bool], str]:
         data = self.data
         sft = getattr(data, "sft_prompt", data.prompt)
         return {
             "reason": data.prompt,
             "sft": sft,
             "sft_published": getattr(data, "sft_published_prompt", sft),
-        }[kind]
+        }[self.wording]
 
     def _query_ids(self, query: str, item: Item) -> list[int]:
         if not self.uses_template:
             return self.tokenizer.encode_question(query)
         # Text never makes a control token; in a filled template it could.
-        wording = self._wording()(item, True)
+        wording = self._asks()(item, True)
         if any(map(self.tokenizer.is_control, self.tokenizer.encode_filled(wording))):
             raise UserError("text", "spells a control token of the tokenizer; take it out")
         return self.tokenizer.encode_filled(query)

@@ -54,9 +54,9 @@ GROUPS: dict[str, tuple[str, ...]] = {
         *("save_only_improve", "save_every", "keep_checkpoints", "log_every", "report", "wandb"),
     ),
     "Questions with rationales in words": (
-        *("dataset_name", "split", "validation_items", "split_seed", "chat_template", "prompt"),
-        *("response_length", "stop_token", "stop_token_ids", "pad_token", "answer_rule"),
-        *("maj_k", "maj_temperature", "rationale_check"),
+        *("dataset_name", "test_path", "split", "validation_items", "split_seed"),
+        *("chat_template", "prompt", "response_length", "stop_token", "stop_token_ids"),
+        *("pad_token", "answer_rule", "maj_k", "maj_temperature", "test_at_end"),
     ),
     "Published switches": ("coconut", "cot", "no_thoughts", "no_cot"),
 }
@@ -79,8 +79,8 @@ READ_BY: dict[str, tuple[str, ...]] = {
     "icot_smoothing": ("icot",),
     "icot_remove_all_after": ("icot",),
     "recall_sentences": ("recall",),
-    "train_path": CURRICULUM,
-    "val_path": CURRICULUM,
+    "max_new_tokens": CURRICULUM,
+    "swap_test": CURRICULUM,
     "generate": CURRICULUM,
     **dict.fromkeys(GROUPS["Questions with rationales in words"], DATASET_METHODS),
 }

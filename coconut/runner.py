@@ -39,7 +39,7 @@ from coconut.evaluate import Evaluation, evaluate, markers_of
 from coconut.plan import processes_in_words
 from coconut.report import Reporter
 from coconut.source import LAST, newest_checkpoint, open_source
-from coconut.training_data import DEBUG_VALIDATION, TrainingData
+from coconut.training_data import DEBUG_VALIDATION, TrainingData, TrainingSamples
 from coconut.world import World
 
 N_FITTED = 512
@@ -70,14 +70,8 @@ class Runner:
         opened = open_source(config, self.resumed)
         self.tokenizer, self.made_with = opened.tokenizer, opened.coconut
         self.markers = markers_of(self.tokenizer)
-        assert config.val_path is not None, "checked with the configuration"
         self._check_same(opened.source)
-        self.val_items = read_items(config.val_path)
-        if config.debug:
-            self.val_items = self.val_items[:DEBUG_VALIDATION]
-        self.val = tokenize(self.val_items, self.tokenizer, config.val_path)
-        self.swapped = self._swap() if config.swap_test else None
-        self.data = TrainingData(config, self.tokenizer, self.val_items, self.world)
+        self._read_data()
         self._check_lengths(opened.source.n_positions)
         self.feedback = opened.source.feedback
         self.backend = make_backend(config, opened.source)
@@ -99,11 +93,25 @@ class Runner:
         first, *_ = self.world.exchange(None if found is None else str(found))
         return None if first is None else Path(first)
 
+    def _read_data(self) -> None:
+        """The validation items and the training data; val_path is where the items are from."""
+        config = self.config
+        self.val_path = str(config.val_path)
+        self.val_items = read_items(self.val_path)
+        if config.debug:
+            self.val_items = self.val_items[:DEBUG_VALIDATION]
+        self.val = tokenize(self.val_items, self.tokenizer, self.val_path)
+        self.swapped = self._swap() if config.swap_test else None
+        self.data: TrainingSamples = TrainingData(
+            config, self.tokenizer, self.val_items, self.world
+        )
+
     def _check_same(self, source: Source) -> None:
         """Raise UserError unless all processes read the same files, wherever they run."""
         world = self.world
         world.check_same("configuration", self.config.to_yaml())
-        world.check_same_file(Path(str(self.config.val_path)))
+        if self.config.val_path is not None:
+            world.check_same_file(Path(self.config.val_path))
         if source.directory is None:
             world.check_same("model_config_path", json.dumps(source.config))
         elif (source.directory / checkpoint.CHECKSUMS).exists():
@@ -129,8 +137,7 @@ class Runner:
             for sample in self.val:
                 row = question_row(config, sample, stage, self.markers, config.n_latents)
                 longest[sample.idx] = max(longest.get(sample.idx, 0), len(row.ids) + 1)
-        assert config.val_path is not None, "checked with the configuration"
-        check_lengths(longest, n_positions, config.val_path)
+        check_lengths(longest, n_positions, self.val_path)
 
     # ---- training
 
@@ -333,7 +340,6 @@ class Runner:
     def _report(self, result: Evaluation, epoch: int | None, loss: float | None) -> None:
         """Write predictions and summary, and say what came out."""
         config, s = self.config, result.summary
-        assert config.val_path is not None, "checked with the configuration"
         s |= {
             "loss": loss,
             "epoch": None if epoch is None else epoch + 1,
@@ -344,8 +350,8 @@ class Runner:
             "checkpoint": (config.load_model_path or config.model_id)
             if epoch is None
             else str(self.run_dir),
-            "data": config.val_path,
-            "data_sha256": checkpoint.sha256(Path(config.val_path)),
+            "data": self.val_path,
+            "data_sha256": checkpoint.sha256(Path(self.val_path)),
         }
         lines = [json.dumps(p, ensure_ascii=False) for p in result.predictions]
         self._write("predictions.jsonl", "\n".join(lines) + "\n")
@@ -381,7 +387,7 @@ class Runner:
         from data import prosqa
 
         items = [prosqa.swap(item) for item in self.val_items]
-        return items, tokenize(items, self.tokenizer, f"{self.config.val_path} (swapped)")
+        return items, tokenize(items, self.tokenizer, f"{self.val_path} (swapped)")
 
     # ---- checkpoints
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from coconut.config import RunConfig
 from coconut.curriculum import Sample
@@ -14,6 +14,17 @@ from coconut.world import World
 
 DEBUG_ITEMS, DEBUG_VALIDATION = 5_000, 32
 GENERATED = "generated training data"
+
+
+class TrainingSamples(Protocol):
+    """What the loop asks of its training data."""
+
+    @property
+    def where(self) -> str:
+        """The file the samples are from, for messages."""
+
+    def samples(self, epoch: int) -> list[Sample]:
+        """The samples of an epoch, tokenised."""
 
 
 class TrainingData:

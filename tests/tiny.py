@@ -8,12 +8,14 @@ from types import ModuleType
 from typing import Any
 
 import numpy as np
+from chat_tokenizers import TEMPLATES, chat_tokenizer
 from golden_models import MODELS, as_row
-from safetensors.numpy import load_file
+from safetensors.numpy import load_file, save_file
 
 from coconut.batch import Batch
 from coconut.config import RunConfig, check_config
 from coconut.curriculum import Row
+from coconut.initial import initial_weights
 from coconut.runner import Runner
 from data import prosqa
 
@@ -137,3 +139,46 @@ def read_log(config: RunConfig, event: str) -> list[dict[str, Any]]:
         for record in map(json.loads, lines)
         if record["event"] == event
     ]
+
+
+def chat_model(directory: Path, template: str | None = "chatml", n_positions: int = 512) -> Path:
+    """A random GPT-2 of one layer, with a tokenizer of bytes and control tokens beside it.
+
+    template: of TEMPLATES, or None. Its weights are so large that its outputs differ by question.
+    """
+    tokenizer = chat_tokenizer(directory, template and TEMPLATES[template], eos="<|im_end|>")
+    config = json.loads((MODEL / "config.json").read_text())
+    D, V = 16, len(tokenizer)
+    config |= {"vocab_size": V, "n_layer": 1, "n_positions": n_positions, "n_embd": D, "n_head": 2}
+    shapes = {
+        "wte.weight": (V, D), "wpe.weight": (n_positions, D),
+        "h.0.attn.c_attn.weight": (D, 3 * D), "h.0.attn.c_attn.bias": (3 * D,),
+        "h.0.attn.c_proj.weight": (D, D), "h.0.attn.c_proj.bias": (D,),
+        "h.0.mlp.c_fc.weight": (D, 4 * D), "h.0.mlp.c_fc.bias": (4 * D,),
+        "h.0.mlp.c_proj.weight": (4 * D, D), "h.0.mlp.c_proj.bias": (D,),
+        **{f"{n}.{k}": (D,) for n in ("h.0.ln_1", "h.0.ln_2", "ln_f") for k in ("weight", "bias")},
+    }  # fmt: skip
+    weights = initial_weights(shapes, config | {"initializer_range": 0.6}, 0)
+    save_file(weights, directory / "model.safetensors")
+    (directory / "config.json").write_text(json.dumps(config))
+    return directory
+
+
+def data_set_config(folder: Path, **keys: Any) -> RunConfig:
+    """A run over the first lines of the files of `chains`, of a random model beside them."""
+    model = folder / "model"
+    if not model.exists():
+        chat_model(model)
+    for part, n in (("train", 24), ("test", 6)):
+        lines = (REPOSITORY / f"data/chains_{part}.jsonl").read_text().splitlines()[:n]
+        (folder / f"{part}.jsonl").write_text("".join(line + "\n" for line in lines))
+    values = {
+        "save_path": str(folder / "runs"),
+        "model_id": str(model),
+        "dataset_name": "chains",
+        "train_path": str(folder / "train.jsonl"),
+        "test_path": str(folder / "test.jsonl"),
+        "validation_items": 6,
+        "response_length": 6,
+    }
+    return check_config(values | keys)

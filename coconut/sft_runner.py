@@ -1,0 +1,79 @@
+"""`method: sft` over a data set: the loop of coconut/runner.py, asked and judged as LaTRO is.
+
+The baseline LaTRO is held against: cross-entropy on the answers that people wrote, one prompt for
+training and evaluation, the best checkpoint by accuracy on items held out of train.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from coconut import checkpoint
+from coconut.answering import answer
+from coconut.console import Console
+from coconut.curriculum import Sample
+from coconut.evaluate import Evaluation
+from coconut.questions import Questions
+from coconut.runner import Runner
+
+
+@dataclass(frozen=True)
+class Written:
+    """Samples that are the same in every epoch."""
+
+    where: str
+    kept: list[Sample]
+
+    def samples(self, epoch: int) -> list[Sample]:
+        """The samples of an epoch, tokenised."""
+        return self.kept
+
+
+class SftRunner(Runner):
+    """One SFT run: `train()`."""
+
+    def train(self) -> None:
+        """Train the epochs that are left; then, if asked, the best checkpoint answers the test."""
+        super().train()
+        if self.config.test_at_end:
+            self._test()
+
+    def _read_data(self) -> None:
+        self.questions = Questions(self.config, self.tokenizer)
+        self.val_path = self.questions.path("validation")
+        self.val_items = self.questions.items("validation")
+        self.val, self.swapped = self.questions.samples(self.val_items), None
+        train = self.questions.samples(self.questions.items("train"))
+        self.data = Written(self.questions.path("train"), train)
+
+    def _evaluate(self, stage: int, title: str) -> Evaluation:
+        with self.console.progress(title, len(self.val_items)) as bar:
+            found = answer(self.backend, self.config, self.questions, self.val_items, bar.advance)
+        return Evaluation(*found)
+
+    def _test(self) -> None:
+        """The checkpoint with the best accuracy on the test split, once for the run."""
+        path = self.run_dir / "test.json"
+        if path.exists():
+            return
+        accuracies = {int(epoch): e["accuracy"] for epoch, e in self.evaluations.items()}
+        best = min(accuracies, key=lambda epoch: (-accuracies[epoch], epoch))
+        directory = self.run_dir / checkpoint.checkpoint_name(best)
+        if directory.is_dir():  # a debug run saves none
+            self.backend.restore(directory)
+        with Console(self.run_dir) as console:
+            items, data = self.questions.items("test"), self.questions.path("test")
+            with console.progress("test", len(items)) as bar:
+                _, summary = answer(self.backend, self.config, self.questions, items, bar.advance)
+            summary |= {
+                "checkpoint": str(directory) if directory.is_dir() else "last",
+                "backend": self.twin,
+                "device": self.backend.device,
+                "dtype": self.backend.dtype,
+                "data": data,
+                "data_sha256": checkpoint.sha256(Path(data)),
+            }
+            checkpoint.write_json(path, summary)
+            n = summary["n"]
+            console.event("test", path=str(path), answer=(round(summary["accuracy"] * n), n))
