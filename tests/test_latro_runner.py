@@ -246,7 +246,7 @@ def test_a_warm_start_without_written_rationales_is_refused(twin, tmp_path):
     kept = [line for line in lines if "rationales" not in line][:20]
     bare.write_text("".join(line + "\n" for line in kept))
     with pytest.raises(UserError, match="no item has a rationale"):
-        run(twin, config(tmp_path, train_path=str(bare)))
+        run(twin, config(tmp_path, train_path=str(bare), validation_items=8))
 
 
 def test_test_split_is_asked_once_by_the_best_checkpoint(twin, tmp_path):
