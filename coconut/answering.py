@@ -19,7 +19,9 @@ from coconut.config import RunConfig
 from coconut.console import Console
 from coconut.curriculum import Row
 from coconut.dataset import check_lengths
+from coconut.latro_config import LatroConfig
 from coconut.questions import Questions
+from coconut.rationale_check import RationaleCheck
 from coconut.runner import N_SHOWN, MakeBackend, tracker, write_text
 from coconut.source import open_source
 
@@ -40,6 +42,9 @@ def evaluate_data_set(config: RunConfig, make_backend: MakeBackend, twin: str) -
     questions = Questions(config, opened.tokenizer)
     items, path = questions.items(config.split), questions.path(config.split)
     check_room(questions, items, path, opened.source.n_positions)
+    check = None
+    if isinstance(config, LatroConfig) and config.rationale_check:
+        check = RationaleCheck(config, opened.tokenizer, items, opened.source.n_positions)
     backend = make_backend(config, opened.source)
     with Console(config.run_dir, wandb=tracker(config) if config.wandb else None) as console:
         write_text(config.run_dir / "config.yaml", config.to_yaml())
@@ -49,7 +54,9 @@ def evaluate_data_set(config: RunConfig, make_backend: MakeBackend, twin: str) -
             f" of {path} | seed {config.seed}"
         )
         with console.progress(config.split, len(items) * (1 + config.maj_k)) as bar:
-            predictions, summary = answer(backend, config, questions, items, bar.advance)
+            predictions, summary, tokens = answer(backend, config, questions, items, bar.advance)
+        if check is not None:
+            summary["rationales"] = check.run(backend, tokens)
         summary |= {
             "method": config.method,
             "backend": twin,
@@ -74,29 +81,32 @@ def answer(
     questions: Questions,
     items: Sequence[dict[str, Any]],
     advance: Callable[[int], None] = lambda n: None,
-) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-    """(predictions in the items' order, summary); maj_k samples beside each if configured.
+) -> tuple[list[dict[str, Any]], dict[str, Any], list[list[int]]]:
+    """(predictions in the items' order, summary, tokens of the greedy outputs).
+
+    With maj_k, so many samples stand beside each.
 
     advance: told how many outputs were finished.
     """
     backend.memory()
     start = time.perf_counter()
     asked = (backend, config, [questions.prompt(item) for item in items], questions)
-    greedy = [tokens for (tokens,) in outputs(*asked, 1, config.temperature, advance)]
+    greedy = [tokens for (tokens,) in decode_rows(*asked, 1, config.temperature, advance=advance)]
     votes: list[list[list[int]]] = [[] for _ in items]
     if config.maj_k:
-        votes = outputs(*asked, config.maj_k, config.maj_temperature, advance)
+        votes = decode_rows(*asked, config.maj_k, config.maj_temperature, advance=advance)
     predictions = [
         _judged(config, questions, *asked) for asked in zip(items, greedy, votes, strict=True)
     ]
     summary = _summary(config, predictions, time.perf_counter() - start)
-    return predictions, summary | {
+    summary |= {
         "stage": 0,
         "n_shots": questions.n_shots,
         "chat_template": questions.uses_template,
         "prompt": questions.wording,
         "peak_memory_bytes": backend.memory(),
     }
+    return predictions, summary, greedy
 
 
 def check_room(
@@ -129,7 +139,11 @@ def _say(console: Console, summary: dict[str, Any], predictions: Sequence[dict[s
         peak_memory_bytes=summary["peak_memory_bytes"],
     )
     for kind, found in summary.get("rationales", {}).items():
-        console.event(f"after {kind} rationale", **found)
+        console.record("rationales", which=kind, **found)
+        console.say(
+            f"  {kind} rationale | answer {100 * found['accuracy']:.1f}%"
+            f" | log p(answer) {found['reward']:.3f}"
+        )
 
 
 def _judged(
@@ -165,20 +179,21 @@ def _judged(
     return prediction
 
 
-def outputs(
+def decode_rows(
     backend: Backend,
     config: RunConfig,
     prompts: Sequence[Row],
     questions: Questions,
     k: int,
     temperature: float,
+    most: int | None = None,
     advance: Callable[[int], None] = lambda n: None,
 ) -> list[list[list[int]]]:
-    """k outputs of every prompt, which is read once for all of them."""
+    """k outputs of every prompt, which is read once for all of them. most: tokens of an output."""
     longest = max(len(prompt.ids) for prompt in prompts)
     room = math.inf if backend.n_positions is None else backend.n_positions - longest
     decoding = Decoding(
-        int(min(config.new_tokens, room)),
+        int(min(most or config.new_tokens, room)),
         questions.end_id,
         temperature,
         config.seed,

@@ -32,7 +32,8 @@ UNUSED = (
 PREEXPERIMENT = (
     *("method", "project", "save_path", "name", "exp_name", "seed", "only_eval", "model_id"),
     *("load_model_path", "model_revision", "tokenizer", "bf16", "pad_multiple", "debug", "wandb"),
-    *("dataset_name", "train_path", "val_path", "split", "validation_items", "split_seed"),
+    *("dataset_name", "train_path", "val_path", "test_path", "split", "split_seed"),
+    "validation_items",
     *("chat_template", "prompt", "stop_token", "stop_token_ids", "pad_token", "preset"),
     *("separator", "reward_offset", "rollout_batch_size", "sanity_check", "lora"),
 )

@@ -29,7 +29,15 @@ from coconut.evaluate import markers_of
 from coconut.latro_config import LatroConfig
 from coconut.questions import DataSet, Questions
 from coconut.report import Reporter
-from coconut.rollouts import Rollout, RolloutBatch, Stops, collate_rollouts, credit, make_rollout
+from coconut.rollouts import (
+    Rollout,
+    RolloutBatch,
+    Stops,
+    collate_rollouts,
+    credit,
+    exchanged,
+    make_rollout,
+)
 from coconut.runner import learning_rate, tracker, write_text
 from coconut.source import open_source
 
@@ -56,7 +64,8 @@ class LatroRunner:
         self.data = Data(config, self.tokenizer)
         self.warm_rows = self.data.written_rows() if config.warm_start_updates else []
         self.total = config.n_updates(len(self.data.train))
-        check_room(self.data, opened.source.n_positions, str(self.run_dir))
+        asked = self.data.train + self.data.validation
+        check_room(self.data, asked, opened.source.n_positions, str(self.run_dir))
         self.backend = make_backend(config, opened.source)
         self.update, self.best, self.seconds = 0, 0.0, 0.0
         self.speed: dict[str, float] = {}
@@ -362,12 +371,8 @@ class LatroRunner:
             batch = collate([prompts[i] for i in part], self.tokenizer.pad_id)
             outputs += self.backend.generate(batch, decoding)
         own = [d.rollout(*x) for x in zip(prompts, outputs, items, strict=True)]
-        other = [
-            replace(r, shared=o.shared, bridge=o.bridge, tail=[])
-            for r, o in zip(own, [*own[1:], own[0]], strict=True)
-        ]
-        none = [replace(r, shared=[], bridge=d.separator_ids, tail=[]) for r in own]
-        rewards = [self._score(kind)[1].mean() for kind in (own, other, none)]
+        kinds = exchanged(own, d.separator_ids).values()
+        rewards = [self._score(kind)[1].mean() for kind in kinds]
         texts = [self.tokenizer.decode(tokens) for tokens in outputs]
         right = [
             d.questions.data.answer(text, item) == item["gold"]
@@ -526,12 +531,11 @@ class Data:
         return rows
 
 
-def check_room(data: Data, n_positions: int | None, where: str) -> None:
+def check_room(
+    data: Data, items: Sequence[dict[str, Any]], n_positions: int | None, where: str
+) -> None:
     """Raise UserError unless prompt, rationale, separator and answer have positions."""
-    longest = max(
-        len(data.prompt(item).ids) + len(item["response_ids"])
-        for item in data.train + data.validation
-    )
+    longest = max(len(data.prompt(item).ids) + len(item["response_ids"]) for item in items)
     room = (n_positions or math.inf) - longest - len(data.separator_ids)
     if room < data.config.response_length:
         raise UserError(
@@ -596,7 +600,8 @@ def print_latro_plan(config: LatroConfig, twin: str) -> None:
             f"longest row {longest + L} tokens: prompt and answer {longest}, rationale {L}"
         )
         if shape is not None:
-            check_room(data, shape.n_positions, str(config.run_dir))
+            asked = data.train + data.validation
+            check_room(data, asked, shape.n_positions, str(config.run_dir))
             rows = config.batch_size_training
             options = (config.bf16, config.gradient_checkpointing)
             step = training_bytes(shape, rows, longest + L, rows * (L + longest), *options)

@@ -219,5 +219,8 @@ class Questions(DataSet):
 
     def _assistant(self, item: Item) -> list[int]:
         own = getattr(self.data, "sft_response", None)
-        text = item.get("rationales", "") + self.data.response(item) if own is None else own(item)
-        return self.tokenizer.encode(text)
+        if own is not None:
+            return self.tokenizer.encode(own(item))
+        # A line break between: what LaTRO puts there too (its key separator).
+        parts = [item.get("rationales", "").rstrip(), self.data.response(item)]
+        return self.tokenizer.encode("\n".join(filter(None, parts)))

@@ -12,7 +12,7 @@ Source: arXiv 2411.04282; where its released code differs, the preset `released`
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -190,6 +190,16 @@ def make_rollout(
         first_latent=prompt.first_latent,
         n_latents=prompt.n_latents,
     )
+
+
+def exchanged(own: Sequence[Rollout], separator: Sequence[int]) -> dict[str, list[Rollout]]:
+    """The answers behind their own rationale, the next question's (shuffled) and none (empty)."""
+    shuffled = [
+        replace(r, shared=o.shared, bridge=o.bridge, tail=[])
+        for r, o in zip(own, [*own[1:], *own[:1]], strict=True)
+    ]
+    empty = [replace(r, shared=[], bridge=list(separator), tail=[]) for r in own]
+    return {"own": list(own), "shuffled": shuffled, "empty": empty}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -49,8 +49,9 @@ class SftRunner(Runner):
 
     def _evaluate(self, stage: int, title: str) -> Evaluation:
         with self.console.progress(title, len(self.val_items)) as bar:
-            found = answer(self.backend, self.config, self.questions, self.val_items, bar.advance)
-        return Evaluation(*found)
+            asked = (self.backend, self.config, self.questions, self.val_items)
+            predictions, summary, _ = answer(*asked, bar.advance)
+        return Evaluation(predictions, summary)
 
     def _test(self) -> None:
         """The checkpoint with the best accuracy on the test split, once for the run."""
@@ -65,7 +66,9 @@ class SftRunner(Runner):
         with Console(self.run_dir) as console:
             items, data = self.questions.items("test"), self.questions.path("test")
             with console.progress("test", len(items)) as bar:
-                _, summary = answer(self.backend, self.config, self.questions, items, bar.advance)
+                _, summary, _ = answer(
+                    self.backend, self.config, self.questions, items, bar.advance
+                )
             summary |= {
                 "checkpoint": str(directory) if directory.is_dir() else "last",
                 "backend": self.twin,

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import json
 
+import naive
+import numpy as np
 import pytest
 from chat_tokenizers import TEMPLATES, chat_tokenizer
 from conftest import CHOSEN, load_twin
 from golden_models import golden
-from tiny import data_set_config
+from tiny import chat_model, data_set_config
 
 from coconut.answering import evaluate_data_set, majority
 from coconut.config import check_config
+from coconut.errors import UserError
 from coconut.questions import Questions
+from coconut.source import open_source
 from data.latro import chains
 
 LINES = golden("answers")["gsm8k_prompts"]["inputs"]
@@ -91,3 +95,78 @@ def test_samples_of_a_question_do_not_depend_on_the_batch(tmp_path, whole_output
 def test_a_temperature_samples_the_answers_themselves(tmp_path):
     greedy, hot = (evaluated(CHOSEN[0], tmp_path, **keys)[1] for keys in ({}, {"temperature": 1.0}))
     assert [p["output"] for p in greedy] != [p["output"] for p in hot]
+
+
+def test_the_answer_is_asked_again_after_own_shuffled_and_no_rationale(twin, tmp_path, monkeypatch):
+    keys = {"method": "latro", "only_eval": True, "rationale_check": True, "name": "check"}
+    config = data_set_config(tmp_path, **keys)
+    asked, make = [], twin.run.make_backend
+
+    def watched(config, source, world=None):
+        backend = make(config, source, world)
+        sample = backend.sample
+
+        def noting(batch, decoding, rows, streams):
+            ids = [row[real].tolist() for row, real in zip(batch.ids, batch.mask, strict=True)]
+            asked.append((decoding.max_new_tokens, dict(zip(batch.idx.tolist(), ids, strict=True))))
+            return sample(batch, decoding, rows, streams)
+
+        backend.sample = noting
+        return backend
+
+    summary = evaluate_data_set(config, watched, twin.__name__)
+    questions = Questions(config, open_source(config).tokenizer)
+    encode, items = questions.tokenizer.encode, questions.items("test")
+    lines = (config.run_dir / "predictions.jsonl").read_text().splitlines()
+    said = [json.loads(line)["new_tokens"] for line in lines]
+    (_, prompts), (n, own), (_, shuffled), (_, empty) = asked
+    assert n == 3  # an equals sign, a digit, the end
+    assert all(ids == item["query_ids"] for item, ids in zip(items, prompts.values(), strict=True))
+    model = naive.GPT2.load(tmp_path / "model")
+    rewards = {"own": [], "shuffled": [], "empty": []}
+    for item in items:
+        prompt, i = item["query_ids"], item["idx"]
+        rationale = own[i][len(prompt) : -len(encode("\n="))]
+        assert 0 < len(rationale) <= said[i] == 6
+        assert empty[i] == [*prompt, *encode("\n=")]
+        next_prompt = items[(i + 1) % 6]["query_ids"]
+        assert shuffled[i] == [*prompt, *own[(i + 1) % 6][len(next_prompt) :]]
+        for kind, rows in (("own", own), ("shuffled", shuffled), ("empty", empty)):
+            ids = [*rows[i][:-1], *item["response_ids"]]
+            p = naive.softmax(naive.logits(model, ids, None))
+            scored = range(len(rows[i]) - 1, len(ids))
+            rewards[kind].append(sum(np.log(p[t - 1, ids[t]]) for t in scored))
+    for kind, expected in rewards.items():
+        # 1e-3 of some 20 nats a row; seen: 4e-6.
+        assert summary["rationales"][kind]["reward"] == pytest.approx(np.mean(expected), abs=1e-3)
+    assert len({f["reward"] for f in summary["rationales"].values()}) == 3
+
+
+@pytest.mark.parametrize(
+    ("keys", "complaint"),
+    [
+        ({"rationale_check": True, "only_eval": False}, "rationale_check: is of an evaluation"),
+        ({"maj_k": 3, "only_eval": False}, "maj_k: a vote is of an evaluation"),
+        ({"method": "sft", "rationale_check": True}, "rationale_check: unknown key"),
+    ],
+)
+def test_what_only_an_evaluation_does_is_refused_elsewhere(tmp_path, keys, complaint):
+    with pytest.raises(UserError, match=complaint):
+        data_set_config(tmp_path, **({"method": "latro", "only_eval": True} | keys))
+
+
+@pytest.mark.parametrize(
+    ("n_items", "n_positions", "complaint"),
+    [(1, 512, "at least two questions"), (6, 60, "response_length: .* leave 14 of 60 positions")],
+)
+def test_a_check_without_room_is_refused_before_anything_is_written(
+    tmp_path, n_items, n_positions, complaint
+):
+    chat_model(tmp_path / "model", n_positions=n_positions)
+    keys = {"method": "latro", "only_eval": True, "rationale_check": True, "response_length": 20}
+    config = data_set_config(tmp_path, **keys)
+    test = tmp_path / "test.jsonl"
+    test.write_text("".join(test.read_text().splitlines(keepends=True)[:n_items]))
+    with pytest.raises(UserError, match=complaint):
+        evaluate_data_set(config, None, "mlx_coconut")
+    assert not config.run_dir.exists()

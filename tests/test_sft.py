@@ -45,7 +45,8 @@ def test_targets_are_the_assistants_text_and_its_end(tmp_path):
     for row, target, idx in zip(batch.ids, labels, batch.idx, strict=True):
         item = runner.questions.data.read(runner.config.train_path)[idx]
         said = target[target != IGNORED].tolist()
-        text = item.get("rationales", "") + f"={item['groundtruth']}"
+        written = [item["rationales"]] if "rationales" in item else []
+        text = "\n".join([*written, f"={item['groundtruth']}"])
         assert said == [*tokenizer.encode(text), runner.questions.end_id]
         prompt = row[: np.argmax(target != IGNORED)].tolist()
         assert tokenizer.decode(prompt).endswith(f"{item['question']}:\nassistant\n")

@@ -179,6 +179,7 @@ def data_set_config(folder: Path, **keys: Any) -> RunConfig:
         "train_path": str(folder / "train.jsonl"),
         "test_path": str(folder / "test.jsonl"),
         "validation_items": 6,
-        "response_length": 6,
     }
+    if keys.get("method") != "preexperiment":
+        values["response_length"] = 6
     return check_config(values | keys)

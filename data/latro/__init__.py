@@ -13,7 +13,8 @@ A file NAME.py is the data set `dataset_name: NAME`. docs/data_sets.md walks thr
 and may have
 
     sft_prompt(item, chat)        the same for SFT; otherwise prompt
-    sft_response(item)            what SFT trains on; otherwise rationale and response
+    sft_response(item)            what SFT trains on; otherwise the rationale, if any, on
+                                  lines of its own, and the response
     sft_published_prompt(...)     how the published code asks an SFT model; otherwise sft_prompt
     released(output, item)        whether it is right by the published rule; otherwise by `answer`
     SHOTS: str, N_SHOTS: int      worked examples before the question (NAME_8shot), and how many
