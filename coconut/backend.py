@@ -160,6 +160,10 @@ class Backend(Protocol):
         """
         ...
 
+    def gathered(self) -> AbstractContextManager[None]:
+        """Inside, this process holds all weights; every process enters and leaves."""
+        ...
+
     def thoughts(self, batch: Batch) -> np.ndarray:
         """What the latents of a batch of prompts receive: (R, B, D) float32."""
         ...

@@ -43,11 +43,8 @@ def main(
 
     def run(world: World) -> None:
         config = load_config(options.args, options.overrides)
-        if world.size > 1 and config.method in DATASET_METHODS:
-            raise UserError(
-                options.args,
-                f"method {config.method} runs in one process; start it without launcher",
-            )
+        if problem := _process_problem(config, twin, world.size, options.check):
+            raise UserError(options.args, problem)
         if options.check:
             _check(config, twin, world)
         elif config.method in DATASET_METHODS:
@@ -94,6 +91,20 @@ def _run_on_data_set(config: RunConfig, make_backend: MakeBackend, twin: str) ->
         from coconut.sft_runner import SftRunner
 
         SftRunner(config, make_backend, twin).train()
+
+
+def _process_problem(config: RunConfig, twin: str, n: int, only_check: bool) -> str | None:
+    """What is wrong with running in n processes, or with the keys about them."""
+    if n > 1 and config.method in DATASET_METHODS:
+        return f"method {config.method} runs in one process; start it without launcher"
+    if config.shard and twin == "mlx_coconut":
+        return "shard: MLX has no sharding of weights; train with cuda_coconut, or set shard: False"
+    if config.shard and n == 1 and not only_check:
+        return (
+            "shard: one process has nobody to share with; start several with torchrun"
+            " --nproc_per_node N -m cuda_coconut.run ..., or set shard: False"
+        )
+    return None
 
 
 def together(run: Callable[[World], None], make_world: Callable[[], World]) -> None:

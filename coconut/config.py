@@ -196,6 +196,9 @@ class RunConfig:
         "constant", "after the warm-up", choices=("constant", "linear", "cosine")
     )
     gradient_checkpointing: bool = key(False, "recompute block activations in the backward pass")
+    shard: bool = key(
+        False, "torch: spread weights, gradients and moments over the processes (FSDP)"
+    )
     lora: dict[str, Any] = key(
         {}, "train low-rank adapters beside a frozen base; the keys of `lora` below"
     )

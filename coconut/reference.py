@@ -45,7 +45,7 @@ GROUPS: dict[str, tuple[str, ...]] = {
     "Updates": (
         *("num_epochs", "batch_size_training", "gradient_accumulation_steps", "lr", "lr_schedule"),
         *("warmup_updates", "weight_decay", "adam_beta2", "max_grad_norm", "reset_optimizer"),
-        *("gradient_checkpointing", "pad_multiple", "lora"),
+        *("gradient_checkpointing", "shard", "pad_multiple", "lora"),
     ),
     "Evaluation": (
         *("eval_every", "eval_batch_size", "max_new_tokens", "temperature", "swap_test"),
@@ -79,6 +79,7 @@ READ_BY: dict[str, tuple[str, ...]] = {
     "icot_smoothing": ("icot",),
     "icot_remove_all_after": ("icot",),
     "recall_sentences": ("recall",),
+    "shard": CURRICULUM,
     "max_new_tokens": CURRICULUM,
     "swap_test": CURRICULUM,
     "generate": CURRICULUM,

@@ -280,7 +280,8 @@ class Runner:
         stage, reason = evaluation_stage(self.config, self.made_with)
         self._greet()
         self.console.say(f"stage {stage} ({reason})")
-        result = self._evaluate(stage, f"eval stage {stage}")
+        with self.backend.gathered():
+            result = self._evaluate(stage, f"eval stage {stage}")
         for item, prediction in zip(self.val_items, result.predictions[:N_SHOWN], strict=False):
             asked = item["question"].replace("\n", " ").rsplit(". ", 1)[-1]
             mark = "right" if prediction["correct"] else f"wrong: {prediction['gold']}"
@@ -296,8 +297,9 @@ class Runner:
 
     def _evaluate_epoch(self, epoch: int) -> None:
         stage = stage_of_epoch(self.config, epoch)
-        loss = self._validation_loss(stage, epoch)
-        result = self._evaluate(stage, f"eval  {epoch + 1:02d}/{self.config.num_epochs}")
+        with self.backend.gathered():
+            loss = self._validation_loss(stage, epoch)
+            result = self._evaluate(stage, f"eval  {epoch + 1:02d}/{self.config.num_epochs}")
         self._report(result, epoch=epoch, loss=loss)
         self.evaluations[str(epoch + 1)] = {"accuracy": result.summary["accuracy"], "loss": loss}
         self._write("evaluations.json", json.dumps(self.evaluations, indent=1))

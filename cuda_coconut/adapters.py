@@ -18,7 +18,7 @@ from coconut.checkpoint import ADAPTERS, write_json
 from coconut.errors import UserError
 from cuda_coconut.feedback import PREFIX
 from cuda_coconut.models.base import Key, as_linear, dropout
-from cuda_coconut.weights import write_tensors
+from cuda_coconut.weights import to_numpy, write_tensors
 
 LEAVES = {
     "lora_A.default.weight": "lora_a",
@@ -160,9 +160,9 @@ def fused(model) -> dict[str, torch.Tensor]:
 def save(model, config: Mapping[str, Any], adapter: Adapter, directory: Path) -> None:
     """Write the adapter's files; see coconut/adapters.py."""
     own = {name: w.detach() for name, w in model.named_parameters() if w.requires_grad}
-    trained = {n: w.cpu().numpy() for n, w in to_hf(own).items() if not n.startswith(PREFIX)}
+    trained = to_numpy({n: w for n, w in to_hf(own).items() if not n.startswith(PREFIX)})
     paths = files.vocabulary(config) if adapter.rows else ()
-    base = {path: model.get_submodule(path).base.weight.detach().cpu().numpy() for path in paths}
+    base = to_numpy({path: model.get_submodule(path).base.weight.detach() for path in paths})
     _, whole = files.split_trained(trained)
     _save(directory / ADAPTERS, files.to_mlx_lm(adapter, trained, base))
     _save(directory / files.TRAINED, whole)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import resource
 import sys
 from collections.abc import Iterable, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -31,7 +31,7 @@ from coconut.rollouts import RolloutBatch
 from coconut.world import World
 from cuda_coconut import adapters, models, weights
 from cuda_coconut.cpu import keep_freed_memory
-from cuda_coconut.feedback import PREFIX, attach, fit, measure, set_trained
+from cuda_coconut.feedback import PREFIX, attach, fit, measure, set_trained, set_weights
 from cuda_coconut.generate import generate
 from cuda_coconut.inspect import continuation_logprobs, trace
 from cuda_coconut.latent import LatentOutput, thoughts_of
@@ -98,6 +98,7 @@ class Backend:
             checkpointing=config.gradient_checkpointing,
             feedback_rate=config.feedback_lr_multiplier,
             world=world,
+            shard=config.shard,
         )
         self.policy = Policy(self.trainer)
         self.statistics = ThoughtStatistics()
@@ -148,6 +149,10 @@ class Backend:
             thoughts = torch.stack(state.thoughts).float().cpu().numpy()
             self.statistics.add_rank(thoughts, has)
 
+    def gathered(self) -> AbstractContextManager[None]:
+        """Inside, this process holds all weights; every process enters and leaves."""
+        return nullcontext() if self.trainer.shards is None else self.trainer.shards.gathered()
+
     def thoughts(self, batch: Batch) -> np.ndarray:
         """What the latents of a batch of prompts receive: (R, B, D) float32."""
         with self.trainer.compute_weights():
@@ -195,7 +200,10 @@ class Backend:
 
     def fit_feedback(self, batches: Iterable[Batch]) -> None:
         """Fit the rule's `linear` on batches of ordinary text."""
-        fit(self.model, batches)
+        with self.gathered():
+            fit(self.model, batches)
+            fitted = {n: w.clone() for n, w in weights.feedback_weights(self.model).items()}
+        set_weights(self.model.feedback, fitted)
 
     def reset_optimizer(self) -> None:
         """Forget the moments."""
@@ -223,18 +231,22 @@ class Backend:
 
         Of an adapted model its adapter instead of model.safetensors; see coconut/adapters.py.
         """
-        if directory is None:
-            return
+        with self.gathered():
+            # First: whatever the disk then says to one process, no other is left waiting.
+            if with_optimizer:
+                weights.save_moments(self.trainer.optimizer, self.naming, directory)
+            if directory is not None:
+                self._save_model(directory)
+        if self.model.feedback is not None:
+            self.model.feedback.inverses.forget()  # a resumed run makes them anew too
+
+    def _save_model(self, directory: Path) -> None:
         weights.save_config(self.config, self.model.args, directory)
         if self.adapter is None:
             weights.save_weights(weights.hf_weights(self.model, self.module), directory)
         else:
             adapters.save(self.model, self.config, self.adapter, directory)
         weights.save_feedback(self.model, directory)
-        if self.model.feedback is not None:
-            self.model.feedback.inverses.forget()  # a resumed run makes them anew too
-        if with_optimizer:
-            weights.save_moments(self.trainer.optimizer, self.naming, directory)
 
     def save_fused(self, directory: Path) -> None:
         """Write a whole float checkpoint: adapters fused into the weights, nothing quantised."""
@@ -250,7 +262,8 @@ class Backend:
 
     def weights(self) -> dict[str, np.ndarray]:
         """Every parameter under its Hugging Face name and layout, float32; adapters fused in."""
-        return weights.to_numpy(self.module.to_hf(adapters.fused(self.model)))
+        with self.gathered():
+            return weights.to_numpy(self.module.to_hf(adapters.fused(self.model)))
 
     def memory(self) -> int:
         """Peak bytes of torch's arrays since the last call.

@@ -19,6 +19,7 @@ from coconut.batch import Batch
 from coconut.errors import UserError
 from coconut.feedback import EPS, Part, Setup
 from cuda_coconut.models.base import NEVER, Tap, additive_mask
+from cuda_coconut.shard import spread_like
 
 PREFIX = "feedback."
 """Of the rule's weights among the model's parameters."""
@@ -129,7 +130,8 @@ def set_weights(feedback: Feedback, weights: dict[str, torch.Tensor]) -> None:
     """Put weights by name into a rule."""
     for name, w in weights.items():
         part, _, weight = name.partition(".")
-        feedback.get_submodule(part)[weight].data.copy_(w)
+        own = feedback.get_submodule(part)[weight]
+        own.data.copy_(spread_like(w, own))
 
 
 @torch.no_grad()

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 
 import torch
 
@@ -15,6 +16,7 @@ from cuda_coconut.feedback import PREFIX, prepare
 from cuda_coconut.latent import Inputs, latent_forward, to_device
 from cuda_coconut.losses import masked_cross_entropy
 from cuda_coconut.models.base import Key
+from cuda_coconut.shard import Shards, own_part
 
 _ALIGNED = 64
 """Elements that a gradient's place is a multiple of, so that kernels read it in whole vectors."""
@@ -23,7 +25,8 @@ _ALIGNED = 64
 class Trainer:
     """One model and its optimizer. feeds_back: latents receive thoughts, not their embedding.
 
-    world: the processes that each hold a copy of the model and share the micro-batches.
+    world: the processes that share the micro-batches. Each holds a copy of the model, or with shard
+    a part of it.
     """
 
     def __init__(
@@ -38,9 +41,11 @@ class Trainer:
         checkpointing: bool = False,
         feedback_rate: float = 1.0,
         world: World | None = None,
+        shard: bool = False,
     ):
         self.model = model
         self.world = world or World()
+        self.shards = Shards(model, self.world) if shard else None
         self.device = next(model.parameters()).device
         self.feedback_rate = feedback_rate
         self.checkpointing = checkpointing
@@ -93,23 +98,50 @@ class Trainer:
         world.sum(counts)
         scale = (1 / counts[0].clamp(min=1)).float()
         loss_sum = torch.zeros((), device=self.device)
-        if world.size > 1 and self._flat is None:
+        if world.size > 1 and self.shards is None and self._flat is None:
             self._flat = self._join_gradients()
-        for i, batch in enumerate(micro_batches):
-            # Named by its number in the update: drops the same on however many processes.
-            number = world.rank + i * world.size
-            prepared = self._prepare(batch, dropout_key, training=True, progress=progress)
-            loss = self._loss_sum(batch, (*dropout_key, number), prepared)
+        for run in self._runs(micro_batches, dropout_key, progress):
+            loss = run() if self.shards is None else self.shards(run)
             loss.backward(scale)
             loss_sum += loss.detach()
         if self._flat is not None:
             world.sum(self._flat)
+        if world.size > 1:
             world.sum(loss_sum)
         norm = self.update(lr)
         # The one point where the host waits for the device.
         loss_value, norm_value, *both = torch.stack([loss_sum, norm, *counts]).tolist()
         n_targets, n_tokens = map(round, both)
         return StepStats(loss_value, n_targets, norm_value, n_tokens)
+
+    def _runs(
+        self, micro_batches: Sequence[Batch], dropout_key: Key, progress: float
+    ) -> Iterator[Callable[[], torch.Tensor]]:
+        """For each micro-batch what computes its summed loss.
+
+        Of a sharded model as many as any process has, each with as many passes as any has in it.
+        """
+
+        def loss_of(i: int) -> torch.Tensor:
+            batch = micro_batches[i]
+            prepared = self._prepare(batch, dropout_key, training=True, progress=progress)
+            # Named by its number in the update: drops the same on however many processes.
+            number = self.world.rank + i * self.world.size
+            return self._loss_sum(batch, (*dropout_key, number), prepared)
+
+        n_runs = [self._n_passes(batch) + 1 for batch in micro_batches]
+        if self.shards is None:
+            yield from (partial(loss_of, i) for i in range(len(n_runs)))
+            return
+        for i, most in enumerate(self.shards.agree(n_runs)):
+
+            def run(i: int = i, most: int = most) -> torch.Tensor:
+                assert self.shards is not None
+                if i >= len(n_runs):
+                    return self.shards.idle(most)
+                return loss_of(i) + self.shards.idle(most - n_runs[i])
+
+            yield run
 
     def _join_gradients(self) -> torch.Tensor:
         """Let every gradient be a view into one array of zeros, which is summed at once.
@@ -131,8 +163,10 @@ class Trainer:
         for p in trained:
             if p.grad is None:  # a rule's weights at a stage without latents
                 p.grad = torch.zeros_like(p)
-        grads = [p.grad for p in trained]
+        grads = [own_part(p.grad) for p in trained]
         norm = torch.nn.utils.get_total_norm(grads)
+        if self.shards is not None:
+            norm = self.world.sum(norm.square()).sqrt()
         if self.max_grad_norm > 0:
             torch._foreach_mul_(grads, (self.max_grad_norm / (norm + 1e-6)).clamp(max=1))
         for group in self.optimizer.param_groups:

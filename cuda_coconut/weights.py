@@ -15,6 +15,7 @@ from coconut.checkpoint import FEEDBACK
 from coconut.errors import UserError
 from cuda_coconut import models
 from cuda_coconut.feedback import PREFIX
+from cuda_coconut.shard import spread_like, whole
 
 SHARD_BYTES = 5 * 2**30
 WEIGHTS = "model.safetensors"
@@ -138,8 +139,11 @@ def save_weights(weights: dict[str, torch.Tensor], directory: Path) -> None:
     (directory / f"{WEIGHTS}.index.json").write_text(json.dumps(index, indent=1))
 
 
-def save_moments(optimizer, module, directory: Path) -> None:
-    """Write AdamW's moments as m.NAME and v.NAME under Hugging Face names, and the step count."""
+def save_moments(optimizer, module, directory: Path | None) -> None:
+    """Write AdamW's moments as m.NAME and v.NAME under Hugging Face names, and the step count.
+
+    directory: None hands over this process's part of them; see `Backend.save`.
+    """
     groups = optimizer.param_groups
     named = [pair for g in groups for pair in zip(g["param_names"], g["params"], strict=True)]
     moments, step = {}, 0
@@ -148,10 +152,16 @@ def save_moments(optimizer, module, directory: Path) -> None:
         for name, w in named:
             # Before the first update torch has no state yet.
             state = optimizer.state.get(w) or {key: torch.zeros_like(w), "step": 0}
-            own[name], step = state[key], state["step"]
+            moment, step = whole(state[key]), state["step"]
+            if directory is not None:
+                own[name] = moment.cpu()
+        if directory is None:
+            continue
         rule = {n: own.pop(n) for n in list(own) if n.startswith(PREFIX)}
         own = module.to_hf(own) | rule
         moments.update({f"{kind}.{n}": w.detach() for n, w in own.items()})
+    if directory is None:
+        return
     moments["step"] = torch.tensor([int(step)])
     write_tensors(directory / OPTIMIZER, moments)
 
@@ -176,7 +186,9 @@ def load_moments(optimizer, model, module, directory: Path) -> None:
         # The fused AdamW wants its step count as a float32 beside the parameter.
         state = {"step": torch.tensor(float(step.item()), device=p.device)}
         for kind, key in MOMENTS.items():
-            state[key] = torch.empty_like(p, requires_grad=False).copy_(own[kind][name])
+            # A copy: the file's tensors are views into it, turned ones are not contiguous.
+            moment = own[kind][name].to(p.dtype).clone(memory_format=torch.contiguous_format)
+            state[key] = spread_like(moment, p)
         optimizer.state[p] = state
 
 
@@ -189,4 +201,5 @@ def write_tensors(path: Path, arrays: dict[str, torch.Tensor]) -> None:
 
 def to_numpy(weights: dict[str, torch.Tensor]) -> dict[str, np.ndarray]:
     """float32 numpy copies."""
-    return {name: w.float().cpu().numpy().copy() for name, w in weights.items()}
+    # Copied before: FSDP cannot free what numpy looks into.
+    return {name: w.float().cpu().clone().numpy() for name, w in weights.items()}

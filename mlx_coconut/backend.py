@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -148,6 +148,11 @@ class Backend:
             thoughts = np.array(mx.stack(state.thoughts).astype(mx.float32))
             self.statistics.add_rank(thoughts, has)
 
+    def gathered(self) -> AbstractContextManager[None]:
+        """Inside, this process holds all weights; every process enters and leaves."""
+        # twin: MLX holds all of them always.
+        return nullcontext()
+
     def thoughts(self, batch: Batch) -> np.ndarray:
         """What the latents of a batch of prompts receive: (R, B, D) float32."""
         with self.trainer.compute_weights():
@@ -222,6 +227,8 @@ class Backend:
 
         Of an adapted model its adapter instead of model.safetensors; see coconut/adapters.py.
         """
+        if self.model.feedback is not None:
+            self.model.feedback.inverses.forget()  # a resumed run makes them anew too
         if directory is None:
             return
         weights.save_config(self.config, self.model.args, directory)
@@ -230,8 +237,6 @@ class Backend:
         else:
             adapters.save(self.model, self.config, self.adapter, directory)
         weights.save_feedback(self.model, directory)
-        if self.model.feedback is not None:
-            self.model.feedback.inverses.forget()  # a resumed run makes them anew too
         if with_optimizer:
             weights.save_moments(self.trainer.optimizer, self.naming, directory)
 

@@ -33,10 +33,11 @@ from coconut.errors import UserError
 from coconut.runner import Runner
 from coconut.world import AgreedError, World
 
-# Seen on x86 CPUs: 2.6e-6 between weights, 1.3e-7 between gradient norms and 4e-8 between
-# evaluation losses, relative. Adam divides by the root of the second moment: where a gradient is
-# near zero, its float noise moves a weight by a visible part of a step. So weights are compared in
-# steps, gradients by their norms and moments, which keep their scale.
+# Seen on x86 CPUs: 2.6e-6 between weights, 1.3e-7 between gradient norms (1.5e-6 sharded, whose
+# squares are summed by process) and 4e-8 between evaluation losses, relative. Adam divides by the
+# root of the second moment: where a gradient is near zero, its float noise moves a weight by a
+# visible part of a step. So weights are compared in steps, gradients by their norms and moments,
+# which keep their scale.
 STEP = 1e-3  # the learning rate at its peak
 WEIGHTS = 0.03 * STEP  # absolute, after six updates
 MOMENTS = 2e-6  # absolute, beside 1e-4 of the value
@@ -135,6 +136,55 @@ def diverged(twin: Any, folder: Path) -> None:
     run(twin, config_of(folder, "diverged", 2, lr=1e30, max_grad_norm=0.0, save_every=0))
 
 
+def sharded(twin: Any, folder: Path) -> None:
+    """What `same_run` does, with weights, gradients and moments spread over the processes."""
+    seen = noted_shares(twin) if twin.__name__ == "cuda_coconut" else None
+    run(twin, config_of(folder, "sharded", 2, shard=True))
+    if seen:
+        (folder / f"shares_{os.environ['RANK_HERE']}.json").write_text(json.dumps(seen))
+
+
+def noted_shares(twin: Any) -> list[dict[str, int]]:
+    """Notes at every update how many numbers of each kind this process holds."""
+    update, seen = twin.train.Trainer.update, []
+
+    def n_numbers(tensors: Any) -> int:
+        return sum(twin.shard.own_part(t).numel() for t in tensors)
+
+    def noted(trainer: Any, lr: float) -> Any:
+        weights = list(trainer.model.parameters())
+        held = {"weights": n_numbers(weights), "gradients": n_numbers(w.grad for w in weights)}
+        norm = update(trainer, lr)
+        for kind in ("exp_avg", "exp_avg_sq"):
+            held[kind] = n_numbers(s[kind] for s in trainer.optimizer.state.values())
+        seen.append(held)
+        return norm
+
+    twin.train.Trainer.update = noted
+    return seen
+
+
+def passed_on(twin: Any, folder: Path) -> None:
+    """Two sharded processes, then one stopped inside the next epoch, then two sharded again."""
+    run(twin, config_of(folder, "passed", 2, shard=True, num_epochs=2))
+    if os.environ["RANK_HERE"] == "0":  # the other waits for it in the run below
+        stop_after(start(twin, config_of(folder, "passed", 1)), 1)
+    run(twin, config_of(folder, "passed", 2, shard=True))
+
+
+def disk_refuses_the_first_of_sharded(twin: Any, folder: Path) -> None:
+    write_tensors = twin.weights.write_tensors
+
+    def full(*_: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    twin.weights.write_tensors = full
+    try:
+        run(twin, config_of(folder, "full_sharded", 2, shard=True))
+    finally:
+        twin.weights.write_tensors = write_tensors
+
+
 def error_in_the_configuration(twin: Any, folder: Path) -> None:
     (folder / "wrong.yaml").write_text("c_thougt: 2")
     main(twin.__name__, twin.run.make_backend, [str(folder / "wrong.yaml")], twin.run.make_world)
@@ -150,6 +200,8 @@ PAIR = (
     diverged,
     error_in_the_configuration,
 )
+SHARDED = (sharded, passed_on, disk_refuses_the_first_of_sharded)
+"""What only torch does."""
 
 
 def run(twin: Any, config: RunConfig) -> None:
@@ -159,7 +211,7 @@ def run(twin: Any, config: RunConfig) -> None:
 
 
 def child(name: str, folder: Path) -> None:
-    """Do all of `PAIR`; writes what this process said and ended with, and digests of weights."""
+    """Do all of `PAIR` and `SHARDED`; writes what this process said and ended with, and weights."""
     twin = load_twin(name)
     rank = os.environ["RANK_HERE"] = os.environ.get("MLX_RANK", os.environ.get("RANK", ""))
     # A run opens its world once; torch cannot open it again while another process still closes it.
@@ -176,7 +228,7 @@ def child(name: str, folder: Path) -> None:
         weights.append(b"".join(every[n].tobytes() for n in sorted(every)).hex())
 
     Runner.train = keep
-    for act in PAIR:
+    for act in PAIR + SHARDED if name == "cuda" else PAIR:
         out, err, status = StringIO(), StringIO(), 0
         with redirect_stdout(out), redirect_stderr(err):
             try:
@@ -298,7 +350,7 @@ def test_two_processes_equal_one_with_twice_the_micro_batches(pair, alone, name)
 @pytest.mark.parametrize("name", CHOSEN)
 def test_weights_are_the_same_bits_in_all_processes(pair, name):
     _, (first, second) = pair(name)
-    assert len(first["weights"]) == 3 and all(first["weights"])
+    assert len(first["weights"]) == {"mlx": 3, "cuda": 6}[name] and all(first["weights"])
     assert first["weights"] == second["weights"]
 
 
@@ -312,6 +364,53 @@ def test_a_run_passed_from_one_process_to_two_and_back_equals_an_unbroken_one(pa
         assert (relay.run_dir / "epoch_02").is_dir()
         start(load_twin(name), relay).train()
     assert_same_run(relay, alone(name))
+
+
+only_torch = pytest.mark.skipif("cuda" not in CHOSEN, reason="MLX cannot shard")
+
+
+@only_torch
+@pytest.mark.parametrize("act", [sharded, passed_on])
+def test_sharded_processes_equal_one_also_where_one_takes_over_in_between(pair, alone, act):
+    folder, (first, second) = pair("cuda")
+    said = first["seen"][act.__name__]
+    assert (said["status"], said["err"]) == (0, ""), said
+    assert second["seen"][act.__name__] == {"out": "", "err": "", "status": 0}
+    config = config_of(folder, {sharded: "sharded", passed_on: "passed"}[act], 2)
+    assert_same_run(config, alone("cuda"))
+    files, expected = (
+        {p.name for p in (c.run_dir / "epoch_03").iterdir()} for c in (config, alone("cuda"))
+    )
+    assert files == expected
+    if act is passed_on:
+        for found in ("epoch_02: epoch 3, after 0", "last: epoch 3, after 1"):
+            assert f"continuing {config.run_dir}/{found} of its updates" in said["out"]
+
+
+@only_torch
+def test_a_sharded_process_holds_half_of_weights_gradients_and_moments(pair):
+    folder, _ = pair("cuda")
+    first, second = (json.loads((folder / f"shares_{i}.json").read_text()) for i in (0, 1))
+    weights = load_file(folder / "runs" / "sharded" / "epoch_03" / "model.safetensors")
+    whole = sum(w.size for w in weights.values())
+    for a, b in zip(first, second, strict=True):
+        assert a.keys() == {"weights", "gradients", "exp_avg", "exp_avg_sq"}
+        for kind, n in a.items():
+            assert n + b[kind] == whole
+            assert n == pytest.approx(whole / 2, rel=0.01)
+
+
+@pytest.mark.parametrize("name", CHOSEN)
+def test_sharding_is_refused_where_it_cannot_be(tmp_path, capsys, name):
+    config = config_of(tmp_path, "alone", 1, shard=True)
+    (tmp_path / "alone.yaml").write_text(config.to_yaml())
+    twin = load_twin(name)
+    with pytest.raises(SystemExit) as end:
+        main(twin.__name__, twin.run.make_backend, [str(tmp_path / "alone.yaml")])
+    message = {"mlx": "MLX has no sharding", "cuda": "one process has nobody to share with"}[name]
+    assert end.value.code == 2
+    assert f"alone.yaml: shard: {message}" in capsys.readouterr().err
+    assert not config.run_dir.exists()
 
 
 @pytest.mark.parametrize("name", CHOSEN)
@@ -330,10 +429,15 @@ def test_missing_training_data_are_made_once_for_all(pair, name):
         (diverged, r"loss \S+ at epoch 2, step \d, items \["),
         (error_in_the_configuration, r"wrong.yaml: \d problems\n  c_thougt: unknown key"),
         (another_batch_inside_an_epoch, r"updates of 2 rows, now an update has 8"),
+        pytest.param(
+            disk_refuses_the_first_of_sharded, r"process 0 of 2, .*No space left", marks=only_torch
+        ),
     ],
 )
 @pytest.mark.parametrize("name", CHOSEN)
 def test_an_error_ends_all_processes_and_is_said_once(pair, name, act, message):
+    if act in SHARDED and name != "cuda":
+        pytest.skip("MLX cannot shard")
     folder, processes = pair(name)
     first, second = (p["seen"][act.__name__] for p in processes)
     assert first["status"] == second["status"] == 2
@@ -343,6 +447,18 @@ def test_an_error_ends_all_processes_and_is_said_once(pair, name, act, message):
     assert act is error_in_the_configuration or len(lines) == 1, first["err"]
     hidden = [p for p in (folder / "runs").rglob(".*") if "partial" in p.name]
     assert hidden == []
+
+
+def test_every_process_makes_a_rule_s_inverses_anew_after_a_checkpoint(twin, tmp_path):
+    config = config_of(tmp_path, "rule", 1, feedback="suppressed:space=vocab,refresh=9")
+    runner = start(twin, config)
+    runner.console.close()
+    backend = runner.backend
+    inverses = backend.model.feedback.inverses
+    first = inverses.of(backend.model, training=True)
+    assert inverses.of(backend.model, training=True) is first
+    backend.save(None, with_optimizer=True)  # what all processes but the first do
+    assert inverses.of(backend.model, training=True) is not first
 
 
 class Told(World):
