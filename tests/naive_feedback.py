@@ -12,16 +12,16 @@ from collections.abc import Sequence
 import naive
 import numpy as np
 
-from coconut.feedback import Rule, Setup
+from coconut.feedback import Setup
 
 
 class Thinker:
-    """A rule on naive.GPT2. own: the rule's weights by name; noise (R, D) or None."""
+    """A rule on naive.GPT2. own: its weights by name; noise (R, D) and kept (R, H): its draws."""
 
-    def __init__(self, model: naive.GPT2, setup: Setup, own: dict, noise=None):
+    def __init__(self, model: naive.GPT2, setup: Setup, own: dict, noise=None, kept=None):
         self.model, self.setup, self.rule = model, setup, setup.rule
         self.own = {name: w.astype(np.float64) for name, w in own.items()}
-        self.noise = noise
+        self.noise, self.kept_units, self.number = noise, kept, 0
         self.record: list | None = None
         self.replay: list | None = None
 
@@ -41,7 +41,7 @@ class Thinker:
         return x
 
     def think(self, x: np.ndarray, i: int) -> np.ndarray:
-        m = self.model
+        m, self.number = self.model, i
         h = x + m.weights["wpe.weight"][: len(x)]
         states = [h[-1]]
         for n in range(m.n_layer):
@@ -201,7 +201,10 @@ class Thinker:
         return own["norm_out"] * a / rms(a) if part["norm_out"] else a
 
     def to_mlp_plain(self, part, a):
-        a = self.own["mlp_plain.w2"] @ activation(part, self.own["mlp_plain.w1"] @ a)
+        inner = activation(part, self.own["mlp_plain.w1"] @ a)
+        if self.kept_units is not None:
+            inner = inner * self.kept_units[self.number]
+        a = self.own["mlp_plain.w2"] @ inner
         return self.own["mlp_plain.norm"] * a / rms(a)
 
     def to_gate(self, part, a):
@@ -231,7 +234,3 @@ def loss_sum(thinker: Thinker, ids, labels, latent) -> float:
     """Summed cross-entropy of one row's labels."""
     p = naive.softmax(logits(thinker, ids, latent))
     return -sum(math.log(p[t - 1, labels[t]]) for t in range(1, len(ids)) if labels[t] != -100)
-
-
-def is_noisy(rule: Rule) -> bool:
-    return rule.noise is not None
