@@ -104,6 +104,9 @@ def verify(directory: Path) -> None:
         except OSError as error:
             problems.append(f"{name} cannot be read: {error.strerror}")
     if problems:
+        problems[-1] += (
+            "; copy the checkpoint again, or delete it: a run goes on from the one before it"
+        )
         raise UserError(str(directory), *problems)
 
 

@@ -192,7 +192,7 @@ def test_pruning_keeps_the_newest_and_the_spared(tmp_path):
 def test_verify_names_the_damaged_file(tmp_path, damage, message):
     write(tmp_path / "epoch_01", "new")
     damage(tmp_path / "epoch_01" / "state" / "moments.bin")
-    with pytest.raises(UserError, match=message):
+    with pytest.raises(UserError, match=message + ".*; copy the checkpoint again, or delete it"):
         checkpoint.verify(tmp_path / "epoch_01")
 
 
