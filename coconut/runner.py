@@ -464,7 +464,9 @@ class Runner:
         self.n_updates = state["n_updates"]
         path = self.run_dir / "evaluations.json"
         if path.exists():
-            self.evaluations = checkpoint.read_json(path)
+            # Later ones are of checkpoints that are gone: what is trained again is measured again.
+            found = checkpoint.read_json(path).items()
+            self.evaluations = {epoch: value for epoch, value in found if int(epoch) <= self.epoch}
 
     def _prune(self) -> None:
         if not self.world.is_first:

@@ -220,6 +220,15 @@ def test_more_epochs_go_on_from_the_last(unbroken, name):
     assert steps == [(epoch, step) for epoch in range(1, 5) for step in range(1, 5)]
 
 
+def test_an_epoch_trained_again_is_evaluated_again(unbroken):
+    folder, config = unbroken(CHOSEN[0])
+    shutil.copytree(config.run_dir, folder / "runs/again")
+    again = config_of(folder, "again")
+    shutil.rmtree(again.run_dir / "epoch_03")
+    start(load_twin(CHOSEN[0]), again).train()
+    assert [record["epoch"] for record in read_log(again, "eval")] == [1, 2, 3, 3]
+
+
 @pytest.mark.parametrize("name", CHOSEN)
 def test_another_seed_is_refused_and_changes_nothing(unbroken, name):
     folder, config = unbroken(name)
