@@ -15,7 +15,8 @@ $(READY): requirements.txt requirements-dev.txt
 	@test -n "$(PYTHON)" || { echo "make: needs Python 3.10 to 3.13 with venv, as python3 or" \
 		"python3.N (Debian and Ubuntu: apt install python3-venv), or PYTHON=/path/to/it" >&2; exit 1; }
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install -q -r requirements-dev.txt
+	# Bytecode is made at a module's first import, which most of them never see: half the time.
+	$(BIN)/python -m pip install -q --no-compile -r requirements-dev.txt
 	touch $@
 
 demo: setup
