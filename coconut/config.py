@@ -175,7 +175,9 @@ class RunConfig:
         None, "branch, tag or commit of model_id on the hub; otherwise its main branch"
     )
     generate: dict[str, Any] = key(
-        {}, "training data made by data/prosqa.py: items, fresh, and its options"
+        {},
+        "training data made by data/prosqa.py: items, fresh, and its options; with fresh an option"
+        " may be a list, a value an epoch, the last of which stays",
     )
     max_new_tokens: int | None = key(
         None, "longest answer; otherwise 64 if val_path contains gsm, else 128", low=1
@@ -676,19 +678,27 @@ def _generate_problems(config: RunConfig) -> list[str]:
                 raise ValueError(f"must be at least {low}, got {_shown(value)}")
         except ValueError as error:
             problems.append(f"generate.{name}: {error}")
-    for name in [n for n, v in values.items() if isinstance(v, int) and abs(v) >= 2**53]:
-        problems.append(f"generate.{name}: too large: {_shown(values.pop(name))}")
+    for name, value in list(values.items()):
+        each = value if isinstance(value, list) else [value]
+        if huge := [v for v in each if isinstance(v, int) and abs(v) >= 2**53]:
+            problems.append(f"generate.{name}: too large: {_shown(huge[0])}")
+            del values[name]
     if "items" not in config.generate:
         problems.append("generate.items: missing; how many items to make")
-    nodes = values.get("nodes", prosqa.Options.nodes)
-    if nodes == []:
-        return [*problems, "generate.nodes: the list is empty"]
-    for number in nodes if isinstance(nodes, list) else [nodes]:
+    lists = {name: value for name, value in values.items() if isinstance(value, list)}
+    for name, value in lists.items():
+        if not value:
+            problems.append(f"generate.{name}: the list is empty")
+        elif not config.generate.get("fresh"):
+            problems.append(f"generate.{name}: a list, a value an epoch, needs fresh: True")
+    if not all(lists.values()):
+        return problems
+    for epoch in range(max(map(len, lists.values()), default=1)):
         try:
-            prosqa.Options(**{**values, "nodes": number})
+            prosqa.Options.of_epoch(values, epoch)
         except UserError as error:
             problems += [f"generate.{problem}" for problem in error.problems]
-    return problems
+    return list(dict.fromkeys(problems))
 
 
 def _lora(values: Mapping[str, Any]) -> tuple[Lora, list[str]]:

@@ -117,13 +117,9 @@ class TrainingData:
         prosqa.write(path, self._options(0), self.seed, self.n_items, self._held_out())
 
     def _options(self, epoch: int) -> Any:
-        """The generator's options in an epoch: a list of nodes grows the graphs, one an epoch."""
         from data import prosqa
 
-        nodes = self.generated.get("nodes", prosqa.Options.nodes)
-        if isinstance(nodes, list):
-            nodes = nodes[min(epoch, len(nodes) - 1)]
-        return prosqa.Options(**{**self.generated, "nodes": nodes})
+        return prosqa.Options.of_epoch(self.generated, epoch)
 
     def _held_out(self) -> list[Path]:
         """ProsQA files that no training item may come from: those that ship, and val_path."""

@@ -14,7 +14,7 @@ from __future__ import annotations
 import argparse
 import sys
 from bisect import bisect_right
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
 from itertools import accumulate, pairwise
@@ -106,6 +106,17 @@ class Options:
                 )
         if problems:
             raise UserError("ProsQA options", *problems)
+
+    @classmethod
+    def of_epoch(cls, values: Mapping[str, Any], epoch: int) -> Options:
+        """The options of an epoch, counted from 0, of a training set made anew for each.
+
+        values: field names to a value, or to a list with a value an epoch, the last of which stays.
+        """
+        one = {
+            n: v[min(epoch, len(v) - 1)] if isinstance(v, list) else v for n, v in values.items()
+        }
+        return cls(**one)
 
 
 class _Raw(NamedTuple):

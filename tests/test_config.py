@@ -415,8 +415,26 @@ def test_the_number_of_items_must_be_one(valid: dict, items: object) -> None:
 
 
 def test_a_generator_option_may_be_any_value_without_a_traceback(valid: dict) -> None:
-    problems = problems_of(valid | {"generate": {"items": 1, "nodes": 10**5000}})
-    assert problems == ["generate.nodes: too large: a int too large to show"]
+    for nodes in (10**5000, [8, 10**5000]):
+        problems = problems_of(valid | {"generate": {"items": 1, "fresh": True, "nodes": nodes}})
+        assert problems == ["generate.nodes: too large: a int too large to show"]
+
+
+def test_a_list_under_generate_holds_a_value_an_epoch(valid: dict) -> None:
+    fresh = {"items": 5, "fresh": True}
+    good = fresh | {"nodes": [8, 12], "steps": ["walk", "walk", "thoughts"]}
+    assert check_config(valid | {"generate": good}).generate == good
+    bad = fresh | {"nodes": [8, 5, 5], "steps": ["path", "talk"]}
+    assert problems_of(valid | {"generate": bad}) == [
+        "generate.steps: expected path, explore, walk, thoughts, got 'talk'",
+        "generate.nodes: 3 hops need at least 6, got 5",
+    ]
+    assert problems_of(valid | {"generate": fresh | {"steps": []}}) == [
+        "generate.steps: the list is empty"
+    ]
+    assert problems_of(valid | {"generate": {"items": 5, "nodes": [8, 12]}}) == [
+        "generate.nodes: a list, a value an epoch, needs fresh: True"
+    ]
 
 
 # ---- the resolved file

@@ -174,6 +174,18 @@ def test_fresh_data_are_new_in_every_epoch_and_the_same_after_a_resume() -> None
     assert texts(data(generate=generate, seed=5).samples(0)) != epochs[0]
 
 
+def test_an_option_of_fresh_data_may_change_with_the_epoch() -> None:
+    steps = ["walk", "thoughts"]
+    changing = {"fresh": True, "items": 4, "min_hops": 1, "nodes": [5, 28], "steps": steps}
+    training = data(generate=changing)
+    first, *later = (training.samples(epoch) for epoch in range(3))
+    assert all(s.steps and not s.thoughts and s.latents == 0 for s in first)
+    # The last value stays.
+    assert all(s.thoughts and not s.steps for samples in later for s in samples)
+    longest = max(len(s.question) for s in first)
+    assert all(len(s.question) > longest for samples in later for s in samples)
+
+
 def test_no_generated_item_is_one_of_the_shipped_sets() -> None:
     # Seed 3 made the shipped test set.
     made = data(generate={"items": 30, "seed": 3}).samples(0)

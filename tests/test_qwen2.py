@@ -30,7 +30,7 @@ from coconut.backend import Decoding, Source
 from coconut.batch import collate
 from coconut.config import RunConfig, load_config
 from coconut.errors import UserError
-from coconut.tokens import load_tokenizer
+from coconut.tokens import LATENT, load_tokenizer
 
 EOS = TOKENS["eos"]
 TIED, UNTIED = NAMES = ("qwen2-tiny", "qwen2-tiny-untied")
@@ -334,11 +334,21 @@ def test_tiny_run_trains_saves_and_resumes(twin, tmp_path):
         np.testing.assert_array_equal(resumed[name], w)
 
 
-def test_shipped_run_names_a_model_that_both_twins_build(twin, monkeypatch):
+def test_shipped_run_walks_first_and_then_labels_every_thought(twin, tmp_path, monkeypatch):
     monkeypatch.chdir(REPOSITORY)
-    config = load_config("args/tiny_qwen.yaml")
-    model = json.loads(Path(config.model_config_path).read_text())
-    twin.models.build(model | {"vocab_size": 203}, config.model_config_path)
+    shorter = ["num_epochs=2", "generate.items=64", "generate.steps=[walk, thoughts]"]
+    keys = [f"save_path={tmp_path}", "report=False", "eval_every=2"]
+    config = load_config("args/tiny_qwen.yaml", [*shorter, *keys])
+    start(twin, config).train()
+    walk, thoughts = read_log(config, "data_table")
+    latents = [i for i, text in enumerate(thoughts["texts"]) if text == LATENT]
+    assert LATENT not in walk["texts"] and len(latents) == config.max_latent_stage
+    # A thought is labelled at the latent that receives it.
+    assert all(thoughts["labels"][i] != -100 for i in latents)
+    losses = [line["loss"] for line in read_log(config, "train")]
+    assert len(losses) == 2 and np.isfinite(losses).all()
+    (evaluated,) = read_log(config, "eval")
+    assert evaluated["both"]["of"] == 200
 
 
 @pytest.mark.slow
