@@ -93,6 +93,7 @@ def key(
     return field(default=default, metadata=metadata)
 
 
+LATENT_GROWTH = ("stage", "one")
 ADAPTERS = ("lora", "dora")
 BITS, GROUP_SIZES = (4, 8), (32, 64, 128)
 """What a base may be quantised to: bits a weight, and weights that share a scale."""
@@ -160,7 +161,7 @@ class RunConfig:
         choices=("none", "item", "batch"),
     )
     latent_growth: str = key(
-        "stage", "add c_thought latents with each stage, or one at a time", choices=("stage", "one")
+        "stage", "add c_thought latents with each stage, or one at a time", choices=LATENT_GROWTH
     )
     icot_tokens_per_epoch: float = key(8.0, "iCoT: chain tokens removed per epoch", low=0)
     icot_smoothing: float = key(4.0, "iCoT: rate of the random extra removal; 0 for none", low=0)

@@ -69,6 +69,8 @@ class Runner:
         self.resumed = None if config.only_eval else self._find_resumed()
         opened = open_source(config, self.resumed)
         self.tokenizer, self.made_with = opened.tokenizer, opened.coconut
+        # Once taught what to name, thoughts do so after further training without labels, too.
+        self.labels_thoughts = bool((self.made_with or {}).get("labelled_thoughts"))
         self.markers = markers_of(self.tokenizer)
         self._check_same(opened.source)
         self._read_data()
@@ -167,6 +169,7 @@ class Runner:
     def _train_epoch(self, epoch: int, stage: int) -> None:
         config, backend = self.config, self.backend
         samples = self.data.samples(epoch)
+        self.labels_thoughts = self.labels_thoughts or any(s.thoughts for s in samples)
         order = epoch_order(len(samples), config.seed, epoch)
         groups = list(self._groups(order))
         total_updates = (config.num_epochs - config.resume) * len(groups)
@@ -422,6 +425,8 @@ class Runner:
                     "c_thought": config.c_thought,
                     "max_latent_stage": config.max_latent_stage,
                     "pad_latent_to_max": config.pad_latent_to_max,
+                    "latent_growth": config.latent_growth,
+                    "labelled_thoughts": self.labels_thoughts,
                     "latent_ids": None
                     if self.markers is None
                     else [self.markers.start, self.markers.end, self.markers.latent],

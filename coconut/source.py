@@ -10,7 +10,7 @@ from typing import Any
 from coconut.adapters import Adapter, fingerprint, is_adapter, read_adapter
 from coconut.backend import Source
 from coconut.checkpoint import COCONUT, CONFIG, describe, latest, read_json, verify
-from coconut.config import METHODS, WITH_FEEDBACK, Lora, RunConfig
+from coconut.config import LATENT_GROWTH, METHODS, WITH_FEEDBACK, Lora, RunConfig
 from coconut.errors import UserError
 from coconut.feedback import Setup, parse
 from coconut.hub import fetch
@@ -108,7 +108,9 @@ def base_of(adapter: Adapter, given: str | None) -> Path:
     if os.path.isabs(name) and not os.path.isdir(name):
         if given is None:
             raise UserError(
-                where, f"its base {name} is gone; bring it back, or say where it is (model_id=DIR)"
+                where,
+                f"its base {name} is gone; bring it back, or say where it is (--base DIR, in a run"
+                " model_id=DIR)",
             )
         name = given
     directory = Path(name) if os.path.isdir(name) else fetch(name, adapter.revision)
@@ -120,7 +122,7 @@ def base_of(adapter: Adapter, given: str | None) -> Path:
         raise UserError(
             where,
             f"was trained beside other weights than {name} holds now; give the right base"
-            " (model_id=DIR)",
+            " (--base DIR, in a run model_id=DIR)",
         )
     return directory
 
@@ -271,8 +273,11 @@ def _check_made_with(path: Path, made_with: dict[str, Any]) -> None:
         value = found.get(name, 0)
         if type(value) is not int or not 0 <= value < 2**31:
             problems.append(f"{name}: expected a whole number")
-    if type(found.get("pad_latent_to_max", True)) is not bool:
-        problems.append("pad_latent_to_max: expected true or false")
+    for name in ("pad_latent_to_max", "labelled_thoughts"):
+        if type(found.get(name, True)) is not bool:
+            problems.append(f"{name}: expected true or false")
+    if found.get("latent_growth", "one") not in LATENT_GROWTH:
+        problems.append(f"latent_growth: expected one of {', '.join(LATENT_GROWTH)}")
     if problems:
         raise UserError(str(path), *problems)
 

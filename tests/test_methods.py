@@ -47,6 +47,7 @@ def test_method_trains_two_epochs_evaluates_saves_and_is_evaluated_again(twin, t
     checkpoint = config.run_dir / "epoch_02"
     made_with = json.loads((checkpoint / "coconut.json").read_text())
     assert (made_with["latent_ids"] is not None) == (method in WITH_LATENTS)
+    assert (made_with["latent_growth"], made_with["labelled_thoughts"]) == ("stage", False)
     again = run_config(
         tmp_path,
         name="again",

@@ -90,6 +90,8 @@ def test_a_tokenizer_larger_than_the_model_is_refused(tmp_path: Path) -> None:
         ({"stage": "last"}, "stage: expected a whole number"),
         ({"c_thought": True}, "c_thought: expected a whole number"),
         ({"pad_latent_to_max": 1}, "pad_latent_to_max: expected true or false"),
+        ({"labelled_thoughts": "yes"}, "labelled_thoughts: expected true or false"),
+        ({"latent_growth": "two"}, "latent_growth: expected one of stage, one"),
     ],
 )
 def test_wrong_fields_of_coconut_json_are_named(
