@@ -15,7 +15,11 @@ from coconut.lens import READINGS, Inspection, Reading
 
 PIPED_WIDTH = 240
 """Columns of a line that no terminal cuts."""
+NARROW = 24
+"""Characters of a sentence in a table that is too wide for its terminal."""
 SHOWN_TOKENS = 5
+OTHERS, BY_ITSELF = "other words", "begins so by itself"
+SHORT = {OTHERS: "others", BY_ITSELF: "P(lead)"}
 
 
 class Tables:
@@ -77,25 +81,38 @@ class Tables:
             cosines = " ".join(f"{cosine:.2f}" for cosine in thought.cosines)
             rows.append([str(thought.number), f"{thought.norm_ratio:.2f}", cosines, "  ".join(top)])
         columns = ["thought", "length", "cosine with 1, 2, ...", "through the output head"]
+        if not self._fits(columns, rows):
+            # A token a line: broken inside, none could be read.
+            for row in rows:
+                row[-1] = row[-1].replace("%  ", "%\n")
         self._table("Thoughts (length in embeddings' mean lengths)", columns, rows, numbers=(0, 1))
 
     def _attention(self, found: Inspection) -> None:
-        rows = []
+        means, rows = [], []
         for s, segment in enumerate(found.segments):
-            cells = []
+            short, cells = [], []
             for thought in found.thoughts:
                 layer, head = thought.attention_at[s]
-                at = f"{_percent(thought.attention_max[s])} {layer + 1}.{head + 1}"
                 is_seen = thought.attention_max[s] > 0
-                cells.append(f"{_percent(thought.attention[s])} / {at}" if is_seen else "")
+                short.append(_percent(thought.attention[s]) if is_seen else "")
+                at = f" / {_percent(thought.attention_max[s])} {layer + 1}.{head + 1}"
+                cells.append(f"{short[-1]}{at}" if is_seen else "")
+            means.append([_cut(segment, NARROW), *short])
             rows.append([_cut(segment, 40), *cells])
-        columns = ["", *(f"thought {thought.number}" for thought in found.thoughts)]
         title = "Attention of each thought's latent: mean / largest, at layer.head"
+        columns = ["", *(f"thought {thought.number}" for thought in found.thoughts)]
+        if not self._fits(columns, rows):
+            title = (
+                "Attention of each thought's latent, mean of its heads (--html shows the largest)"
+            )
+            columns, rows = ["", *(str(thought.number) for thought in found.thoughts)], means
         self._table(title, columns, rows, numbers=range(1, len(columns)))
 
     def _tree(self, found: Inspection, reading: Reading) -> None:
         graph = found.graph
         assert graph is not None, "a reading needs a graph"
+        # Where a thought itself is read, there is nothing to read before the first.
+        ks = range(int(reading.kind == "thought"), len(reading.values))
         used = [n for n in range(len(graph.nodes)) if any(row[n] for row in reading.values)]
         order = sorted(used, key=lambda n: (graph.distances[n] is None, graph.distances[n] or 0, n))
         rows = []
@@ -103,18 +120,19 @@ class Tables:
             distance = graph.distances[node]
             role = "right" if node == graph.right else "wrong" if node in graph.choices else ""
             role = "asked" if node == graph.asked else role
-            cells = [
-                _starred(_percent(row[node]), distance == k) for k, row in enumerate(reading.values)
-            ]
+            cells = [_starred(_percent(reading.values[k][node]), distance == k) for k in ks]
             rows.append(
                 [graph.nodes[node], "-" if distance is None else str(distance), role, *cells]
             )
-        rest = [_percent(max(0.0, 1 - sum(row))) for row in reading.values]
-        rows.append(["other words", "", "", *rest])
+        rest = [_percent(max(0.0, 1 - sum(reading.values[k]))) for k in ks]
+        rows.append([OTHERS, "", "", *rest])
         own = [_percent(p) if p >= 0.0005 else f"{p:.0e}" for p in reading.lead_probability]
         if reading.kind != "thought":
-            rows.append(["begins so by itself", "", "", *own])
-        columns = ["concept", "hops", "", *(f"after {k}" for k in range(len(reading.values)))]
+            rows.append([BY_ITSELF, "", "", *own])
+        columns = ["concept", "hops", "", *(f"after {k}" for k in ks)]
+        if not self._fits(columns, rows):
+            columns[3:] = [str(k) for k in ks]
+            rows = [[SHORT.get(row[0], row[0]), *row[1:]] for row in rows]
         lead = reading.leads[-1]
         title = f"Latent tree: the next concept behind {lead!r} ({READINGS[reading.kind]})"
         if reading.kind == "thought":
@@ -123,6 +141,11 @@ class Tables:
         self._say("  * as many hops from the asked name as thoughts")
         if not reading.is_trained:
             self._say("  Its method does not train such text behind thoughts.")
+
+    def _fits(self, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> bool:
+        """Whether no cell would be broken."""
+        widths = (max(map(len, column)) for column in zip(columns, *rows, strict=True))
+        return self._is_plain or sum(width + 2 for width in widths) + 2 <= self._rich.width
 
     def _table(
         self,
@@ -135,13 +158,13 @@ class Tables:
         self._say(title, "bold")
         box = None if self._is_plain else rich.box.SIMPLE_HEAD
         table = rich.table.Table(
-            box=box, pad_edge=True, header_style="" if self._is_plain else None
+            box=box, collapse_padding=True, header_style="" if self._is_plain else None
         )
         for i, column in enumerate(columns):
             text = rich.text.Text(column)
             table.add_column(text, justify="right" if i in numbers else "left", overflow="fold")
         for row in rows:
-            table.add_row(*(rich.text.Text(_printable(cell)) for cell in row))
+            table.add_row(*(rich.text.Text(cell) for cell in row))
         self._rich.print(table)
 
     def _say(self, line: str, style: str = "") -> None:
@@ -154,10 +177,11 @@ def _printable(text: str) -> str:
 
 
 def _shown(token: str) -> str:
-    return repr(token) if token != token.strip() or not token else token
+    return repr(token) if token != token.strip() or not token else _printable(token)
 
 
 def _cut(text: str, n: int) -> str:
+    text = _printable(text)
     return text if len(text) <= n else text[: n - 1] + "…"
 
 
