@@ -18,6 +18,7 @@ import numpy as np
 
 from coconut import figures
 from coconut.answers import classify_chain, exact_match, extract
+from coconut.ask import add_model
 from coconut.backend import Decoding
 from coconut.batch import collate
 from coconut.checkpoint import sha256, write_text
@@ -205,6 +206,7 @@ def _trees(lens: Lens, options: Options, advance: Callable[[int], None]) -> list
         graph = read_graph(item["question"])
         if graph is None or graph.right is None:
             raise UserError("data", f"not a ProsQA question: {item['question'][:60]}...")
+        lens.check(item["question"], 1, graph)
         read = lens.reading(item["question"], graph, options.reading)
         trees.append(_Tree(graph, read.values, read.lead_probability))
         advance(1)
@@ -596,7 +598,7 @@ def main(twin: str, make_backend: MakeBackend, argv: Sequence[str] | None = None
         epilog="\n".join(f"  {name:12} {a.help}" for name, a in ANALYSES.items()),
     )
     parser.add_argument("what", choices=[*ANALYSES, "all"])
-    parser.add_argument("--model", required=True, metavar="DIR", help="checkpoint directory")
+    add_model(parser)
     parser.add_argument("--data", required=True, metavar="FILE", help="ProsQA items with graphs")
     parser.add_argument("--out", required=True, metavar="DIR", help="where the files go")
     parser.add_argument("--items", type=int, metavar="N", help="the first N; else all")
@@ -626,7 +628,7 @@ def _run(twin: str, make_backend: MakeBackend, given: argparse.Namespace) -> Non
     if problems:
         raise UserError("command line", *problems)
     items = prosqa.read(given.data)[: given.items]
-    lens = Lens(Path(given.model), make_backend, given.latents)
+    lens = Lens(given.model, make_backend, given.latents, given.base)
     longest = max((item["question"] for item in items), key=len)
     lens.check(longest, 1)
     limit = lens.backend.n_positions

@@ -29,19 +29,24 @@ def main(twin: str, make_backend: MakeBackend, argv: Sequence[str] | None = None
     parser = argparse.ArgumentParser(
         prog=f"python -m {twin}.generate", description="Ask a checkpoint questions."
     )
-    parser.add_argument(
-        "--model", required=True, metavar="DIR", help="checkpoint directory, or its name on the hub"
-    )
+    add_model(parser)
     parser.add_argument("--question", action="append", metavar="TEXT", help="may be repeated")
     parser.add_argument("--latents", type=int, metavar="K", help="thoughts; else the checkpoint's")
     parser.add_argument("--max-new-tokens", type=int, default=128, metavar="N")
     parser.add_argument("--temperature", type=float, default=0.0, metavar="T", help="0 is greedy")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--batch-size", type=int, default=64, metavar="B")
-    parser.add_argument("--base", metavar="DIR", help="where an adapter's base is, if it was moved")
     parser.add_argument("--json", action="store_true", help="an object a question")
     options = parser.parse_args(argv)
     guarded(lambda: _answer(make_backend, options))
+
+
+def add_model(parser: argparse.ArgumentParser) -> None:
+    """The options that name a checkpoint."""
+    parser.add_argument(
+        "--model", required=True, metavar="DIR", help="checkpoint directory, or its name on the hub"
+    )
+    parser.add_argument("--base", metavar="DIR", help="where an adapter's base is, if it was moved")
 
 
 def _answer(make_backend: MakeBackend, options: argparse.Namespace) -> None:
@@ -64,9 +69,7 @@ def _answer(make_backend: MakeBackend, options: argparse.Namespace) -> None:
     if not questions:
         raise UserError("command line", "no question; give --question TEXT or lines on stdin")
 
-    directory = Path(options.model)
-    config = checkpoint_config(directory if directory.exists() else fetch(options.model))
-    config.model_id = options.base
+    config = checkpoint_config(found_model(options.model), options.base)
     opened = open_source(config)
     tokenizer, made_with = opened.tokenizer, opened.coconut or {}
     backend = make_backend(config, opened.source)
@@ -100,11 +103,20 @@ def _answer(make_backend: MakeBackend, options: argparse.Namespace) -> None:
             print(text, flush=True)
 
 
-def checkpoint_config(directory: Path) -> RunConfig:
-    """The configuration a checkpoint is asked under: its own method and latents."""
+def found_model(name: Path | str) -> Path:
+    """The directory of a checkpoint that is named by it, or by its name on the hub."""
+    directory = Path(name)
+    return directory if directory.exists() else fetch(str(name))
+
+
+def checkpoint_config(directory: Path, base: str | None = None) -> RunConfig:
+    """The configuration a checkpoint is asked under: its own method and latents.
+
+    base: directory of an adapter's base, if it was moved.
+    """
     made_with = describe(directory)["coconut"] or {"method": "cot"}
-    config = RunConfig(load_model_path=str(directory), only_eval=True)
-    for name in ("method", "c_thought", "max_latent_stage", "pad_latent_to_max"):
+    config = RunConfig(load_model_path=str(directory), only_eval=True, model_id=base)
+    for name in ("method", "c_thought", "max_latent_stage", "pad_latent_to_max", "latent_growth"):
         setattr(config, name, made_with.get(name, getattr(config, name)))
     if config.method not in METHODS:
         raise UserError(str(directory / "coconut.json"), f"unknown method {config.method!r}")

@@ -11,13 +11,13 @@ import re
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from pathlib import Path
 from random import Random
 from typing import TYPE_CHECKING, Any, TextIO, cast
 
 import rich.console
 
 from coconut.answers import exact_match
+from coconut.ask import add_model
 from coconut.backend import Decoding
 from coconut.batch import collate
 from coconut.cli import guarded
@@ -27,7 +27,7 @@ from coconut.errors import UserError
 from coconut.evaluate import markers_of
 from coconut.graph import read_graph
 from coconut.lens import Lens
-from coconut.tokens import MARKERS, PROSQA_CONCEPTS, PROSQA_NAMES
+from coconut.tokens import MARKERS
 
 if TYPE_CHECKING:
     from coconut.runner import MakeBackend
@@ -72,11 +72,6 @@ class Chat:
             "thoughts": lambda _: self._show_thoughts(),
             "example": self._example,
         }
-
-    @property
-    def _is_small(self) -> bool:
-        """The model has our small encoding, so ProsQA is all it was ever shown."""
-        return self.lens.tokenizer.name == "prosqa"
 
     def answer(self, line: str) -> bool:
         """Answer a line; False if it ends the conversation. What is wrong with it takes a line."""
@@ -155,7 +150,7 @@ class Chat:
         """Raise UserError for text that this model can make nothing of."""
         self.lens.n_thoughts = self.n_thoughts
         self.lens.check(question, 1)
-        if not self._is_small:
+        if not self.lens.knows_only_prosqa:
             return
         graph = read_graph(question)
         if graph is None:
@@ -163,14 +158,8 @@ class Chat:
                 "question",
                 "not a ProsQA question, and this model knows no others; /example shows one",
             )
-        known = {*PROSQA_NAMES, *PROSQA_CONCEPTS}
-        unknown = [word for word in graph.nodes if word not in known]
-        if unknown:
-            raise UserError(
-                "question",
-                f"words that this model was not trained on: {', '.join(unknown)}; it knows"
-                f" {len(known)}, such as {PROSQA_NAMES[0]} and {PROSQA_CONCEPTS[-1]}",
-            )
+        if problem := self.lens.unknown_words(graph):
+            raise UserError("question", problem)
 
     # --- commands
 
@@ -213,7 +202,7 @@ class Chat:
         if graph is not None and graph.right is not None:
             gold = f"{graph.nodes[graph.asked]} is a {graph.nodes[graph.right]}."
         rows: list[list[Any]] = []
-        for stop in self.lens.stops(question, graph, gold, max(room, 1)):
+        for stop in self.lens.stops(question, None, gold, max(room, 1)):
             sure = "" if stop.certainty is None else f"{stop.certainty:.3f}"
             verdict = {None: "", True: "right", False: "wrong"}[stop.is_correct]
             rows.append([stop.n_thoughts, stop.answer or "(no answer)", sure, verdict])
@@ -261,7 +250,7 @@ def main(twin: str, make_backend: MakeBackend, argv: Sequence[str] | None = None
         formatter_class=argparse.RawDescriptionHelpFormatter,
         epilog=HELP,
     )
-    parser.add_argument("--model", required=True, metavar="DIR", help="checkpoint directory")
+    add_model(parser)
     parser.add_argument("--latents", type=int, metavar="K", help="thoughts; else the checkpoint's")
     parser.add_argument("--max-new-tokens", type=int, default=128, metavar="N")
     parser.add_argument("--seed", type=int, default=0, help="of the examples")
@@ -279,7 +268,7 @@ def main(twin: str, make_backend: MakeBackend, argv: Sequence[str] | None = None
         ]
         if problems:
             raise UserError("command line", *problems)
-        lens = Lens(Path(options.model), make_backend, options.latents)
+        lens = Lens(options.model, make_backend, options.latents, options.base)
         chat = Chat(lens, rich.console.Console(), options.max_new_tokens, options.seed)
         if sys.stdin.isatty():
             _converse(chat, twin)

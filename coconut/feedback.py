@@ -645,8 +645,8 @@ def _partners(batch: Batch, i: int, seed: int) -> np.ndarray:
     if B < 2:
         raise UserError(
             "feedback shuffle",
-            "a batch of one row has no other row to take a state from; change batch_size_training,"
-            " eval_batch_size or the number of items",
+            "a batch of one row has no other row to take a state from; ask several questions at"
+            " once, or change batch_size_training, eval_batch_size or the number of items",
         )
     rng = np.random.default_rng([seed, i, *map(int, batch.idx), PARTNERS])
     has = batch.is_latent[:, batch.first_latent + i]

@@ -10,10 +10,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from coconut.ask import add_model
+from coconut.checkpoint import write_text
 from coconut.cli import guarded
 from coconut.dataset import read_items
 from coconut.errors import UserError
+from coconut.graph import read_graph
 from coconut.lens import READINGS, Inspection, Lens
+from coconut.page import page
+from coconut.show import Tables
 
 if TYPE_CHECKING:
     from coconut.runner import MakeBackend
@@ -36,7 +41,7 @@ def main(twin: str, make_backend: MakeBackend, argv: Sequence[str] | None = None
     )
     add_options(parser)
     parser.add_argument(
-        "--reading", choices=list(READINGS), help="the tree that the tables show; else by method"
+        "--reading", choices=list(READINGS), help="the tree that is shown first; else by method"
     )
     parser.add_argument(
         "--json", action="store_true", help="an object a question, everything in it"
@@ -48,7 +53,7 @@ def main(twin: str, make_backend: MakeBackend, argv: Sequence[str] | None = None
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """The options of every command that looks into a checkpoint."""
-    parser.add_argument("--model", required=True, metavar="DIR", help="checkpoint directory")
+    add_model(parser)
     parser.add_argument("--data", metavar="FILE", help="JSON list of items; --idx chooses")
     parser.add_argument("--idx", type=int, nargs="+", metavar="N", help="items; else the first")
     parser.add_argument("--question", action="append", metavar="TEXT", help="may be repeated")
@@ -93,39 +98,28 @@ def look(lens: Lens, asked: Asked, options: argparse.Namespace) -> Inspection:
     )
 
 
-def _write(path: Path, text: str) -> None:
-    """Write a file whole or not at all."""
-    partial = path.with_name(f".{path.name}.partial")
-    try:
-        partial.write_text(text, encoding="utf-8")
-        partial.replace(path)
-    except OSError as error:
-        partial.unlink(missing_ok=True)
-        raise UserError(str(path), f"cannot be written: {error.strerror}") from error
-
-
 def _inspect(twin: str, make_backend: MakeBackend, options: argparse.Namespace) -> None:
     asked = asked_questions(options)
     if not asked:
         raise UserError("command line", "nothing to look at; give --data FILE or --question TEXT")
-    lens = Lens(Path(options.model), make_backend, options.latents)
+    if options.html is not None and Path(options.html).is_dir():
+        raise UserError(f"--html {options.html}", "is a folder; name a file, such as page.html")
+    lens = Lens(options.model, make_backend, options.latents, options.base)
     for one in asked:
-        lens.check(one.question, options.max_new_tokens)
-    if options.html:
-        from coconut.page import page
-
-        text = page(lens, twin, [look(lens, one, options) for one in asked])
-        _write(Path(options.html), text)
+        lens.check(one.question, options.max_new_tokens, read_graph(one.question))
+    kind = options.reading or lens.own_reading
+    tables, seen = Tables(), []
+    for one in asked:
+        found = look(lens, one, options)
+        if options.html is not None:
+            seen.append(found)
+        if options.json:
+            print(json.dumps(found.as_json(), ensure_ascii=False), flush=True)
+        elif options.html is None:
+            tables.show(found, kind)
+    if options.html is not None:
+        try:
+            write_text(Path(options.html), page(lens, twin, seen, kind=kind))
+        except OSError as error:
+            raise UserError(options.html, f"cannot be written: {error.strerror}") from error
         print(f"wrote {options.html}: open it in a browser", file=sys.stderr)
-    if options.json:
-        for one in asked:
-            found = look(lens, one, options).as_json()
-            print(json.dumps(found, ensure_ascii=False), flush=True)
-        return
-    if options.html:
-        return
-    from coconut.show import Tables
-
-    tables = Tables()
-    for one in asked:
-        tables.show(look(lens, one, options), options.reading or lens.own_reading)

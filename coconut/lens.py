@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from coconut.answers import exact_match, extract
-from coconut.ask import checkpoint_config
+from coconut.ask import checkpoint_config, found_model
 from coconut.backend import Backend, Decoding
 from coconut.batch import Batch, collate
 from coconut.config import WITH_FEEDBACK, WITH_LATENTS
@@ -28,12 +28,13 @@ from coconut.errors import UserError
 from coconut.evaluate import markers_of
 from coconut.graph import Graph, read_graph, sentences
 from coconut.source import open_source
-from coconut.tokens import END_OF_TEXT, START, Tokenizer
+from coconut.tokens import END_OF_TEXT, PROSQA_CONCEPTS, PROSQA_NAMES, START, Tokenizer
 
 if TYPE_CHECKING:
     from coconut.runner import MakeBackend
 
 _ANSWER_SIGN = re.compile("#{3,}")
+_PROSQA_WORDS = frozenset((*PROSQA_NAMES, *PROSQA_CONCEPTS))
 
 READINGS = {
     "step": "the subject of the step it would print next",
@@ -147,16 +148,21 @@ class Inspection:
 class Lens:
     """A checkpoint opened to be looked into.
 
-    n_thoughts: as many as are looked at; unless given, those of the checkpoint's own last stage.
-    own_reading: the tree that says most about the method. Raises UserError as opening a checkpoint
-    does.
+    directory: of the checkpoint, or its name on the hub. n_thoughts: as many as are looked at;
+    unless given, those of the checkpoint's own last stage. base: where an adapter's base is, if it
+    was moved. own_reading: the tree that says most about the method. Raises UserError as opening a
+    checkpoint does.
     """
 
     def __init__(
-        self, directory: Path, make_backend: MakeBackend, n_thoughts: int | None = None
+        self,
+        directory: Path | str,
+        make_backend: MakeBackend,
+        n_thoughts: int | None = None,
+        base: str | None = None,
     ) -> None:
-        self.directory = directory
-        self.config = checkpoint_config(directory)
+        self.directory = directory = found_model(directory)
+        self.config = checkpoint_config(directory, base)
         opened = open_source(self.config)
         made_with = opened.coconut or {}
         self.tokenizer: Tokenizer = opened.tokenizer
@@ -172,6 +178,8 @@ class Lens:
         self.n_thoughts = own if n_thoughts is None else n_thoughts
         by_method = "thought" if self.n_thoughts else "fact"
         self.own_reading = "step" if self._prints_steps else by_method
+        self.rule = None if opened.source.feedback is None else opened.source.feedback.rule
+        self.has_labelled_thoughts: bool = made_with.get("labelled_thoughts", False)
         self.backend: Backend = make_backend(self.config, opened.source)
 
     def inspect(
@@ -184,8 +192,8 @@ class Lens:
         max_new_tokens: int = 128,
     ) -> Inspection:
         """Look at everything. Raises UserError if the question is empty or too long."""
-        self.check(question, max_new_tokens)
         graph = read_graph(question)
+        self.check(question, max_new_tokens, graph)
         if gold is None and graph is not None and graph.right is not None:
             gold = f"{graph.nodes[graph.asked]} is a {graph.nodes[graph.right]}."
         segments, thoughts = self.thoughts(question, n_top)
@@ -202,19 +210,35 @@ class Lens:
             notes=self.notes(graph),
         )
 
-    def check(self, question: str, max_new_tokens: int) -> None:
-        """Raise UserError for a question that cannot be asked."""
+    def check(self, question: str, max_new_tokens: int, graph: Graph | None = None) -> None:
+        """Raise UserError for a question that cannot be asked.
+
+        graph: the question's, where texts about it are forced behind the thoughts, too.
+        """
         if not question.strip():
             raise UserError("question", "is empty; write one")
         n = len(self._prompt(question, self.n_thoughts).ids)
         limit = self.backend.n_positions
-        # The answers of fewer thoughts are no longer than this.
+        # The prompts of fewer thoughts are no longer than this.
         if limit is not None and n + max_new_tokens > limit:
             raise UserError(
                 "question",
                 f"{n} tokens with its thoughts and {max_new_tokens} new ones, but the model has"
                 f" {limit} positions; shorten it or lower --max-new-tokens",
             )
+        if limit is not None and graph is not None and n + self._n_forced(graph) > limit:
+            raise UserError(
+                "question",
+                f"{n} tokens with its thoughts and {self._n_forced(graph)} that are forced behind"
+                f" them, but the model has {limit} positions; shorten it",
+            )
+
+    def _n_forced(self, graph: Graph) -> int:
+        """Tokens of the longest text that any reading or choice forces behind the thoughts."""
+        name = graph.nodes[graph.asked]
+        texts = [f"### {name} is a {word}." for word in graph.nodes]
+        texts += [f"Every {word} is a {word}." for word in graph.nodes]
+        return max(len(self.tokenizer.encode(text)) for text in texts)
 
     def thoughts(self, question: str, n_top: int = 10) -> tuple[list[str], list[Thought]]:
         """(segments of the prompt, every thought of it)."""
@@ -342,6 +366,21 @@ class Lens:
                 f"Trained by {method}: latents receive an embedding of their own. What is shown as"
                 " a thought is the state before the latent, which is not fed back."
             )
+        if self.rule is not None and self.rule.is_token:
+            found.append(
+                "Feedback rule token: every latent keeps an embedding of its own. What is shown as"
+                " a thought is the state before the latent, which is not fed back."
+            )
+        elif self.rule is not None and not self.rule.is_last:
+            found.append(
+                f"Feedback rule {self.rule}: lengths and cosines are those of the vectors that are"
+                " fed back; the output head reads the state that they are made from."
+            )
+        if self.has_labelled_thoughts:
+            found.append(
+                "Its thoughts were labelled in training with the concepts that so many hops lead"
+                " to: if they look like a search, that is what it was taught, not what emerged."
+            )
         if method in ("coconut_no_curriculum", "pause"):
             found.append(
                 f"Trained by {method}: its last training asked for answers after all"
@@ -358,7 +397,24 @@ class Lens:
             )
         elif graph.right is None:
             found.append("By its statements the asked name is both of the choices, or neither.")
+        if graph is not None and (problem := self.unknown_words(graph)):
+            found.append(f"{problem[0].upper()}{problem[1:]}.")
         return found
+
+    @property
+    def knows_only_prosqa(self) -> bool:
+        """The model has our small encoding, so ProsQA is all it was ever shown."""
+        return self.tokenizer.name == "prosqa"
+
+    def unknown_words(self, graph: Graph) -> str | None:
+        """What to say of a question's words that a model of ProsQA alone was never shown."""
+        unknown = [word for word in graph.nodes if word not in _PROSQA_WORDS]
+        if not unknown or not self.knows_only_prosqa:
+            return None
+        return (
+            f"words that this model was not trained on: {', '.join(unknown)}; it knows"
+            f" {len(_PROSQA_WORDS)}, such as {PROSQA_NAMES[0]} and {PROSQA_CONCEPTS[-1]}"
+        )
 
     @property
     def _prints_steps(self) -> bool:

@@ -19,12 +19,22 @@ EXAMPLE = (
 """Stands in the question box of a live page at first."""
 
 
-def page(lens: Lens, twin: str, found: Sequence[Inspection], is_live: bool = False) -> str:
-    """The page of some inspections; is_live adds a box for questions to the server it came from."""
+def page(
+    lens: Lens,
+    twin: str,
+    found: Sequence[Inspection],
+    is_live: bool = False,
+    kind: str | None = None,
+) -> str:
+    """The page of some inspections.
+
+    is_live: with a box for questions to the server it came from. kind: the tree it opens with,
+    see READINGS; else the model's own.
+    """
     data = {
         "about": f"{lens.directory} | {twin} | {lens.config.method} | {lens.n_thoughts} thoughts",
         "kinds": READINGS,
-        "own_reading": lens.own_reading,
+        "own_reading": kind or lens.own_reading,
         "is_live": is_live,
         "example": EXAMPLE,
         "items": [page_item(one) for one in found],

@@ -10,7 +10,6 @@ import traceback
 from collections.abc import Sequence
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from coconut.cli import guarded
@@ -72,7 +71,7 @@ def open_server(twin: str, make_backend: MakeBackend, options: argparse.Namespac
     if not 0 <= options.port < 2**16:
         raise UserError("command line", f"--port: must be 0 to 65535, got {options.port}")
     asked_questions(options)
-    lens = Lens(Path(options.model), make_backend, options.latents)
+    lens = Lens(options.model, make_backend, options.latents, options.base)
     try:
         return Server(options.port, twin, lens, options)
     except OSError as error:

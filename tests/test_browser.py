@@ -55,7 +55,8 @@ def browser(tmp_path_factory):
 @pytest.fixture(scope="module")
 def server():
     options = argparse.Namespace(
-        model=str(ROOT / "data/checkpoints/prosqa"), data=str(ROOT / "data/prosqa_small_test.json"),
+        model=str(ROOT / "data/checkpoints/prosqa"), base=None,
+        data=str(ROOT / "data/prosqa_small_test.json"),
         idx=[39, 0], question=None, latents=None, max_new_tokens=32, top=5, port=0,
     )  # fmt: skip
     twin = load_twin(CHOSEN[0])

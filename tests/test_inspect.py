@@ -367,6 +367,45 @@ def test_untrained_quantities_are_named(twin, tmp_path):
     assert "outside of it" in notes and "more are outside" in notes and "no graph" in notes
 
 
+def test_what_was_taught_and_what_is_fed_back_is_named(twin, tmp_path):
+    graph = read_graph(QUESTION.replace("jompus", "cat"))
+    for i, (fields, said) in enumerate(
+        [
+            ({"labelled_thoughts": True}, "what it was taught, not what emerged"),
+            ({"feedback": "token"}, "which is not fed back"),
+            ({"feedback": "layer:1|rms"}, "Feedback rule layer:1|rms: lengths and cosines"),
+        ]
+    ):
+        lens = open_lens(twin, write_checkpoint(tmp_path / str(i), "statements", **fields))
+        told, unknown = lens.notes(graph)
+        assert said in told and "not trained on: cat; it knows 55" in unknown
+
+
+def test_latents_added_one_at_a_time_are_counted_so_when_opened_again(twin, tmp_path):
+    fields = {"c_thought": 2, "max_latent_stage": 2, "stage": 3}
+    for growth, own in (("stage", 4), ("one", 3)):
+        path = write_checkpoint(tmp_path / growth, "pairs", latent_growth=growth, **fields)
+        assert open_lens(twin, path).own_thoughts == own
+
+
+def test_forced_texts_need_positions_too(twin, checkpoints):
+    lens = open_lens(twin, checkpoints["pairs"], n_thoughts=1)
+    texts = [f"Every {w} is a {w}." for w in read_graph(QUESTION).nodes]
+    longest = 448 - max(len(lens.tokenizer.encode(text)) for text in texts)
+    question = " " * (longest - len(prompt_of(lens, " " + QUESTION)) + 1) + QUESTION
+    assert read_graph(question) is not None and len(prompt_of(lens, question)) == longest
+    found = lens.inspect(question, max_new_tokens=1)
+    assert all(math.isfinite(sum(stop.choices)) for stop in found.stops)
+    with pytest.raises(UserError, match="that are forced behind them, but the model has 448"):
+        lens.inspect(" " + question, max_new_tokens=1)
+
+
+def prompt_of(lens, question: str) -> list[int]:
+    """The longest prompt, of all thoughts."""
+    t = lens.tokenizer
+    return [*t.encode(question + "\n"), t.start_id, *[t.latent_id] * lens.n_thoughts, t.end_id]
+
+
 def test_a_question_that_cannot_be_asked_is_refused(twin, checkpoints):
     lens = open_lens(twin, checkpoints["pairs"])
     with pytest.raises(UserError, match="question: is empty"):
@@ -455,6 +494,29 @@ def test_terminal_tables_have_colour_unless_no_color_is_set(twin, checkpoints, m
     assert "\x1b[1m" in shown[""] and "\x1b[33m" not in shown["1"]
     # What data say is never acted on by the terminal.
     assert all("\x1b[31mred" not in text and "\\x1b[31mred" in text for text in shown.values())
+
+
+@pytest.mark.parametrize("kind", ["step", "thought"])
+def test_on_a_narrow_terminal_no_word_and_no_number_is_broken(twin, tmp_path, monkeypatch, kind):
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    path = write_checkpoint(tmp_path / "six", "statements", n_thoughts=6)
+    found = open_lens(twin, path).inspect(QUESTION, max_new_tokens=2)
+    texts = {}
+    for columns in ("80", "200"):
+        monkeypatch.setenv("COLUMNS", columns)
+        stream = io.StringIO()
+        Tables(stream).show(found, kind)
+        texts[columns] = stream.getvalue()
+        attention, tree = texts[columns].split("Attention of")[1].split("Latent tree")
+        for word in ("lempus", "jompus", "rempus"):
+            assert sum(line.split()[:1] == [word] for line in tree.splitlines()) == 1
+        # One line a segment: the sentences, the start marker, the thoughts.
+        cells = [line for line in attention.splitlines() if "%" in line]
+        assert len(cells) == len(found.segments)
+        assert all(len(line) <= int(columns) for line in tree.splitlines() if "%" in line)
+    assert "after 1" in texts["200"] and "after 1" not in texts["80"].split("Latent tree")[1]
+    wide_tree = texts["200"].split("Latent tree")[1]
+    assert ("after 0" in wide_tree) == (kind == "step")  # before the first there is none to read
 
 
 @pytest.mark.parametrize(

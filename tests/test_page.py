@@ -65,16 +65,24 @@ def test_the_command_writes_the_page_whole_or_not_at_all(twin, checkpoint, tmp_p
     out = tmp_path / "page.html"
     main(twin.__name__, twin.run.make_backend, [*argv, "--html", str(out)])
     assert data_of(out.read_text())["items"][0]["question"] == QUESTION
-    with pytest.raises(SystemExit):
-        main(twin.__name__, twin.run.make_backend, [*argv, "--html", str(tmp_path / "no" / "x")])
-    assert "cannot be written" in capsys.readouterr().err
+    for wrong, message in ((out / "x", "cannot be written"), (tmp_path, "is a folder; name a")):
+        with pytest.raises(SystemExit):
+            main(twin.__name__, twin.run.make_backend, [*argv, "--html", str(wrong)])
+        assert message in capsys.readouterr().err
     assert [path.name for path in tmp_path.iterdir()] == ["page.html"]
+
+
+def test_the_page_opens_with_the_reading_asked_for(twin, checkpoint, tmp_path):
+    argv = ["--model", str(checkpoint), "--question", QUESTION, "--max-new-tokens", "2"]
+    for asked, kind in (([], "step"), (["--reading", "answer"], "answer")):
+        main(twin.__name__, twin.run.make_backend, [*argv, *asked, "--html", f"{tmp_path}/a.html"])
+        assert data_of((tmp_path / "a.html").read_text())["own_reading"] == kind
 
 
 @pytest.fixture(scope="module")
 def server(checkpoint):
     options = argparse.Namespace(
-        model=str(checkpoint), data=None, idx=None, question=None, latents=None,
+        model=str(checkpoint), base=None, data=None, idx=None, question=None, latents=None,
         max_new_tokens=2, top=3, port=0,
     )  # fmt: skip
     twin = load_twin(CHOSEN[0])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import json
 from pathlib import Path
 
 import pytest
@@ -66,7 +67,9 @@ def test_it_opens_in_transformers_with_the_same_tokens():
 
 def test_thoughts_matter(tmp_path, monkeypatch):
     monkeypatch.chdir(ROOT)
-    keys = [f"save_path={tmp_path}", "n_latents=0"]
+    few = prosqa.read(ROOT / "data" / "prosqa_test.json")[:100]
+    (tmp_path / "few.json").write_text(json.dumps(few))
+    keys = [f"save_path={tmp_path}", "n_latents=0", f"val_path={tmp_path}/few.json"]
     config = load_config("args/prosqa_coconut_eval.yaml", keys)
     twin = f"{CHOSEN[0]}_coconut"
     run = importlib.import_module(f"{twin}.run")
