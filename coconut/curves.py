@@ -12,8 +12,11 @@ import yaml
 from coconut.console import LOG
 from coconut.errors import UserError
 
-Position = tuple[float, float]
-"""(epoch, step in it) of an event; an evaluation stands behind every step of its epoch."""
+Position = tuple[float, float, int]
+"""(epoch, step in it, place in EVENTS); an evaluation stands behind every step of its epoch."""
+
+EVENTS = ("train", "eval", "thoughts")
+"""What is drawn, in the order in which the log has them at one place."""
 
 NOT_CURVES = (
     "time",
@@ -126,7 +129,7 @@ def _read_log(path: Path) -> tuple[list[dict[str, Any]], list[str]]:
             continue
         # LaTRO counts updates alone.
         has_place = _is_number(event.get("epoch")) or _is_number(event.get("step"))
-        if event["event"] in ("train", "eval") and has_place:
+        if event["event"] in EVENTS and has_place:
             events.append(event)
     if damaged:
         are = "line is" if len(damaged) == 1 else "lines are"
@@ -139,11 +142,11 @@ def _without_repeats(events: list[dict[str, Any]]) -> list[tuple[Position, dict[
     """Events in order; one that stands before others, after a resume, replaces all from there."""
     kept: list[tuple[Position, dict[str, Any]]] = []
     for event in events:
-        step = event.get("step")
+        step, kind = event.get("step"), EVENTS.index(event["event"])
         if _is_number(event.get("epoch")):
-            at = (float(event["epoch"]), float(step) if _is_number(step) else float("inf"))
+            at = (float(event["epoch"]), float(step) if _is_number(step) else float("inf"), kind)
         else:
-            at = (0.0, float(event["step"]) + (0.5 if event["event"] == "eval" else 0.0))
+            at = (0.0, float(event["step"]), kind)
         while kept and kept[-1][0] >= at:
             kept.pop()
         kept.append((at, event))

@@ -95,7 +95,14 @@ PANELS = (
     Panel("Speed of training", "tokens a second", (("train/tokens_per_second", "training"),)),
     Panel("Gradient norm", "before clipping", (("train/grad_norm", "training"),), is_log=True),
 )
-"""What every run logs. Further numbers of `train` and `eval` events get a panel by their name."""
+"""What every run logs. Further numbers of the log's events get a panel by their name."""
+THOUGHTS = {
+    "thoughts/scale": ("Scale of a thought", "rms over that of an embedding"),
+    "thoughts/step_cosine": ("A thought and the one before", "cosine"),
+    "thoughts/nearest_cosine": ("A thought and the nearest embedding", "cosine"),
+    "thoughts/effective_rank": ("Effective rank of a thought", "over the questions of a batch"),
+}
+"""(title, unit) of what each evaluation measures of the thoughts, a line a latent."""
 NO_PANEL = (
     *("train/lr", "eval/new_tokens", "eval/samples_per_second", "eval/n", "train/episode"),
     # LaTRO's under their published names, said by other panels already or constant.
@@ -112,13 +119,15 @@ def panels_of(runs: Sequence[RunHistory]) -> list[Panel]:
     """The panels that these runs have something for; unknown quantities come last, by name."""
     names = {name for run in runs for name in run.curves}
     known = {name for panel in PANELS for name, _ in panel.series}
-    others: dict[str, list[tuple[str, str]]] = {}
+    others: dict[tuple[str, str], list[tuple[str, str]]] = {}
     for name in sorted(names - known - set(NO_PANEL), key=_natural):
         event, _, path = name.partition("/")
         title, _, part = path.partition(".")
         word = " ".join(filter(None, [{"eval": "validation"}.get(event, ""), part]))
-        others.setdefault(title.replace("_", " ").capitalize(), []).append((name, word or "value"))
-    found = [Panel(title, "", tuple(series)) for title, series in others.items()]
+        plain = (title.replace("_", " ").capitalize(), "")
+        key = THOUGHTS.get(f"{event}/{title}", plain)
+        others.setdefault(key, []).append((name, word or "value"))
+    found = [Panel(title, unit, tuple(series)) for (title, unit), series in others.items()]
     shown = []
     for panel in (*PANELS, *found):
         series = tuple((n, word) for n, word in panel.series if n in names and _says(n, runs))
@@ -185,7 +194,7 @@ def _draw(ax: Any, panel: Panel, runs: Sequence[RunHistory]) -> None:
             colour = colours[s if is_single else r]
             x, mean, least, most = _thinned(run.curves[name])
             mean, least, most = ([factor * y for y in ys] for ys in (mean, least, most))
-            marker = "o" if name.startswith("eval/") and len(x) <= 40 else ""
+            marker = "o" if not name.startswith("train/") and len(x) <= 40 else ""
             dash = "-" if is_single else DASHES[s % len(DASHES)]
             # In a comparison the word is the dash's, said once.
             label = word if r == 0 or is_single else "_"

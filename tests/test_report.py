@@ -126,6 +126,22 @@ def test_quantities_logged_a_thought_share_a_panel(tmp_path):
     assert [word for _, word in titles["Thought norm"].series] == [str(i) for i in range(1, 12)]
 
 
+def test_thoughts_of_an_evaluation_are_drawn_a_line_a_latent(tmp_path):
+    def thoughts(epoch, *scale):
+        return {"event": "thoughts", "epoch": epoch, "scale": scale, "step_cosine": [None, 0.5]}
+
+    events = [train(1, 1, 1.0), evaluation(1, 0.5), thoughts(1, 2.0, 3.0), train(2, 1, 1.0)]
+    events += [evaluation(2, 0.5), thoughts(2, 9.0, 9.0)]
+    resumed = [evaluation(2, 0.6), thoughts(2, 4.0, 5.0)]  # in place of the second evaluation
+    run = read_history(run_directory(tmp_path / "a", events + resumed))
+    assert run.curves["eval/answer"].y == [0.5, 0.6]
+    assert run.curves["thoughts/scale.2"].y == [3.0, 5.0]
+    panels = {panel.title: panel for panel in panels_of([run])}
+    assert panels["Scale of a thought"].unit == "rms over that of an embedding"
+    assert [word for _, word in panels["Scale of a thought"].series] == ["1", "2"]
+    assert [word for _, word in panels["A thought and the one before"].series] == ["2"]
+
+
 def test_a_chain_that_cannot_be_wrong_is_not_drawn(tmp_path):
     def words(*cots: float) -> list[str]:
         events = [evaluation(i, 0.5, cot={"share": cot}) for i, cot in enumerate(cots, start=1)]
