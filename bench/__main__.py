@@ -221,6 +221,8 @@ def main() -> int:
     parser.add_argument("--repeats", type=int, default=2, help="timed updates a round")
     parser.add_argument("--model", type=Path, help="shipped checkpoint; default data/checkpoints/*")
     parser.add_argument("--data", type=Path, default=ROOT / "data" / "prosqa_test.json")
+    models = ("gpt2", "qwen")
+    parser.add_argument("--models", nargs="+", choices=models, default=models, help="for memory")
     options = parser.parse_args()
     if unknown := set(options.parts) - set(PARTS):
         parser.error(f"unknown part: {', '.join(sorted(unknown))}; known: {', '.join(PARTS)}")
@@ -253,9 +255,10 @@ def main() -> int:
             print("\nours, random GPT-2 small, 16 new tokens")
             results["sweep"] = bench.sweep(gpt2)
             plot(results["sweep"], about, ROOT / "docs" / "bench.png")
-        if "memory" in parts:
-            rows = random_sequences(4, 256, n_latents=6)
-            bench.memory("GPT-2 small, batch 4 x 256 tokens, 6 latents, float32", gpt2, rows)
+        if "memory" in parts and "gpt2" in options.models:
+            rows = random_sequences(2, 256, n_latents=6)
+            bench.memory("GPT-2 small, batch 2 x 256 tokens, 6 latents, float32", gpt2, rows)
+        if "memory" in parts and "qwen" in options.models:
             config = json.loads((ROOT / "args/models/qwen2_5_0_5b.json").read_text())
             qwen = random_model(Path(directory) / "qwen", config)
             rows = random_sequences(1, 128, n_latents=6)
