@@ -24,12 +24,17 @@ _PROBE = "zqxj"
 """An assistant's message that no template writes by itself."""
 
 
+def _place(config: RunConfig, tokenizer: Tokenizer) -> str:
+    """Where a run's tokenizer comes from, as its configuration says it."""
+    return config.tokenizer or config.load_model_path or config.model_id or tokenizer.name
+
+
 def uses_template(config: RunConfig, tokenizer: Tokenizer) -> bool:
     """Whether questions go into a chat template. Raises UserError if one is wanted and missing."""
     has_template = tokenizer.chat_template is not None
     if config.chat_template == "always" and not has_template:
         raise UserError(
-            tokenizer.name,
+            _place(config, tokenizer),
             "the tokenizer has no chat template; choose an instruction-tuned model, or set"
             " chat_template: auto",
         )
@@ -97,10 +102,12 @@ def pad_token(config: RunConfig, tokenizer: Tokenizer) -> int:
         named = llama[0] if llama in found else mistral[1] if mistral in found else named
     pad_id = None if named is None else tokenizer.token_id(named)
     if config.pad_token is not None and pad_id is None:
-        raise UserError(tokenizer.name, f"pad_token: {config.pad_token!r} is no token of it")
+        raise UserError(
+            _place(config, tokenizer), f"pad_token: the tokenizer has no token {config.pad_token!r}"
+        )
     if pad_id is None or pad_id == tokenizer.eos_id:
         raise UserError(
-            tokenizer.name,
+            _place(config, tokenizer),
             "the tokenizer has no padding token of its own, and eos must not stand in for it; name"
             " one that is never written (pad_token), or set stop_token: eos",
         )

@@ -92,7 +92,9 @@ class DataSet:
             raise UserError(path, f"no such file; {self.data.HOW}")
         items = self.data.read(path)
         if not items:
-            raise UserError(path, "holds no items")
+            raise UserError(path, "holds no items; is it the right file?")
+        problems = [f"item {i}: {text}" for i, item in enumerate(items) for text in _wrong(item)]
+        raise_all(path, problems)
         return items
 
     def _held_out(self, items: Sequence[Item], path: str) -> set[int]:
@@ -111,6 +113,24 @@ class DataSet:
         last = sorted(hashes)[n - 1]
         # <=: the same question again goes to the same side.
         return {i for i, h in enumerate(hashes) if h <= last}
+
+
+def _wrong(item: Item) -> list[str]:
+    """What an item lacks that every data set's `read` has to give."""
+    found = []
+    for name in ("question", "groundtruth", "rationales"):
+        text = item.get(name)
+        if name == "rationales" and text is None:
+            continue
+        if not isinstance(text, str):
+            found.append(f"{name} must be text, got {type(text).__name__}")
+        elif not text.strip() and name == "groundtruth":
+            found.append("has no answer; add one, or take the item out")
+        elif not text.strip() and name == "rationales":
+            found.append("its rationale is empty; write one, or leave it out of the item")
+        elif not text.strip():
+            found.append("its question is empty")
+    return found
 
 
 class Questions(DataSet):
@@ -145,9 +165,6 @@ class Questions(DataSet):
         end = tokenizer.spelled(self.end_id)
         prepared, problems = [], []
         for idx, item in numbered:
-            if not item["groundtruth"].strip():
-                problems.append(f"item {idx}: has no answer; add one, or take the item out")
-                continue
             text = data.response(item)
             gold = data.answer(text, item)
             if not gold:

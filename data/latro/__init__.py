@@ -46,10 +46,15 @@ def parse_name(dataset_name: str) -> tuple[str, int]:
     return (found[1], int(found[2])) if found else (dataset_name, 0)
 
 
+def _files(module: ModuleType) -> dict[str, str]:
+    return getattr(module, "FILES", {"train": "", "test": ""})
+
+
 def load(name: str) -> ModuleType:
     """The module of a data set. Raises UserError if it lacks something every data set has."""
     module = importlib.import_module(f"data.latro.{name}")
     missing = [part for part in REQUIRED if not hasattr(module, part)]
+    missing += [f"FILES[{part!r}]" for part in ("train", "test") if part not in _files(module)]
     if missing:
         raise UserError(
             str(module.__file__), f"lacks {', '.join(missing)}; docs/data_sets.md shows a whole one"

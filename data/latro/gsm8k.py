@@ -1,4 +1,8 @@
-"""GSM8K for LaTRO: grade-school mathematics with written solutions (Cobbe et al. 2021)."""
+"""GSM8K for LaTRO: grade-school mathematics with written solutions (Cobbe et al. 2021).
+
+The eight worked examples of gsm8k_8shot.txt are those of Wei et al. 2022, "Chain-of-Thought
+Prompting Elicits Reasoning in Large Language Models" (arXiv 2201.11903, appendix).
+"""
 
 from __future__ import annotations
 

@@ -1,0 +1,194 @@
+"""What is wrong with a run over a data set: one line with file, place and remedy, status 2."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from chat_tokenizers import CONTROL, TEMPLATES, chat_tokenizer
+from tiny import chat_model, data_set_config
+
+from coconut.cli import main
+from data import latro
+from data.latro import chains
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory) -> Path:
+    return chat_model(tmp_path_factory.mktemp("models") / "model")
+
+
+@pytest.fixture
+def run(tmp_path, model) -> Path:
+    """The YAML file of a LaTRO run that is right."""
+    (tmp_path / "model").symlink_to(model)
+    data_set_config(tmp_path, method="sft")  # writes the data
+    values = {
+        "method": "latro",
+        "model_id": str(tmp_path / "model"),
+        "dataset_name": "chains",
+        "train_path": str(tmp_path / "train.jsonl"),
+        "test_path": str(tmp_path / "test.jsonl"),
+        "save_path": str(tmp_path / "runs"),
+        "validation_items": 6,
+        "response_length": 6,
+        "rloo_k": 4,
+    }
+    (tmp_path / "run.yaml").write_text(json.dumps(values))
+    return tmp_path / "run.yaml"
+
+
+def complaint(capsys, run: Path, *overrides: str, flags=("--check",)) -> str:
+    """What the command says; it must be a line, with status 2 and without a file."""
+
+    def no_backend(*_, **__):
+        raise AssertionError("no model is to be built")
+
+    before = sorted(run.parent.rglob("*"))
+    with pytest.raises(SystemExit) as stopped:
+        main("mlx_coconut", no_backend, [str(run), *overrides, *flags])
+    out, err = capsys.readouterr()
+    assert stopped.value.code == 2 and err.count("\n") == 1 and "Traceback" not in err
+    assert out == "" and sorted(run.parent.rglob("*")) == before
+    return err.strip()
+
+
+def replace_line(path: Path, number: int, **fields) -> None:
+    lines = path.read_text().splitlines()
+    lines[number] = json.dumps(json.loads(lines[number]) | fields)
+    path.write_text("".join(line + "\n" for line in lines))
+
+
+@pytest.mark.parametrize("flags", [(), ("--check",)], ids=["run", "check"])
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        (
+            "dataset_name=chain",
+            "{run}: dataset_name: no data set 'chain', did you mean chains?; docs/data_sets.md says"
+            " how to add one",
+        ),
+        ("rloo_k=1", "{run}: rloo_k: must be at least 2: a single sample has no siblings"),
+        (
+            "rloo_k=5",
+            "{run}: rloo_k: 4 rows x 12 micro-batches make 48 rollouts an update, which must be a"
+            " multiple of rloo_k (5); change",
+        ),
+        (
+            "rloo_k=2",
+            "{dir}/train.jsonl: 18 prompts are fewer than the 24 of one update; lower",
+        ),
+        ("stop_seqs=['']", "{run}: stop_seqs: an empty text would end every rationale at once"),
+        ("validation_items=24", "{dir}/train.jsonl: has 24 items: lower validation_items (24)"),
+        ("train_path={dir}/test.jsonl", "{dir}/test.jsonl: is the test split; another file"),
+        ("val_path={dir}/test.jsonl", "{dir}/test.jsonl: is the test split; another file"),
+        ("test_path={dir}/none.jsonl", "{run}: test_path: no such file: {dir}/none.jsonl"),
+        ("dataset_name=chains_8shot", "{run}: dataset_name: chains_8shot puts examples first"),
+        ("pad_token='<nothing>'", "{dir}/model: pad_token: the tokenizer has no token '<nothing>'"),
+        ("response_length=600", "{dir}/runs/latro__0: response_length: the longest question and"),
+    ],
+)
+def test_a_wrong_key(run, capsys, override, said, flags):
+    places = {"run": run, "dir": run.parent}
+    found = complaint(capsys, run, override.format(**places), flags=flags)
+    assert found.startswith(said.format(**places))
+
+
+@pytest.mark.parametrize("method", ["latro", "sft"])
+@pytest.mark.parametrize("split", ["train", "test"])
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        ({"groundtruth": " "}, "line 3: field 'groundtruth' is empty"),
+        ({"groundtruth": 4}, "line 3: field 'groundtruth' must be a string, got int"),
+        ({"rationales": ""}, "line 3: field 'rationales' is empty"),
+    ],
+)
+def test_a_broken_item_is_named_by_its_line(run, capsys, method, split, fields, said):
+    path = run.parent / f"{split}.jsonl"
+    replace_line(path, 2, **fields)
+    overrides = [f"method={method}", *(["rloo_k=4"] if method == "latro" else [])]
+    if method == "sft":
+        values = json.loads(run.read_text())
+        del values["rloo_k"]
+        run.write_text(json.dumps(values))
+        overrides = ["method=sft"]
+    if split == "test":
+        overrides += ["only_eval=True"]
+    assert complaint(capsys, run, *overrides) == f"{path} {said}"
+
+
+@pytest.mark.parametrize(
+    ("item", "said"),
+    [
+        ({"question": "1", "groundtruth": " "}, "item 0: has no answer; add one, or take the item"),
+        ({"question": "1"}, "item 0: groundtruth must be text, got NoneType"),
+        ({"question": " ", "groundtruth": "1"}, "item 0: its question is empty"),
+        (
+            {"question": "1", "groundtruth": "1", "rationales": " "},
+            "item 0: its rationale is empty; write one, or leave it out of the item",
+        ),
+        (
+            {"question": "1", "groundtruth": "no number"},
+            "item 0: its answer 'no number' cannot be read; correct it, or take the item out",
+        ),
+    ],
+)
+def test_what_a_users_own_reader_gives_is_checked(run, capsys, monkeypatch, item, said):
+    good = [{"question": f"q{i}", "groundtruth": "1"} for i in range(30)]
+    monkeypatch.setattr(chains, "read", lambda path: [item, *good])
+    digit = lambda output, item: output[1:] if output[1:].isdigit() else ""  # noqa: E731
+    monkeypatch.setattr(chains, "answer", digit)
+    found = complaint(capsys, run, "only_eval=True")
+    assert found.startswith(f"{run.parent / 'test.jsonl'}: {said}")
+
+
+def test_an_empty_file(run, capsys):
+    (run.parent / "train.jsonl").write_text("\n")
+    assert complaint(capsys, run) == f"{run.parent / 'train.jsonl'}: holds no items"
+
+
+def test_a_file_that_is_not_there_says_how_to_get_it(run, capsys, monkeypatch):
+    monkeypatch.setitem(chains.FILES, "train", "data/cache/missing.jsonl")
+    values = json.loads(run.read_text())
+    del values["train_path"]
+    run.write_text(json.dumps(values))
+    found = complaint(capsys, run)
+    assert found == f"data/cache/missing.jsonl: no such file; {chains.HOW}"
+
+
+def test_a_chat_template_that_is_wanted_and_missing(run, capsys, tmp_path, model):
+    (run.parent / "model").unlink()
+    plain = chat_model(tmp_path / "model", template=None)
+    found = complaint(capsys, run, "chat_template=always")
+    assert found == (
+        f"{plain}: the tokenizer has no chat template; choose an instruction-tuned model, or set"
+        " chat_template: auto"
+    )
+
+
+def test_a_tokenizer_without_a_padding_token_of_its_own(run, capsys, tmp_path):
+    template = TEMPLATES["chatml"]
+    control = tuple(t for t in CONTROL if t not in ("<pad>", "<|eot_id|>"))
+    chat_tokenizer(tmp_path / "bare", template, eos="<|im_end|>", pad=None, control=control)
+    found = complaint(capsys, run, f"tokenizer={tmp_path / 'bare'}")
+    assert found == (
+        f"{tmp_path / 'bare'}: the tokenizer has no padding token of its own, and eos must not"
+        " stand in for it; name one that is never written (pad_token), or set stop_token: eos"
+    )
+
+
+def test_a_data_set_that_lacks_a_part(run, capsys, monkeypatch):
+    monkeypatch.delattr(chains, "HOW")
+    monkeypatch.delitem(chains.FILES, "test")
+    found = complaint(capsys, run)
+    assert (
+        found == f"{chains.__file__}: lacks HOW, FILES['test']; docs/data_sets.md shows a whole one"
+    )
+
+
+def test_every_data_set_that_ships_is_whole():
+    for name in latro.names():
+        module = latro.load(name)
+        assert module.HOW and set(module.FILES) <= {"train", "validation", "test"}
