@@ -25,13 +25,14 @@ from typing import Any
 
 import numpy as np
 
+from coconut.architectures import TRIED, is_borrowed
 from coconut.checkpoint import CHECKSUMS, read_json, sha256, weight_files
 from coconut.config import Lora, lora_of
 from coconut.errors import UserError
 
 TRAINED, ADAPTER_CONFIG = "trained.safetensors", "adapter_config.json"
-BLOCKS = {"gpt2": "h", "qwen2": "layers"}
-"""Where an architecture keeps its blocks."""
+FUSED = ("phi3",)
+"""Whose blocks hold query, key and value in one layer, and gate and up in one."""
 LEAVES = ("lora_a", "lora_b", "m")
 """Names of an adapter's arrays, mlx_lm's."""
 
@@ -68,10 +69,24 @@ def linear_layers(config: Mapping[str, Any]) -> dict[str, tuple[int, int]]:
             "mlp.c_fc": (width, inner),
             "mlp.c_proj": (inner, width),
         }
+    if is_borrowed(config) and config["model_type"] not in TRIED:
+        raise UserError(
+            "lora",
+            f"the linear layers of a {config['model_type']} are not known here, those of"
+            f" {', '.join(TRIED)} are; train it whole: remove the keys of lora",
+        )
     width, inner = config["hidden_size"], config["intermediate_size"]
     heads = config["num_attention_heads"]
     size = config.get("head_dim") or width // heads
     shared = size * (config.get("num_key_value_heads") or heads)
+    fused = {
+        "self_attn.qkv_proj": (width, heads * size + 2 * shared),
+        "self_attn.o_proj": (heads * size, width),
+        "mlp.gate_up_proj": (width, 2 * inner),
+        "mlp.down_proj": (inner, width),
+    }
+    if config["model_type"] in FUSED:
+        return fused
     return {
         "self_attn.q_proj": (width, heads * size),
         "self_attn.k_proj": (width, shared),
@@ -86,6 +101,11 @@ def linear_layers(config: Mapping[str, Any]) -> dict[str, tuple[int, int]]:
 def n_layers(config: Mapping[str, Any]) -> int:
     """Blocks of a model, by the field of its architecture."""
     return config["n_layer"] if config["model_type"] == "gpt2" else config["num_hidden_layers"]
+
+
+def blocks(config: Mapping[str, Any]) -> str:
+    """Path of the list of blocks in a model."""
+    return {"gpt2": "h", "qwen2": "layers"}.get(config["model_type"], "model.layers")
 
 
 def targets(config: Mapping[str, Any], lora: Lora) -> list[str]:
@@ -117,10 +137,10 @@ def adapted_layers(config: Mapping[str, Any], lora: Lora) -> dict[str, tuple[int
             raise UserError(
                 "lora.group_size", f"{lora.group_size} does not divide the inputs of {odd[0]}"
             )
-    blocks = range(total - (lora.layers or total), total)
+    numbers = range(total - (lora.layers or total), total)
     return {
-        f"{BLOCKS[config['model_type']]}.{block}.{path}": shapes[path]
-        for block in blocks
+        f"{blocks(config)}.{block}.{path}": shapes[path]
+        for block in numbers
         for path in targets(config, lora)
     }
 
@@ -129,7 +149,8 @@ def vocabulary(config: Mapping[str, Any]) -> tuple[str, ...]:
     """Paths of the modules with a row a token: the embedding, and a head of its own."""
     if config["model_type"] == "gpt2":
         return ("wte",)
-    return ("embed_tokens",) if config.get("tie_word_embeddings") else ("embed_tokens", "lm_head")
+    table = "model.embed_tokens" if is_borrowed(config) else "embed_tokens"
+    return (table,) if config.get("tie_word_embeddings") else (table, "lm_head")
 
 
 def trained_shapes(
@@ -305,13 +326,15 @@ def to_mlx_lm(
     return out
 
 
-def from_mlx_lm(adapter: Adapter, arrays: Mapping[str, Any]) -> dict[str, Any]:
+def from_mlx_lm(
+    adapter: Adapter, config: Mapping[str, Any], arrays: Mapping[str, Any]
+) -> dict[str, Any]:
     """The factors of `to_mlx_lm`'s arrays; the rows are in trained.safetensors, exactly."""
     factors = {}
     for name, w in arrays.items():
-        name = name.removeprefix("model.")
+        name = own_name(config, name)
         path, leaf = name.rsplit(".", 1)
-        if path in ("wte", "embed_tokens", "lm_head"):
+        if path in vocabulary(config):
             continue
         if leaf == "lora_a":
             w = w[:, : adapter.lora.rank]
@@ -341,6 +364,11 @@ def _rank_in_file(adapter: Adapter) -> int:
     return max(adapter.lora.rank, len(adapter.rows))
 
 
+def own_name(config: Mapping[str, Any], name: str) -> str:
+    """Our name of an array that mlx_lm calls by this one."""
+    return name if is_borrowed(config) else name.removeprefix("model.")
+
+
 def _mlx_name(name: str) -> str:
-    """mlx_lm keeps all but the head under `model`."""
-    return name if name.startswith("lm_head") else f"model.{name}"
+    """mlx_lm keeps all but the head under `model`, and so do borrowed models."""
+    return name if name.startswith(("lm_head", "model.")) else f"model.{name}"

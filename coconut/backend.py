@@ -15,6 +15,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from coconut.adapters import Adapter
+from coconut.architectures import n_positions
 from coconut.batch import Batch
 from coconut.feedback import Setup
 from coconut.rollouts import RolloutBatch
@@ -270,5 +271,5 @@ class Source:
 
     @property
     def n_positions(self) -> int | None:
-        """Positions the model has, by the field of its architecture."""
-        return self.config.get("n_positions", self.config.get("max_position_embeddings"))
+        """Positions the model has, or of a borrowed one those within its sliding window."""
+        return n_positions(self.config)

@@ -22,10 +22,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from coconut.architectures import check_architecture, resolved
 from coconut.errors import UserError
 
 FORMAT_VERSION = 1
-MODEL_TYPES = ("gpt2", "qwen2")
 CONFIG, COCONUT, CHECKSUMS = "config.json", "coconut.json", "checksums.json"
 WEIGHTS, WEIGHTS_INDEX = "model.safetensors", "model.safetensors.index.json"
 ADAPTERS = "adapters.safetensors"
@@ -322,22 +322,13 @@ def index_files(path: Path) -> list[str]:
     return sorted(set(weight_map.values()))
 
 
-def check_architecture(config: dict[str, Any], where: str) -> None:
-    """Raise UserError unless config.json describes a model that is supported."""
-    model_type = config.get("model_type")
-    if model_type not in MODEL_TYPES:
-        raise UserError(
-            where,
-            f"model_type {model_type!r} is not supported; supported: {', '.join(MODEL_TYPES)}",
-        )
-
-
 def describe(directory: Path, with_weights: bool = True) -> dict[str, Any]:
     """What a checkpoint is, without opening its weights in a framework.
 
     with_weights False: without looking at the weight files, which need not be there.
-    Returns config (config.json), coconut (coconut.json; None for a plain Hugging Face directory),
-    model_type, tensors (name to TensorEntry, all shards) and bytes (of the weight files).
+    Returns config (config.json; of a borrowed model as `resolved`), coconut (coconut.json; None for
+    a plain Hugging Face directory), model_type, tensors (name to TensorEntry, all shards) and bytes
+    (of the weight files).
     Raises UserError: no directory, no or unsupported config.json, a newer format, damaged weights.
     """
     directory = Path(directory)
@@ -349,6 +340,10 @@ def describe(directory: Path, with_weights: bool = True) -> dict[str, Any]:
         raise UserError(str(directory), f"no {CONFIG}: not a checkpoint directory")
     config = read_json(directory / CONFIG)
     check_architecture(config, str(directory / CONFIG))
+    try:
+        config = resolved(config)
+    except ValueError as error:
+        raise UserError(str(directory / CONFIG), f"{error}: not supported") from None
     coconut = None
     if (directory / COCONUT).exists():
         coconut = read_json(directory / COCONUT)

@@ -7,13 +7,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from coconut.architectures import check_architecture
 from coconut.checkpoint import (
     COCONUT,
     CONFIG,
     FEEDBACK,
     WEIGHTS,
     WEIGHTS_INDEX,
-    check_architecture,
     index_files,
     read_json,
 )

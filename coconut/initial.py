@@ -8,6 +8,8 @@ from typing import Any
 
 import numpy as np
 
+from coconut.architectures import GEMMAS
+
 RESIDUAL_OUT = ("attn.c_proj.weight", "mlp.c_proj.weight")
 """GPT-2's projections into the residual stream, scaled down by sqrt(2 L) as published."""
 
@@ -17,9 +19,9 @@ def initial_weights(
 ) -> dict[str, np.ndarray]:
     """float32 weights for Hugging Face names and shapes.
 
-    Matrices are normal with config's initializer_range, biases 0, norm weights 1; GPT-2's positions
-    are sinusoids if config's position_initializer (a field of ours) says so. Every tensor has
-    a stream of its own, made from its name and the seed.
+    Matrices are normal with config's initializer_range, biases 0, norm weights 1 (Gemma: 0);
+    GPT-2's positions are sinusoids if config's position_initializer (a field of ours) says so.
+    Every tensor has a stream of its own, made from its name and the seed.
     """
     std = config.get("initializer_range", 0.02)
     n_layers = config.get("n_layer") or config.get("num_hidden_layers") or 1
@@ -28,7 +30,8 @@ def initial_weights(
         if name.endswith("bias"):
             w = np.zeros(shape)
         elif len(shape) == 1:
-            w = np.ones(shape)
+            # Gemma's norms multiply by 1 + their weight.
+            w = np.zeros(shape) if config.get("model_type") in GEMMAS else np.ones(shape)
         elif name == "wpe.weight" and config.get("position_initializer") == "sinusoid":
             w = _sinusoids(*shape) * std * math.sqrt(2)
         else:

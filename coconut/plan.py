@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from coconut.adapters import check_twin, in_words, n_trained
+from coconut.architectures import check_architecture, is_borrowed, n_positions
 from coconut.backend import Source
 from coconut.config import DATASET_METHODS, WITH_LATENTS, RunConfig
 from coconut.console import Console
@@ -219,18 +220,18 @@ def _not_downloaded(config: RunConfig, name: str) -> Model:
 
 
 def shape_of(model: dict[str, Any], vocab_size: int, where: str) -> Shape:
-    """Sizes of a GPT-2 or Qwen2 from its config.json, with vocab_size rows in the embedding.
+    """Sizes of a model from its config.json, with vocab_size rows in the embedding.
 
+    Of a borrowed one n_params counts the matrices and two norms a block, as Llama has them.
     Raises UserError naming what is missing or is no size.
     """
-    is_gpt2 = model.get("model_type") == "gpt2"
-    if not is_gpt2 and model.get("model_type") != "qwen2":
-        kind = model.get("model_type")
-        raise UserError(where, f"model_type {kind!r} is not supported; supported: gpt2, qwen2")
+    check_architecture(model, where)
+    is_gpt2 = model["model_type"] == "gpt2"
     names = ["n_positions", "n_embd", "n_layer", "n_head"]
     if not is_gpt2:
         names = ["max_position_embeddings", "hidden_size", "num_hidden_layers"]
         names += ["num_attention_heads", "num_key_value_heads", "intermediate_size"]
+        names += ["head_dim"] * (model.get("head_dim") is not None)
     elif model.get("n_inner") is not None:
         names.append("n_inner")
     problems = [
@@ -241,18 +242,22 @@ def shape_of(model: dict[str, Any], vocab_size: int, where: str) -> Shape:
     if problems:
         raise UserError(where, *problems)
     positions, width, layers, heads, *rest = (model[name] for name in names)
-    if width % heads:
+    if width % heads and model.get("head_dim") is None:
         raise UserError(where, f"width {width} cannot be divided among {heads} heads")
     if is_gpt2:
         kv, inner = width, rest[0] if rest else 4 * width
         block = 4 * width + (4 * width + 4) * width + 2 * inner * width + inner + width
         n_params = (vocab_size + positions) * width + layers * block + 2 * width
     else:
-        kv, inner = width // heads * rest[0], rest[1]
-        attention = 2 * width * width + 2 * width * kv + width + 2 * kv
+        size = rest[2] if len(rest) > 2 else width // heads
+        kv, own, inner = size * rest[0], size * heads, rest[1]
+        attention = 2 * width * own + 2 * width * kv
+        if not is_borrowed(model):
+            attention += own + 2 * kv  # biases
         block = attention + 3 * width * inner + 2 * width
         tables = 1 if model.get("tie_word_embeddings", False) else 2
         n_params = tables * vocab_size * width + layers * block + width
+    positions = n_positions(model) or positions
     return Shape(vocab_size, positions, width, layers, heads, kv, inner, n_params)
 
 

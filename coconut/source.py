@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from coconut.adapters import Adapter, fingerprint, is_adapter, read_adapter
+from coconut.architectures import check_architecture, resolved
 from coconut.backend import Source
 from coconut.checkpoint import COCONUT, CONFIG, describe, latest, read_json, verify
 from coconut.config import LATENT_GROWTH, METHODS, WITH_FEEDBACK, Lora, RunConfig
@@ -165,7 +166,13 @@ def _check_trainable(
 
 def _from_config(config: RunConfig) -> Opened:
     assert config.model_config_path and config.tokenizer, "checked with the configuration"
-    model = read_json(Path(config.model_config_path))
+    where = config.model_config_path
+    model = read_json(Path(where))
+    check_architecture(model, where)
+    try:
+        model = resolved(model)
+    except ValueError as error:
+        raise UserError(where, f"{error}: not supported") from None
     return _opened(config, model, None, load_tokenizer(config.tokenizer), None)
 
 

@@ -27,16 +27,17 @@ if not __package__:  # run as `python convert/adapters.py`
 
 from coconut.adapters import (
     ADAPTER_CONFIG,
-    BLOCKS,
     TRAINED,
     Adapter,
     adapted_layers,
     adapter_config,
+    blocks,
     check_arrays,
     fingerprint,
     from_mlx_lm,
     linear_layers,
     n_layers,
+    own_name,
     read_adapter,
     vocabulary,
 )
@@ -63,7 +64,7 @@ PEFT_WEIGHTS = "adapter_model.safetensors"
 PREFIX = "base_model.model."
 """What peft puts before every name."""
 BODY = {"gpt2": "transformer.", "qwen2": "model."}
-"""What the causal model of transformers puts before all modules but its head."""
+"""What the causal model of transformers puts before all modules but its head, where we do not."""
 LEAVES = {"lora_A.weight": "lora_a", "lora_B.weight": "lora_b", "lora_magnitude_vector": "m"}
 ROWS = "token_adapter.trainable_tokens_delta"
 """peft's name of trained rows: the rows themselves, not their change."""
@@ -98,9 +99,9 @@ def main(argv: Sequence[str] | None = None) -> None:
 def to_peft(source: Path, target: Path) -> None:
     """A checkpoint of ours -> what `peft.PeftModel.from_pretrained(base, DST)` opens."""
     adapter, config = read_adapter(source), describe(source)["config"]
-    arrays = from_mlx_lm(adapter, _read(source / ADAPTERS)) | _read(source / TRAINED)
+    arrays = from_mlx_lm(adapter, config, _read(source / ADAPTERS)) | _read(source / TRAINED)
     check_arrays({n: w.shape for n, w in arrays.items()}, config, adapter)
-    lora, body = adapter.lora, BODY[config["model_type"]]
+    lora, body = adapter.lora, BODY.get(config["model_type"], "")
     tensors = {_peft_name(name, body): _turned(name, w) for name, w in arrays.items()}
     with write_atomically(target) as partial:
         write_json(
@@ -138,13 +139,13 @@ def to_ours(source: Path, target: Path, settings: dict[str, Any], given: str | N
         raise UserError(str(source), f"its base {name} is no directory here; name it with --base")
     base = Path(name).resolve()
     config = describe(base)["config"]
-    body = BODY[config["model_type"]]
+    body = BODY.get(config["model_type"], "")
     if is_peft:
         arrays = _from_peft(_read(source / PEFT_WEIGHTS), body)
         lora, rows = _peft_settings(settings, str(source)), _peft_rows(settings, config)
     else:
         arrays = _read(source / ADAPTERS)
-        arrays = {n.removeprefix("model."): w for n, w in arrays.items()}
+        arrays = {own_name(config, n): w for n, w in arrays.items()}
         lora, rows = _mlx_lm_settings(settings, str(source)), ()
     lora = Lora(**{**vars(lora), **_places(arrays, config, str(source))})
     new = range(config["vocab_size"], max((*rows, -1)) + 1)
@@ -253,7 +254,7 @@ def _places(
     arrays: Mapping[str, np.ndarray], config: Mapping[str, Any], where: str
 ) -> dict[str, Any]:
     """targets and layers, read off the names: all that settings may say differently."""
-    pattern = re.compile(rf"{BLOCKS[config['model_type']]}\.(\d+)\.(.+)\.lora_a")
+    pattern = re.compile(rf"{re.escape(blocks(config))}\.(\d+)\.(.+)\.lora_a")
     found: dict[int, set[str]] = {}
     for name in arrays:
         if match := pattern.fullmatch(name):

@@ -10,13 +10,18 @@ key is made from one (`official_name`).
 
 from __future__ import annotations
 
+import importlib
+import importlib.util
 import re
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
+from coconut.architectures import check_architecture
 from coconut.errors import UserError
 
+TWINS = {"torch": "cuda_coconut", "mlx": "mlx_coconut"}
+"""Framework -> the twin that is written in it."""
 Shape = tuple[int, ...]
 
 COCONUT_PREFIX = "base_causallm."
@@ -74,13 +79,24 @@ def strip_wrappers(name: str) -> str:
     return _WRAPPERS.sub("", name)
 
 
-def architecture(model_type: object, where: str) -> Architecture:
-    """The table of a model_type. Raises UserError if there is none."""
-    found = ARCHITECTURES.get(model_type) if isinstance(model_type, str) else None
-    if found is None:
-        known = ", ".join(ARCHITECTURES)
-        raise UserError(where, f"model_type {model_type!r} cannot be converted; known: {known}")
-    return found
+def architecture(config: Mapping[str, Any], where: str) -> Architecture:
+    """The table of a config's model_type. Raises UserError if such a model is not supported."""
+    check_architecture(config, where)
+    found = ARCHITECTURES.get(config["model_type"])
+    if found is not None:
+        return found
+    # Borrowed models are called as in the hub, by us and by their libraries.
+    return replace(QWEN2, model_type=config["model_type"], shapes=_borrowed_shapes)
+
+
+def _borrowed_shapes(config: Mapping[str, Any], where: str) -> dict[str, Shape]:
+    """What the library that a twin borrows the model from builds."""
+    twin = next((t for t in reversed(TWINS) if importlib.util.find_spec(t)), None)
+    if twin is None:
+        raise UserError(where, "needs mlx or torch to know this model: pip install one of them")
+    models, weights = (importlib.import_module(f"{TWINS[twin]}.{n}") for n in ("models", "weights"))
+    model, module = models.build(dict(config), where)
+    return {n: tuple(w.shape) for n, w in weights.hf_weights(model, module).items()}
 
 
 def gpt2_config(shapes: Mapping[str, Shape], where: str) -> tuple[dict[str, Any], list[str]]:

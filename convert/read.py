@@ -98,16 +98,14 @@ def read(source: Path, config_path: Path | None = None) -> Checkpoint:
 
 def _read_bare(source: Path, config_path: Path | None) -> Checkpoint:
     raw, is_torch = read_file(source)
-    foreign, found, has_latents = _named(raw, str(source))
     notes = []
     where = str(source)  # of the config, where there is one
+    config: dict[str, Any] | None = None
     if config_path is not None:
         path = config_path / CONFIG if config_path.is_dir() else config_path
         where, config = str(path), read_json(path)
-        if architecture(config.get("model_type"), where) is not found:
-            raise UserError(
-                where, f"model_type {config['model_type']}, but {source} is a {found.model_type}"
-            )
+    foreign, found, has_latents = _named(raw, str(source), config, where)
+    if config is not None:
         shape = next(t.shape for n, t in foreign.items() if found.hub_name(n) == found.embedding)
         rows = shape[0] if shape else 0
         if config.get("vocab_size") != rows:
@@ -139,14 +137,10 @@ def _read_directory(source: Path) -> Checkpoint:
             str(source), f"no {CONFIG}; for a bare state dict give the file itself, not its folder"
         )
     config = read_json(source / CONFIG)
-    architecture(config.get("model_type"), str(source / CONFIG))
+    where = str(source / CONFIG)
+    architecture(config, where)
     raw, how = _directory_weights(source)
-    foreign, found, has_latents = _named(raw, str(source))
-    if config["model_type"] != found.model_type:
-        raise UserError(
-            str(source / CONFIG),
-            f"model_type {config['model_type']}, but the weights are {found.model_type}'s",
-        )
+    foreign, found, has_latents = _named(raw, str(source), config, where)
     tensors, notes = _fit(foreign, found, config, str(source), str(source / CONFIG))
     coconut = None
     if (source / COCONUT).exists():
@@ -208,8 +202,13 @@ def _pickled_shards(index: Path) -> list[Path]:
     return [index.parent / name for name in sorted(names)]
 
 
-def _named(raw: Mapping[str, Tensor], where: str) -> tuple[dict[str, Tensor], Architecture, bool]:
-    """(tensors with wrappers stripped from their names, architecture, whether latents are used)."""
+def _named(
+    raw: Mapping[str, Tensor], where: str, config: Mapping[str, Any] | None, config_where: str
+) -> tuple[dict[str, Tensor], Architecture, bool]:
+    """(tensors with wrappers stripped from their names, architecture, whether latents are used).
+
+    Raises UserError if the architecture is not the config's, where there is one.
+    """
     foreign: dict[str, Tensor] = {}
     for name, tensor in raw.items():
         stripped = strip_wrappers(name)
@@ -220,7 +219,15 @@ def _named(raw: Mapping[str, Tensor], where: str) -> tuple[dict[str, Tensor], Ar
         if any(found.hub_name(name) == found.embedding for name in foreign):
             # The wrapper's own copy names the kind as well as its prefix does.
             has_latents = any(n.startswith(COCONUT_PREFIX) or n == WRAPPER_COPY for n in foreign)
-            return foreign, found, has_latents
+            wanted = found if config is None else architecture(config, config_where)
+            if wanted.embedding != found.embedding or (
+                wanted.model_type in ARCHITECTURES and wanted is not found
+            ):
+                raise UserError(
+                    config_where,
+                    f"model_type {wanted.model_type}, but the weights are {found.model_type}'s",
+                )
+            return foreign, wanted, has_latents
     names = ", ".join(shown(name) for name in list(foreign)[:3]) or "none at all"
     raise UserError(
         where, f"not the tensors of {' or '.join(ARCHITECTURES)}; the first are: {names}"

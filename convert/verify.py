@@ -22,6 +22,7 @@ import numpy as np
 if not __package__:  # run as `python convert/verify.py`
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
+from coconut.architectures import n_positions
 from coconut.batch import collate
 from coconut.checkpoint import CONFIG
 from coconut.cli import guarded
@@ -29,13 +30,12 @@ from coconut.config import WITH_FEEDBACK
 from coconut.curriculum import Row
 from coconut.errors import UserError
 from coconut.feedback import Setup, parse
-from convert.keymap import WRAPPER_COPY
+from convert.keymap import TWINS, WRAPPER_COPY
 from convert.read import FORK_IDS, Checkpoint, read
 
 TOLERANCE = 1e-4
 """Of the largest logit. Seen between the twins: 1e-6; a turned square matrix gives about 1."""
 LONGEST = 64
-TWINS = {"torch": "cuda_coconut", "mlx": "mlx_coconut"}
 
 
 class Fed(NamedTuple):
@@ -151,7 +151,7 @@ def _array(framework: str, data: np.ndarray) -> Any:
 
 def _input(found: Checkpoint) -> Any:
     """Two rows of tokens spread over the vocabulary, two latents in the middle of each."""
-    n = found.config.get("n_positions", found.config.get("max_position_embeddings", LONGEST))
+    n = n_positions(found.config) or LONGEST
     length = min(n, LONGEST)
     ids = [(13 + 7919 * i) % found.n_rows for i in range(2 * length)]
     rows = (ids[:length], ids[length:])

@@ -107,7 +107,9 @@ def adapt(model, config: Mapping[str, Any], adapter: Adapter) -> None:
             model,
         )
     draw = Draw()
-    if lora.dropout:
+    if lora.dropout and hasattr(model, "draw"):
+        model.draw = draw  # a borrowed model's blocks are not given the key
+    elif lora.dropout:
         for block in model.layers:
             block.register_forward_pre_hook(lambda _, args: setattr(draw, "key", args[4]))
     for number, path in enumerate(layers):
@@ -172,7 +174,7 @@ def save(model, config: Mapping[str, Any], adapter: Adapter, directory: Path) ->
 def load(model, config: Mapping[str, Any], adapter: Adapter) -> None:
     """Put the trained values of an adapter's directory into a model that `adapt` prepared."""
     assert adapter.directory is not None, "an adapter that begins has no files"
-    arrays = files.from_mlx_lm(adapter, load_file(adapter.directory / ADAPTERS))
+    arrays = files.from_mlx_lm(adapter, config, load_file(adapter.directory / ADAPTERS))
     arrays |= load_file(adapter.directory / files.TRAINED)
     files.check_arrays({n: w.shape for n, w in arrays.items()}, config, adapter)
     _set(model, arrays)

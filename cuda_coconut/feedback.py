@@ -486,7 +486,7 @@ def scaled(t: Thinker, part: Part, a: torch.Tensor) -> torch.Tensor:
 def ln(t: Thinker, part: Part, a: torch.Tensor) -> torch.Tensor:
     """LayerNorm or RMSNorm (the model's kind) without weights, times rho."""
     a = at_least_float32(a)
-    of_model = "layer" if hasattr(t.model.args, "layer_norm_epsilon") else "rms"
+    of_model = t.model.norm_kind
     if (of_model if part["kind"] == "model" else part["kind"]) == "layer":
         a = a - a.mean(dim=-1, keepdim=True)
     return a * (a.square().mean(dim=-1, keepdim=True) + rules.LN_EPS).rsqrt() * t.rho

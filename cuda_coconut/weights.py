@@ -69,6 +69,8 @@ def set_weights(model, weights: dict[str, torch.Tensor], where: str) -> None:
     # Copies: the file's tensors are views into it, turned ones are not contiguous.
     own = {k: w.float().clone(memory_format=torch.contiguous_format) for k, w in weights.items()}
     model.load_state_dict(own, assign=True)
+    if hasattr(model, "check"):  # a borrowed model, held against its library's own forward
+        model.check(where)
 
 
 def weight_files(directory: Path) -> list[Path]:

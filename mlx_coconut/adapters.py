@@ -190,7 +190,7 @@ def save(model, config: Mapping[str, Any], adapter: Adapter, directory: Path) ->
 def load(model, config: Mapping[str, Any], adapter: Adapter) -> None:
     """Put the trained values of an adapter's directory into a model that `adapt` prepared."""
     assert adapter.directory is not None, "an adapter that begins has no files"
-    arrays = files.from_mlx_lm(adapter, mx.load(str(adapter.directory / ADAPTERS)))
+    arrays = files.from_mlx_lm(adapter, config, mx.load(str(adapter.directory / ADAPTERS)))
     arrays |= mx.load(str(adapter.directory / files.TRAINED))
     files.check_arrays({n: w.shape for n, w in arrays.items()}, config, adapter)
     model.update(tree_unflatten([(n, w.astype(mx.float32)) for n, w in arrays.items()]))

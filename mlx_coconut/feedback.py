@@ -482,7 +482,7 @@ def scaled(t: Thinker, part: Part, a: mx.array) -> mx.array:
 def ln(t: Thinker, part: Part, a: mx.array) -> mx.array:
     """LayerNorm or RMSNorm (the model's kind) without weights, times rho."""
     a = a.astype(mx.float32)
-    of_model = "layer" if hasattr(t.model.args, "layer_norm_epsilon") else "rms"
+    of_model = t.model.norm_kind
     if (of_model if part["kind"] == "model" else part["kind"]) == "layer":
         a = a - a.mean(axis=-1, keepdims=True)
     return a * mx.rsqrt((a * a).mean(axis=-1, keepdims=True) + rules.LN_EPS) * t.rho

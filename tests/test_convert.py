@@ -450,6 +450,9 @@ def led_out(folder: Path) -> Path:
 
 
 NAME = "base_causallm.h.1.ln_1.bias"
+NO_DROPOUT = dict.fromkeys(
+    ("attn_pdrop", "embd_pdrop", "resid_pdrop", "summary_first_dropout"), 0.0
+)
 BROKEN = {
     "a missing tensor": (flat(lambda w: w.pop(NAME)), "h.1.ln_1.bias: missing"),
     "an extra tensor": (
@@ -521,7 +524,11 @@ BROKEN = {
     "a config of other shapes": (directory(n_positions=255), "wpe.weight: shape (256, 64)"),
     "a config without numbers": (directory(n_embd="64"), "n_embd: expected a positive whole"),
     "a config of another model": (directory(model_type="qwen2"), "but the weights are gpt2's"),
-    "a config of an unknown model": (directory(model_type="llama"), "'llama' cannot be converted"),
+    "a config of a borrowed model": (
+        directory(model_type="llama", **NO_DROPOUT),
+        "but the weights are gpt2's",
+    ),
+    "a config of an unknown model": (directory(model_type="t5"), "'t5' is not supported"),
     "a shard outside": (led_out, "weight_map must map each tensor to a file of this directory"),
     "a directory without weights": (lambda p: hf_directory(p / "hf"), "no weights: expected"),
     "nothing": (lambda p: p / "nothing", "no such file or directory"),

@@ -1,4 +1,4 @@
-"""Architectures. The file name is the config's model_type."""
+"""Architectures. The file name is the config's model_type; what has none is borrowed.py's."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ import importlib
 from dataclasses import fields
 from typing import Any
 
+from coconut.architectures import HAND_WRITTEN, check_architecture
 from coconut.errors import UserError
-
-SUPPORTED = ("gpt2", "qwen2")
+from mlx_coconut.models import borrowed
 
 
 def build(config: dict[str, Any], where: str) -> tuple[Any, Any]:
@@ -17,10 +17,9 @@ def build(config: dict[str, Any], where: str) -> tuple[Any, Any]:
     Raises UserError for an architecture or a field that is not supported.
     """
     model_type = config.get("model_type")
-    if model_type not in SUPPORTED:
-        raise UserError(
-            where, f"model_type {model_type!r} is not supported; supported: {', '.join(SUPPORTED)}"
-        )
+    check_architecture(config, where)
+    if model_type not in HAND_WRITTEN:
+        return borrowed.build(config, where)
     module = importlib.import_module(f"{__name__}.{model_type}")
     known = {f.name for f in fields(module.ModelArgs)}
     try:

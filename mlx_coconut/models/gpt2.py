@@ -112,6 +112,7 @@ class Model(nn.Module):
     def __init__(self, args: ModelArgs):
         super().__init__()
         self.args = args
+        self.norm_kind = "layer"
         self.feedback = None  # ĥ itself; feedback.py puts other rules here
         self.wte = nn.Embedding(args.vocab_size, args.n_embd)
         self.wpe = nn.Embedding(args.n_positions, args.n_embd)
