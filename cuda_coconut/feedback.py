@@ -5,6 +5,7 @@ Names, options and where they are explained: coconut/feedback.py, docs/feedback.
 
 from __future__ import annotations
 
+import math
 import weakref
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
@@ -560,6 +561,36 @@ TRANSFORMS: dict[str, Callable[[Thinker, Part, torch.Tensor], torch.Tensor]] = {
     "gate": gate,
     "detach": detach,
 }
+
+
+# ---- the noise as a distribution
+
+
+def noise_log_density(thought: torch.Tensor, a: torch.Tensor, sigma: float) -> torch.Tensor:
+    """log q(thought | a), nats (B,), of a thought drawn as a plus noise of sigma times rms(a).
+
+    thought, a: (B, D). Gradients flow to the mean a alone: the thought was drawn and the scale is
+    a constant, as the score term of a policy gradient over thoughts needs.
+    """
+    scale = sigma * rms(a).detach()[..., 0]
+    d = a.shape[-1]
+    return -_distance(thought.detach(), a) / (2 * scale**2) - d * (
+        scale.log() + 0.5 * math.log(2 * math.pi)
+    )
+
+
+def noise_kl(a: torch.Tensor, reference: torch.Tensor, sigma: float) -> torch.Tensor:
+    """KL(q(.|a) || q(.|reference)), nats (B,), with noise of one size: sigma times rms(a).
+
+    a, reference: (B, D). Gradients flow to both; the scale is a constant.
+    """
+    scale = sigma * rms(a).detach()[..., 0]
+    return _distance(a, reference) / (2 * scale**2)
+
+
+def _distance(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    """Squared L2 distance over the last axis, in float32 or more."""
+    return ((at_least_float32(a) - at_least_float32(b)) ** 2).sum(dim=-1)
 
 
 # ---- what thoughts look like

@@ -5,6 +5,7 @@ Names, options and where they are explained: coconut/feedback.py, docs/feedback.
 
 from __future__ import annotations
 
+import math
 import weakref
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
@@ -556,6 +557,36 @@ TRANSFORMS: dict[str, Callable[[Thinker, Part, mx.array], mx.array]] = {
     "gate": gate,
     "detach": detach,
 }
+
+
+# ---- the noise as a distribution
+
+
+def noise_log_density(thought: mx.array, a: mx.array, sigma: float) -> mx.array:
+    """log q(thought | a), nats (B,), of a thought drawn as a plus noise of sigma times rms(a).
+
+    thought, a: (B, D). Gradients flow to the mean a alone: the thought was drawn and the scale is
+    a constant, as the score term of a policy gradient over thoughts needs.
+    """
+    scale = sigma * mx.stop_gradient(rms(a))[..., 0]
+    d = a.shape[-1]
+    return -_distance(mx.stop_gradient(thought), a) / (2 * scale**2) - d * (
+        mx.log(scale) + 0.5 * math.log(2 * math.pi)
+    )
+
+
+def noise_kl(a: mx.array, reference: mx.array, sigma: float) -> mx.array:
+    """KL(q(.|a) || q(.|reference)), nats (B,), with noise of one size: sigma times rms(a).
+
+    a, reference: (B, D). Gradients flow to both; the scale is a constant.
+    """
+    scale = sigma * mx.stop_gradient(rms(a))[..., 0]
+    return _distance(a, reference) / (2 * scale**2)
+
+
+def _distance(a: mx.array, b: mx.array) -> mx.array:
+    """Squared L2 distance over the last axis, in float32."""
+    return ((a.astype(mx.float32) - b.astype(mx.float32)) ** 2).sum(axis=-1)
 
 
 # ---- what thoughts look like

@@ -467,6 +467,43 @@ def test_noise_follows_its_key_its_schedule_and_when():
     np.testing.assert_array_equal(first, noise("last|noise:0.2,when=always", training=False))
 
 
+def test_noise_has_the_density_and_divergence_of_a_gaussian(twin):
+    rng = np.random.default_rng(0)
+    a, reference, thought = rng.standard_normal((3, 4, 8)).astype("f4")
+    s = 0.3 * np.sqrt((a**2).mean(axis=-1, keepdims=True))
+    normal = -((thought - a) ** 2) / (2 * s**2) - np.log(s) - np.log(2 * np.pi) / 2
+
+    def value_and_slope(function, at):
+        if twin.__name__ == "mlx_coconut":
+            import mlx.core as mx
+
+            value = function(mx.array(at))
+            return np.array(value), np.array(mx.grad(lambda x: function(x).sum())(mx.array(at)))
+        x = array(twin, at).requires_grad_()
+        value = function(x)
+        value.sum().backward()
+        return to_numpy(value), np.zeros_like(at) if x.grad is None else to_numpy(x.grad)
+
+    density, kl = twin.feedback.noise_log_density, twin.feedback.noise_kl
+    given, mean, other = (array(twin, x) for x in (thought, a, reference))
+    value, slope = value_and_slope(lambda x: density(given, x, 0.3), a)
+    np.testing.assert_allclose(value, normal.sum(axis=-1), rtol=1e-4)
+    np.testing.assert_allclose(slope, (thought - a) / s**2, rtol=1e-4)  # the scale is held
+    if twin.__name__ == "mlx_coconut":
+        assert not value_and_slope(lambda x: density(x, mean, 0.3), thought)[1].any()
+    else:
+        assert not density(given.requires_grad_(), mean, 0.3).requires_grad
+    value, slope = value_and_slope(lambda x: kl(x, other, 0.3), a)
+    np.testing.assert_allclose(slope, (a - reference) / s**2, rtol=1e-4)
+    # The mean of log q(u|a) - log q(u|reference) over draws: it is quadratic in u, so one draw a
+    # deviation to either side stand for all.
+    drawn = np.array([-1, 1])[:, None, None] * s + a
+    expected = (
+        (((drawn - reference) ** 2 - (drawn - a) ** 2) / (2 * s**2)).sum(axis=-1).mean(axis=0)
+    )
+    np.testing.assert_allclose(value, expected, rtol=1e-4)
+
+
 def test_a_ridge_is_the_least_squares_map_to_the_next_embedding(twin):
     rng = np.random.default_rng(0)
     words = np.setdiff1d(np.arange(200), list(TOKENS.values()))
