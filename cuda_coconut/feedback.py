@@ -19,7 +19,7 @@ from coconut import feedback as rules
 from coconut.batch import Batch
 from coconut.errors import UserError
 from coconut.feedback import EPS, Part, Setup
-from cuda_coconut.models.base import NEVER, Tap, additive_mask
+from cuda_coconut.models.base import NEVER, Tap, additive_mask, to_device
 from cuda_coconut.shard import spread_like
 
 PREFIX = "feedback."
@@ -175,7 +175,7 @@ def prepare(
         return {}
     made = rules.prepare(feedback.rule, batch, feedback.width, key, training, progress)
     device = model.embedding.device
-    arrays = {name: torch.from_numpy(a).to(device) for name, a in made.items()}
+    arrays = {name: to_device(a, device) for name, a in made.items()}
     if feedback.rule.refresh is not None and batch.n_passes:
         arrays["inverse"] = feedback.inverses.of(model, training)
     if decoding and feedback.rule.stop:
@@ -251,9 +251,13 @@ class Thinker:
         """float32 logits (B, V) of ĥ; markers, spare rows and eos are out of reach."""
         if self._logits is None:
             self._logits = at_least_float32(self.model.head(self.last))
-        n_rows = self._logits.shape[-1]
-        out = torch.from_numpy(self.feedback.setup.excluded(with_eos, n_rows)).bool()
-        return self._logits.masked_fill(out.to(self._logits.device), NEVER)
+        logits = self._logits
+
+        def excluded() -> torch.Tensor:
+            rows = self.feedback.setup.excluded(with_eos, logits.shape[-1])
+            return to_device(rows.astype(bool), logits.device)
+
+        return logits.masked_fill(self.once(f"excluded {with_eos}", excluded), NEVER)
 
     def note_entropy(self, logits: torch.Tensor, part: Part) -> None:
         """Count for how many latents a row has been sure; from `patience` on its latents end."""
@@ -390,7 +394,9 @@ def inverse_of(W: torch.Tensor, lam: float) -> torch.Tensor:
     gram = W.double().mT @ W.double()
     scale = lam * gram.diagonal(dim1=-2, dim2=-1).mean(dim=-1)
     eye = torch.eye(gram.shape[-1], dtype=gram.dtype, device=gram.device)
-    return torch.linalg.inv(gram + scale[:, None, None] * eye).to(W.dtype)
+    # Without the check, for which the host would wait: gram + scale is positive.
+    inverse, _ = torch.linalg.inv_ex(gram + scale[:, None, None] * eye)
+    return inverse.to(W.dtype)
 
 
 def suppressed_fork(t: Thinker, part: Part) -> torch.Tensor:
@@ -464,7 +470,11 @@ def zero(t: Thinker, part: Part) -> torch.Tensor:
 
 def random(t: Thinker, part: Part) -> torch.Tensor:
     """One fixed random row at scale rho."""
-    row = torch.from_numpy(rules.random_row(part, t.feedback.width)).to(t.last)
+
+    def drawn() -> torch.Tensor:
+        return to_device(rules.random_row(part, t.feedback.width), t.last.device).to(t.last.dtype)
+
+    row = t.once("row", drawn)
     return (row * t.rho).expand_as(t.last)
 
 

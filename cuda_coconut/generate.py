@@ -11,8 +11,8 @@ from coconut.backend import Decoding, Sampled
 from coconut.batch import Batch
 from cuda_coconut.cache import DecodeCache
 from cuda_coconut.feedback import prepare
-from cuda_coconut.latent import Inputs, LatentOutput, latent_forward, to_device
-from cuda_coconut.models.base import NEVER
+from cuda_coconut.latent import Inputs, LatentOutput, latent_forward
+from cuda_coconut.models.base import NEVER, to_device
 
 COMPACT_AT = 0.75
 """Rows that ended leave the batch once fewer than this share are still writing; moving the cache

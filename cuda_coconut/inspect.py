@@ -11,8 +11,8 @@ from coconut.backend import Trace
 from coconut.batch import Batch
 from cuda_coconut.cache import DecodeCache
 from cuda_coconut.feedback import prepare
-from cuda_coconut.latent import Inputs, latent_forward, to_device
-from cuda_coconut.models.base import NEVER, recorded_attention
+from cuda_coconut.latent import Inputs, latent_forward
+from cuda_coconut.models.base import NEVER, recorded_attention, to_device
 
 ROWS = 32
 """Continuations read at once; each holds a copy of its prompt's keys and values."""

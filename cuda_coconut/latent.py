@@ -17,7 +17,7 @@ import torch
 from coconut.batch import Batch
 from cuda_coconut.cache import SegmentCache
 from cuda_coconut.feedback import Thinker, prepare
-from cuda_coconut.models.base import Key, Mask, additive_mask, split_key
+from cuda_coconut.models.base import Key, Mask, additive_mask, split_key, to_device
 
 
 @dataclass
@@ -40,15 +40,6 @@ class Inputs:
         segments = None if batch.segments is None else to_device(batch.segments, device)
         pads_left = not batch.mask[:, 0].all()
         return cls(*(to_device(a, device) for a in arrays), pads_left, segments)
-
-
-def to_device(array: np.ndarray, device: torch.device | str) -> torch.Tensor:
-    """A host array as a tensor, without waiting for the device."""
-    tensor = torch.from_numpy(array)
-    if torch.device(device).type == "cpu":
-        return tensor
-    # Only from pinned memory does the copy run beside the host.
-    return tensor.pin_memory().to(device, non_blocking=True)
 
 
 @dataclass

@@ -16,7 +16,8 @@ from coconut.backend import Decoding, PolicyStats, Sampled, Scores
 from coconut.batch import Batch
 from coconut.rollouts import RolloutBatch
 from cuda_coconut.generate import sample
-from cuda_coconut.latent import Inputs, latent_forward, to_device
+from cuda_coconut.latent import Inputs, latent_forward
+from cuda_coconut.models.base import to_device
 from cuda_coconut.train import Trainer
 
 CHUNK = 512
@@ -58,13 +59,16 @@ class Policy:
 
     def step(self, micro_batches: Sequence[RolloutBatch], lr: float) -> PolicyStats:
         """One update on minus the summed log-probabilities times their weights."""
-        logprobs = []
+        scored = []
         for batch in micro_batches:
             parts, _ = self._scored(self.trainer.model, batch)
             coefficients = to_device(batch.target_weight, parts.device)
             (-(parts * coefficients).sum()).backward()
-            logprobs.append(parts.detach().cpu().numpy()[: batch.n_real])
-        return PolicyStats(self.trainer.update(lr).item(), logprobs)
+            scored.append(parts.detach())
+        norm = self.trainer.update(lr)
+        # The one point where the host waits for the device.
+        pairs = zip(scored, micro_batches, strict=True)
+        return PolicyStats(norm.item(), [p.cpu().numpy()[: batch.n_real] for p, batch in pairs])
 
     def _scored(self, model, batch: RolloutBatch, with_entropy: bool = False):
         trainer = self.trainer

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 
+import numpy as np
 import torch
 
 from coconut.backend import LossSum, StepStats
@@ -13,9 +14,9 @@ from coconut.batch import Batch
 from coconut.feedback import GAINS
 from coconut.world import World
 from cuda_coconut.feedback import PREFIX, prepare
-from cuda_coconut.latent import Inputs, latent_forward, to_device
+from cuda_coconut.latent import Inputs, latent_forward
 from cuda_coconut.losses import masked_cross_entropy
-from cuda_coconut.models.base import Key
+from cuda_coconut.models.base import Key, to_device
 from cuda_coconut.shard import Shards, own_part
 
 _ALIGNED = 64
@@ -92,9 +93,8 @@ class Trainer:
         world = self.world
         n_targets = sum(batch.n_targets for batch in micro_batches)
         n_tokens = sum(batch.n_tokens for batch in micro_batches)
-        # Filled in and summed on the device: the host waits for none of it.
-        counts = torch.empty(2, dtype=torch.float64, device=self.device)
-        counts[0], counts[1] = n_targets, n_tokens
+        # Summed on the device: the host waits for none of it.
+        counts = to_device(np.array([n_targets, n_tokens], np.float64), self.device)
         world.sum(counts)
         scale = (1 / counts[0].clamp(min=1)).float()
         loss_sum = torch.zeros((), device=self.device)
@@ -139,7 +139,8 @@ class Trainer:
                 assert self.shards is not None
                 if i >= len(n_runs):
                     return self.shards.idle(most)
-                return loss_of(i) + self.shards.idle(most - n_runs[i])
+                n_missing = most - n_runs[i]
+                return loss_of(i) + self.shards.idle(n_missing) if n_missing else loss_of(i)
 
             yield run
 

@@ -22,6 +22,13 @@ def twin(request: pytest.FixtureRequest) -> ModuleType:
     return load_twin(request.param)
 
 
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Skip what is marked `gpu` where torch sees none."""
+    if item.get_closest_marker("gpu"):
+        if not pytest.importorskip("torch").cuda.is_available():
+            pytest.skip("needs a CUDA GPU")
+
+
 def load_twin(name: str) -> ModuleType:
     """The package that `name` ("mlx" or "cuda") stands for, with all its modules imported."""
     if name not in TWINS:

@@ -29,6 +29,15 @@ Tap = Callable[[int, torch.Tensor], None]
 _RECORD: ContextVar[list[torch.Tensor] | None] = ContextVar("attention record", default=None)
 
 
+def to_device(array: np.ndarray, device: torch.device | str) -> torch.Tensor:
+    """A host array as a tensor, without waiting for the device."""
+    tensor = torch.from_numpy(array)
+    if torch.device(device).type == "cpu":
+        return tensor
+    # Only from pinned memory does the copy run beside the host.
+    return tensor.pin_memory().to(device, non_blocking=True)
+
+
 def additive_mask(
     key_mask: torch.Tensor,
     start: int,
