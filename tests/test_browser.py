@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import shutil
 import threading
 from pathlib import Path
@@ -107,7 +108,7 @@ def send(browser, question: str) -> None:
     box.clear()
     box.send_keys(question)
     browser.find_element(By.ID, "send").click()
-    WebDriverWait(browser, 30).until(lambda b: text_of(b, "send") == "Think")
+    WebDriverWait(browser, 120).until(lambda b: text_of(b, "send") == "Think")
 
 
 def test_the_file_opens_from_disk_without_a_message(browser, server, tmp_path):
@@ -187,6 +188,41 @@ def test_a_typed_question_is_answered_and_a_wrong_one_gets_a_message(live):
     assert all("/ask" in entry["message"] for entry in live.get_log("browser"))
 
 
+def test_a_question_without_a_graph_shows_what_each_thought_says_first(live, server):
+    send(live, "How many apples has Tom?")
+    assert not live.find_element(By.ID, "tree").is_displayed()
+    found = server.ask("How many apples has Tom?")["thoughts"]
+    said = live.find_elements(By.CSS_SELECTOR, "#chains ol code")
+    texts = [re.sub("^ | $", "␣", thought["top"][0][0]) for thought in found]
+    assert [code.get_attribute("textContent") for code in said] == texts and len(texts) == 6
+
+
+def test_what_is_attended_most_comes_first_and_the_rest_is_folded(live):
+    def shares(selector: str) -> list[float]:
+        cells = live.find_elements(By.CSS_SELECTOR, f"#attention {selector} td:nth-child(2)")
+        texts = [cell.get_attribute("textContent") for cell in cells]
+        return [0.0 if text.startswith("<") else float(text.split()[0]) for text in texts]
+
+    shown, folded = shares("> table"), shares("details")
+    assert len(shown) == 12 and folded
+    assert shown + folded == sorted(shown + folded, reverse=True)
+    summary = live.find_element(By.CSS_SELECTOR, "#attention summary")
+    assert summary.text == f"{len(folded)} more"
+    summary.send_keys(Keys.ENTER)
+    live.find_element(By.ID, "k").send_keys(Keys.ARROW_LEFT)
+    # What a reader has opened stays open while the slider moves.
+    assert live.find_element(By.CSS_SELECTOR, "#attention details").get_attribute("open")
+
+
+def test_where_thoughts_are_read_nothing_stands_before_the_first(live):
+    for kind, first in (("thought", "after 1"), ("answer", "after 0")):
+        live.find_element(By.CSS_SELECTOR, f"#kind option[value={kind}]").click()
+        heads = live.find_elements(By.CSS_SELECTOR, "#values th")
+        assert heads[2].get_attribute("textContent") == first
+        start = live.find_element(By.CSS_SELECTOR, "#chains ol").get_attribute("start")
+        assert start == first[-1]
+
+
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("width", [400, 1100])
 def test_every_text_is_readable_and_nothing_scrolls_sideways(live, scheme, width):
@@ -215,5 +251,18 @@ def test_every_text_is_readable_and_nothing_scrolls_sideways(live, scheme, width
         ".map((t) => t.getBoundingClientRect().height)"
     )
     assert min(sizes) >= 11
+    # No verdict is broken, and no name of a column of the graph lies on its neighbour's.
+    verdicts = live.execute_script(
+        "return [...document.querySelectorAll('#stops .good, #stops .bad')]"
+        ".map((e) => e.getClientRects().length)"
+    )
+    assert verdicts and set(verdicts) == {1}
+    boxes = live.execute_script(
+        "return [...document.querySelectorAll('svg .name')].map((e) => e.getBoundingClientRect())"
+        ".map((b) => [b.left, b.right, b.top, b.bottom])"
+    )
+    for i, a in enumerate(boxes):
+        for b in boxes[:i]:
+            assert a[1] <= b[0] or b[1] <= a[0] or a[3] <= b[2] or b[3] <= a[2]
     background = live.execute_script("return getComputedStyle(document.body).backgroundColor")
     assert (sum(map(int, background[4:-1].split(","))) < 300) == (scheme == "dark")

@@ -5,6 +5,7 @@
   const kinds = data.kinds;
   const state = { at: 0, k: 0, kind: data.own_reading };
   let timer = null;
+  const SHOWN = 12; // rows of the attention table that are not folded away
 
   // Everything shown goes through textContent: what a model or a file says is never markup.
   function el(name, options = {}, ...children) {
@@ -72,10 +73,11 @@
     const graph = item().graph;
     $("tree").hidden = graph === null;
     if (graph === null) return;
-    const width = Math.max(280, $("graph").clientWidth), rank = ranks(graph);
+    const rank = ranks(graph), n_columns = Math.max(...rank) + 1, margin = 36;
+    // A column keeps room for its words; on a narrow screen the graph scrolls inside its card.
+    const width = Math.max($("graph").clientWidth, 2 * margin + (n_columns - 1) * 58);
     const all = graph.nodes.map((_, n) => n);
     const [near, away] = [all.filter((n) => graph.distances[n] !== null), all.filter((n) => graph.distances[n] === null)];
-    const n_columns = Math.max(...rank) + 1, margin = 38;
     const x = (n) => margin + (rank[n] * (width - 2 * margin)) / Math.max(1, n_columns - 1);
     const y = new Map();
     let top = 34;
@@ -111,8 +113,11 @@
       g.append(svg("text", { class: "share inside", y: 4 }), svg("text", { class: "name", y: 35 }, role(graph, n) + graph.nodes[n]));
       root.append(g);
     }
+    root.style.minWidth = `${width}px`;
     $("graph").replaceChildren(root);
   }
+  // Where a thought itself is read, there is nothing to read before the first.
+  const readable = (found) => [...found.values.keys()].slice(found.kind === "thought" ? 1 : 0);
   const role = (graph, n) => (n === graph.asked ? "▶ " : n === graph.right ? "✓ " : graph.choices.includes(n) && graph.right !== null ? "✗ " : "");
 
   function fill() {
@@ -139,9 +144,10 @@
     const begins = found.kind === "thought" ? bare : lead ? `Forced to go on with “${lead}”, which it would do by itself with probability ${own >= 0.001 ? percent(own) : own.toExponential(0)}.` : "The first word of the step it would print.";
     $("lead").textContent = begins + (found.is_trained ? "" : " Outside of what the checkpoint's method trains.");
     const order = graph.nodes.map((_, n) => n).sort((a, b) => (graph.distances[a] ?? 99) - (graph.distances[b] ?? 99));
-    const rows = order.map((n) => ({ cells: [role(graph, n) + graph.nodes[n], graph.distances[n] ?? "–", ...found.values.map((v, k) => percent(v[n]) + (graph.distances[n] === k ? " ◌" : ""))] }));
-    rows.push({ cells: ["other words", "", ...found.values.map((v) => percent(Math.max(0, 1 - v.reduce((a, b) => a + b, 0))))] });
-    $("values").replaceChildren(table(["concept", "hops", ...found.values.map((_, k) => `after ${k}`)], rows, found.values.map((_, k) => k + 2)));
+    const ks = readable(found);
+    const rows = order.map((n) => ({ cells: [role(graph, n) + graph.nodes[n], graph.distances[n] ?? "–", ...ks.map((k) => percent(found.values[k][n]) + (graph.distances[n] === k ? " ◌" : ""))] }));
+    rows.push({ cells: ["other words", "", ...ks.map((k) => percent(Math.max(0, 1 - found.values[k].reduce((a, b) => a + b, 0))))] });
+    $("values").replaceChildren(table(["concept", "hops", ...ks.map((k) => `after ${k}`)], rows, ks.map((_, i) => i + 2)));
   }
 
   // ---- tables
@@ -155,7 +161,8 @@
     });
     $("question").replaceChildren(...spans);
     $("shade").textContent = thought ? `Shaded: what the latent of thought ${state.k} attends to.` : "";
-    const says = stop.answer ? `“${stop.answer}”` : `no answer, but “${stop.text.trim().slice(0, 80)}”`;
+    const other = stop.text.trim().slice(0, 80);
+    const says = stop.answer ? `“${stop.answer}”` : other ? `no answer, but “${other}”` : "nothing";
     $("now").replaceChildren(el("b", {}, `After ${thoughts(state.k)}`), ` it says ${says} `, mark(stop.is_correct),
       stop.certainty === null ? "" : `, certain to ${percent(stop.certainty)}`, stop.is_trained ? "" : " (outside of its training)");
     $("k").setAttribute("aria-valuetext", `after ${thoughts(state.k)}`);
@@ -163,8 +170,15 @@
       const near = thought.cosines.map((c, i) => `${c.toFixed(2)} with ${i + 1}`).join(", ");
       $("vector").textContent = `Thought ${state.k}: ${thought.norm_ratio.toFixed(1)} times as long as a token's embedding` + (near ? `; cosine ${near}.` : ".");
       $("read").replaceChildren(table(["token", "probability"], thought.top.map(([text, p]) => ({ cells: [el("code", {}, token(text)), percent(p)], bar: p })), [1]));
-      const rows = segments.map((segment, s) => ({ s, cells: [segment, percent(thought.attention[s]), `${percent(thought.attention_max[s])} at ${thought.attention_at[s].map((i) => i + 1).join(".")}`], bar: thought.attention[s] }));
-      $("attention").replaceChildren(table(["part of the prompt", "mean", "largest"], rows.filter(({ s }) => thought.attention_max[s] > 0), [1, 2]));
+      const rows = segments.map((segment, s) => ({ s, cells: [segment, percent(thought.attention[s]), `${percent(thought.attention_max[s])} at ${thought.attention_at[s].map((i) => i + 1).join(".")}`], bar: thought.attention[s] }))
+        .filter(({ s }) => thought.attention_max[s] > 0).sort((a, b) => b.bar - a.bar);
+      const columns = ["part of the prompt", "mean", "largest"], is_open = $("attention").querySelector("details")?.open;
+      $("attention").replaceChildren(table(columns, rows.slice(0, SHOWN), [1, 2]));
+      if (rows.length > SHOWN) {
+        const rest = el("details", {}, el("summary", {}, `${rows.length - SHOWN} more`), table(columns, rows.slice(SHOWN), [1, 2]));
+        rest.open = is_open ?? false;
+        $("attention").append(rest);
+      }
     } else {
       $("vector").textContent = all.length ? "No thought yet: move the slider." : "This model has no thoughts.";
       $("read").replaceChildren(); $("attention").replaceChildren();
@@ -177,13 +191,15 @@
     chains();
   }
   function chains() {
-    const { graph, stops } = item(), printed = stops[0], found = graph && reading();
+    const { graph, stops, thoughts: all } = item(), printed = stops[0], found = graph && reading();
     const latent = el("div", {}, el("h3", {}, "Latent: most probable after each thought"));
-    if (found) latent.append(el("ol", { start: 0 }, ...found.values.map((values, k) => {
-      const n = values.indexOf(Math.max(...values)), far = graph.distances[n];
+    if (found) latent.append(el("ol", { start: readable(found)[0] ?? 1 }, ...readable(found).map((k) => {
+      const values = found.values[k], n = values.indexOf(Math.max(...values)), far = graph.distances[n];
       const where = far === null ? el("span", { class: "bad" }, "✗ not below the name") : el("span", { class: "good" }, `✓ ${hops(far)}`);
       return el("li", {}, `${graph.nodes[n]} ${percent(values[n])} `, where);
     })));
+    else latent.append(el("ol", {}, ...all.map(({ top: [[text, p]] }) => el("li", {}, el("code", {}, token(text)), ` ${percent(p)}`))));
+    if (!all.length) latent.append(el("p", { class: "quiet" }, "It has no thoughts."));
     const right = el("div", {}, el("h3", {}, "Printed, without thoughts"));
     if (!printed.is_trained) right.append(el("p", { class: "quiet" }, "Outside of this model's training:"));
     if (!printed.chain.length) right.append(el("p", { class: "quiet" }, "It prints no chain."));
