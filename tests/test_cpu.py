@@ -76,7 +76,7 @@ def test_a_model_computes_the_same_with_them_and_with_mlx_own(monkeypatch):
         monkeypatch.setattr(cpu, "SMALL", small)
         outputs.append(run_model(mlx, "gpt2-tiny", batch))
     ours, own = outputs
-    assert ours.loss == pytest.approx(own.loss, rel=1e-6)
+    assert ours.loss == pytest.approx(own.loss, rel=1e-5)
     for name, g in own.grads.items():
         assert np.abs(ours.grads[name] - g).max() <= GRADIENTS * np.abs(g).max() + 1e-7, name
 
@@ -102,4 +102,4 @@ print(cpu.logsumexp(x).sum().item())
         )
         return [float(number) for number in done.stdout.split()]
 
-    assert run(str(tmp_path)) == pytest.approx(run(os.environ["PATH"]), rel=1e-6)
+    assert run(str(tmp_path)) == pytest.approx(run(os.environ["PATH"]), rel=1e-5)

@@ -205,7 +205,7 @@ def test_dropout_differs_between_compiled_steps_and_not_for_one_key(twin, tmp_pa
     batch = ragged_batch(11)
     losses = [trainer.step([batch], 0.0, key).loss for key in [(0, 1), (0, 2), (0, 1)]]
     # Not to the bit within one process: see test_weights.py.
-    same = pytest.approx(losses[0], rel=1e-6)
+    same = pytest.approx(losses[0], rel=1e-5)
     assert losses[2] == same and losses[1] != same
     assert trainer.loss(batch).loss_sum / batch.n_targets != same
 

@@ -70,11 +70,11 @@ def test_clipping_scales_the_gradient_and_reports_its_norm_before(twin, tmp_path
     free, whole = gradients(twin, MODEL, batch, tmp_path)
     most = free.grad_norm / 3
     clipped, scaled = gradients(twin, MODEL, batch, tmp_path, max_grad_norm=most)
-    assert clipped.grad_norm == free.grad_norm == pytest.approx(norm(whole), rel=1e-5)
+    assert [clipped.grad_norm, free.grad_norm] == pytest.approx([norm(whole)] * 2, rel=1e-5)
     assert norm(scaled) == pytest.approx(most, rel=1e-5)
     assert_same_gradients({n: 3 * g for n, g in scaled.items()}, whole, 1e-5)
     _, loose = gradients(twin, MODEL, batch, tmp_path, max_grad_norm=10 * free.grad_norm)
-    assert_same_gradients(loose, whole, 1e-7)
+    assert_same_gradients(loose, whole, 1e-5)
 
 
 def norm(grads: dict[str, np.ndarray]) -> float:
@@ -112,7 +112,8 @@ def test_reset_optimizer_forgets_moments_and_their_step_count(twin, tmp_path):
     assert anew["step"] == once["step"] == 1
     for name, moment in once.items():
         # Not bitwise: within one process the last bit depends on where arrays lie in memory.
-        np.testing.assert_allclose(anew[name], moment, rtol=1e-4, atol=1e-7)
+        # 2e-6 is a thousandth of a large first moment; what is not forgotten nearly doubles it.
+        np.testing.assert_allclose(anew[name], moment, rtol=1e-4, atol=2e-6)
 
 
 # ---- when things happen: a back end that only takes notes

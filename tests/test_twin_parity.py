@@ -13,7 +13,7 @@ NAMES = [GPT2, *QWEN2]
 CASES = {case["name"]: case for case in golden("forward")}
 
 # Tolerances of tests/golden/README.md or tighter; behind each the largest gap seen on x86-64.
-LOSS = 2e-6  # relative; 4.4e-7
+LOSS = 1e-5  # relative; 7.4e-7, six units in the last place, whose sums differ by machine
 LOGITS = {GPT2: 1e-4, **dict.fromkeys(QWEN2, 5e-4)}  # 5.4e-6, 8.0e-5
 LOGITS_MEAN = 1e-4  # 1.4e-7
 THOUGHTS = 2e-4  # 2.2e-5
@@ -23,7 +23,7 @@ TRAJECTORY_NORMS = 5e-5  # relative; 2.7e-7
 TWIN_LOGITS = {GPT2: 5e-5, **dict.fromkeys(QWEN2, 2e-4)}  # 5.7e-6, 3.5e-5
 # Of the largest entry of a tensor's gradient.
 TWIN_GRADIENTS = {GPT2: 5e-5, **dict.fromkeys(QWEN2, 1e-4)}  # 3.8e-6, 1.5e-5
-CURVE_LARGEST = 1e-4  # relative; 1.8e-5
+CURVE_LARGEST = 3e-4  # relative, after twenty updates by Adam; 1.8e-5
 CURVE_MEAN = 3e-5  # relative, signed, since a one-sided drift is a bug; 2.2e-6
 
 needs_both = pytest.mark.skipif(len(CHOSEN) < 2, reason="TWINS names one twin only")

@@ -85,6 +85,23 @@ def assert_same_gradients(
         assert np.linalg.norm(ours[name] - g) < tolerance * gradient_scale(theirs, name), name
 
 
+# What an update of Adam may differ by, in steps of the learning rate, largest and mean of a tensor.
+# It divides each gradient by its own size: where that is nearly all rounding (1e-7 of what was
+# summed), an entry moves by a visible part of a step, on another machine by another. Lost moments
+# or another rate move most entries by half a step. Seen: 1.2e-4 and 7.5e-6.
+LARGEST_STEP, MEAN_STEP = 0.1, 1e-3
+
+
+def assert_same_updates(
+    ours: dict[str, np.ndarray], theirs: dict[str, np.ndarray], lr: float
+) -> None:
+    """Weights that Adam left after the same updates at a rate."""
+    assert ours.keys() == theirs.keys()
+    for name, w in theirs.items():
+        gap = np.abs(ours[name].astype(np.float64) - w) / lr
+        assert gap.max() < LARGEST_STEP and gap.mean() < MEAN_STEP, name
+
+
 def gradient_scale(grads: dict[str, np.ndarray], name: str) -> float:
     """Norm of a gradient; for one that is all rounding (the key bias) that of its neighbours."""
     floor = 1e-3 * max(float(np.linalg.norm(g)) for g in grads.values())
