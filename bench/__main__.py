@@ -19,9 +19,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from bench import memory
+import numpy as np
+
+from bench import memory, rollouts
 from bench.plot import plot
 from bench.workload import (
+    GPT2_SMALL,
     Workload,
     checkpoint_prompts,
     random_model,
@@ -33,7 +36,7 @@ from coconut.cli import guarded
 ROOT = Path(__file__).parent.parent
 LOSS_TOLERANCE = 1e-4
 """Largest relative gap of losses; observed 2e-6."""
-PARTS = ("generation", "shipped", "training", "sweep", "memory")
+PARTS = ("generation", "shipped", "training", "rollouts", "sweep", "memory")
 
 
 class Bench:
@@ -65,13 +68,7 @@ class Bench:
         is_same: Callable[[dict[str, Any], dict[str, Any]], bool],
     ) -> None:
         """Rows of a table: (name, how to run, units of work in it); the first is ours."""
-        best: dict[str, dict[str, Any]] = {}
-        for _ in range(self.rounds):
-            for name, run, units in contenders:
-                result = run()
-                each = min(result["seconds"]) / units
-                if name not in best or each < best[name]["each"]:
-                    best[name] = result | {"each": each}
+        best = self.fastest(contenders)
         first = next(iter(best.values()))
         print(f"\n{title}")
         for name, result in best.items():
@@ -94,6 +91,19 @@ class Bench:
                 f" | {'equal' if same else 'DIFFERENT'}",
                 flush=True,
             )
+
+    def fastest(
+        self, contenders: Sequence[tuple[str, Callable[[], dict[str, Any]], int]]
+    ) -> dict[str, dict[str, Any]]:
+        """The fastest round of each, by name, with the seconds of a unit of its work as `each`."""
+        best: dict[str, dict[str, Any]] = {}
+        for _ in range(self.rounds):
+            for name, run, units in contenders:
+                result = run()
+                each = min(result["seconds"]) / units
+                if name not in best or each < best[name]["each"]:
+                    best[name] = result | {"each": each}
+        return best
 
     def decoding(self, title: str, workload: Workload, sizes: Sequence[int], n_slow: int) -> None:
         """Seconds a question: ours, transformers' generate, and the published way on n_slow."""
@@ -132,6 +142,57 @@ class Bench:
             ("transformers and torch", run("reference", "train"), 1),
         ]
         self.compare(f"{title}: seconds an update", contenders, is_same)
+
+    def rollouts(self, title: str, workload: Workload, n_slow: int, repeats: int) -> None:
+        """Seconds a rationale in both twins, and how often as fast as the plain loop they are.
+
+        Draws differ, so equal means: transformers finds the same log-probability for what ours
+        drew, and nothing else is shorter or longer.
+        """
+        K, n_new = workload.n_samples, workload.max_new_tokens
+        slow = replace(workload, rows=workload.rows[:n_slow])
+
+        def run(name: str, part: Workload, size: int) -> Callable[[], dict[str, Any]]:
+            return lambda: self.contend("rollouts", name, part, size, repeats)
+
+        n = len(workload.rows) * K
+        plain = f"transformers, {K} rows of a prompt"
+        contenders = [(plain, run("transformers", workload, K), n)]
+        contenders += [
+            (f"{twin}, {size} rows", run(twin, workload, size), n)
+            for twin in ("mlx_coconut", "cuda_coconut")
+            for size in (K, 4 * K)
+        ]
+        contenders.append(("transformers, one by one", run("one by one", slow, 1), n_slow * K))
+        best = self.fastest(contenders)
+        print(f"\n{title}: seconds a rationale")
+        for name, result in best.items():
+            same = all(len(ids) == n_new for ids in result["ids"])
+            if result["logprobs"]:
+                drawn = zip(np.repeat(np.arange(len(workload.rows)), K), result["ids"], strict=True)
+                rows = [[*workload.rows[i], *ids] for i, ids in drawn]
+                scored = self.contend(
+                    "rollouts", "score", replace(workload, rows=rows, n_targets=n_new), 1
+                )
+                gap = np.subtract(result["logprobs"], scored["logprobs"])
+                same &= bool(abs(gap / scored["logprobs"]).max() <= LOSS_TOLERANCE)
+            self.is_equal &= same
+            row = {
+                "part": title,
+                "contender": name,
+                "seconds": result["each"],
+                "tokens_per_second": n_new / result["each"],
+                "times_as_fast": best[plain]["each"] / result["each"],
+                "rss_peak_bytes": result["rss_peak_bytes"],
+                "is_equal": same,
+            }
+            self.rows.append(row)
+            print(
+                f"  {name:44} {row['seconds']:9.4f} s {row['tokens_per_second']:8.0f} tok/s"
+                f" {row['times_as_fast']:6.2f}x as fast | rss {row['rss_peak_bytes'] / 1e9:5.2f} GB"
+                f" | {'equal' if same else 'DIFFERENT'}",
+                flush=True,
+            )
 
     def memory(self, title: str, model: Path, rows: Workload) -> None:
         """Peak memory of an update by each method; the first loss of all on one base is equal."""
@@ -218,6 +279,8 @@ def main() -> int:
     parser.add_argument("--published", type=int, default=2, help="questions for the slow way")
     parser.add_argument("--new-tokens", type=int, default=64)
     parser.add_argument("--batch", type=int, nargs="+", default=[8, 16])
+    parser.add_argument("--prompts", type=int, default=8, help="whose rationales are sampled")
+    parser.add_argument("--samples", type=int, default=16, help="rationales a prompt")
     parser.add_argument("--repeats", type=int, default=2, help="timed updates a round")
     parser.add_argument("--model", type=Path, help="shipped checkpoint; default data/checkpoints/*")
     parser.add_argument("--data", type=Path, default=ROOT / "data" / "prosqa_test.json")
@@ -251,6 +314,16 @@ def main() -> int:
             rows = replace(random_sequences(4, 450, n_latents=6), model=str(gpt2))
             title = "GPT-2 small, batch 4 x 450 tokens, 6 latents, float32"
             bench.training(title, rows, options.repeats)
+        if "rollouts" in parts:
+            small = rollouts.SMALL | {"vocab_size": rollouts.VOCABULARY}
+            model = random_model(Path(directory) / "small", GPT2_SMALL | small)
+            drawn = rollouts.prompts(options.prompts, options.samples, options.new_tokens)
+            n_layer, n_embd = rollouts.SMALL["n_layer"], rollouts.SMALL["n_embd"]
+            title = (
+                f"{n_layer} layers x {n_embd}, {options.prompts} prompts x {options.samples}"
+                f" rationales x {options.new_tokens} tokens"
+            )
+            bench.rollouts(title, replace(drawn, model=str(model)), 1, options.repeats)
         if "sweep" in parts:
             print("\nours, random GPT-2 small, 16 new tokens")
             results["sweep"] = bench.sweep(gpt2)
@@ -264,7 +337,8 @@ def main() -> int:
             rows = random_sequences(1, 128, n_latents=6)
             bench.memory("Qwen2.5-0.5B, batch 1 x 128 tokens, 6 latents, float32", qwen, rows)
     about["versions"] = sorted(bench.versions)
-    file = "memory.json" if tuple(parts) == ("memory",) else "results.json"
+    own = tuple(parts) in (("memory",), ("rollouts",))  # beside the last run of the others
+    file = f"{parts[0]}.json" if own else "results.json"
     (ROOT / "bench" / file).write_text(json.dumps(results, indent=1) + "\n")
     print(f"\nwritten: bench/{file}" + (", docs/bench.png" if "sweep" in parts else ""))
     if not bench.is_equal:

@@ -54,6 +54,8 @@ class Workload:
     eos_id: int
     max_new_tokens: int = 0
     n_targets: int = 0
+    n_samples: int = 1
+    """Sequences to sample of each prompt."""
 
     def save(self, path: Path) -> Path:
         """Write as JSON."""
