@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 from pathlib import Path
 from types import ModuleType
@@ -186,6 +187,39 @@ def test_latro_trains_an_adapter_against_the_base_alone(twin):
     np.testing.assert_array_equal(engine.score(batch, of_reference=True).logprobs, before)
     with engine.without_adapters():
         np.testing.assert_allclose(engine.score(batch).logprobs, before, atol=1e-5)
+
+
+def weight_bytes(twin: ModuleType, engine: Any) -> int:
+    """Memory of all weights that a policy and its reference hold, shared ones once."""
+    if twin.__name__ == "mlx_coconut":
+        import mlx.core as mx
+
+        gc.collect()
+        return mx.get_active_memory()
+    models = [engine.model, engine.policy.reference]
+    parameters = [p for model in models if model is not None for p in model.parameters()]
+    return sum({p.data_ptr(): p.nbytes for p in parameters}.values())
+
+
+@pytest.mark.parametrize("lora", [Lora(rank=1, targets=["c_attn"]), None])
+def test_a_reference_beside_an_adapter_costs_no_second_copy_of_the_base(twin, lora):
+    engine = backend(twin, GPT2, lora)
+    batch = collate_rollouts(
+        random_rollouts(2), TOKENS["latro_pad"], advantages=[1.0, -1.0], n_rows=2
+    )
+
+    def update() -> int:
+        # The second one compiles nothing anew, so that only weights can have come.
+        engine.policy_step([batch], 1e-2)
+        engine.score(batch, of_reference=engine.policy.reference is not None)
+        return weight_bytes(twin, engine)
+
+    update()
+    before = update()
+    engine.keep_reference()
+    grown = update() - before
+    base = engine.n_params * 4
+    assert 0 < grown < 0.2 * base if lora else grown == pytest.approx(base, rel=0.01)
 
 
 def test_a_run_goes_back_to_an_adapter_it_saved(twin, tmp_path):

@@ -25,11 +25,20 @@ NORMS = 1e-4
 """Relative, of gradient norms; observed 2e-5."""
 ORACLE = 1e-4
 """Absolute, of one token's log-probability against float64; observed 2e-5."""
+ESTIMATOR = 1e-6
+"""Of the largest gradient, computed in float64 where the twin has it; observed 2.4e-7: weights of
+targets, and the moment that is read, are float32."""
 
 
-def policy(twin, directory: Path = MODEL, **options):
+def policy(twin, directory: Path = MODEL, float64: bool = False, **options):
     """(Policy, its Trainer, the architecture's module)."""
     model, module, _ = twin.weights.load_model(directory)
+    if float64 and twin.__name__ == "cuda_coconut":
+        model.double()
+    elif float64:
+        import mlx.core as mx
+
+        model.apply(lambda w: w.astype(mx.float64))
     trainer = twin.train.Trainer(model, weight_decay=0.0, **options)
     return twin.latro.Policy(trainer), trainer, module
 
@@ -48,6 +57,14 @@ def scaled(directory: Path, scale: float) -> Path:
 def update(twin, p, trainer, module, scratch: Path, batches):
     """(PolicyStats, gradients by Hugging Face name), read from AdamW's first moment."""
     stats = p.step(batches, 0.0)
+    if twin.__name__ == "mlx_coconut":  # its files hold no float64
+        import mlx.core as mx
+        from mlx.utils import tree_map
+
+        state = tree_map(
+            lambda a: a.astype(mx.float32) if a.dtype == mx.float64 else a, trainer.optimizer.state
+        )
+        trainer.optimizer.state = state
     twin.weights.save_moments(trainer.optimizer, module, scratch)
     moments = load_file(scratch / "optimizer.safetensors")
     return stats, {n[2:]: m * np.float32(10) for n, m in moments.items() if n.startswith("m.")}
@@ -266,23 +283,50 @@ def test_policy_equals_its_reference_until_it_is_updated(twin):
     assert abs(p.score(batch).logprobs - before).max() > 0.1
 
 
-@pytest.mark.parametrize("bf16", [False, True])
-@pytest.mark.parametrize("temperature", [1.0, 1.4])
-def test_log_probabilities_agree_when_drawn_when_scored_and_when_updated(twin, temperature, bf16):
+def letters(tokens) -> str:
+    """A text in which stop strings can be found: a letter a token."""
+    return "".join("abcdefgh"[t % 8] for t in tokens)
+
+
+STOPS = {
+    "ids": Stops(frozenset(range(0, 200, 7)), lambda tokens: ""),
+    "strings": Stops(frozenset(), letters, ("ab", "ca", "ed", "fc", "gg", "hb")),
+}
+
+
+@pytest.mark.parametrize(
+    "temperature, bf16, stops, latents",
+    [
+        (1.0, False, "ids", 0),
+        (1.0, True, "ids", 0),
+        (1.4, False, "strings", 0),
+        (0.7, False, "strings", 2),
+        (1.4, True, "strings", 2),
+    ],
+)
+def test_log_probabilities_agree_when_drawn_when_scored_and_when_updated(
+    twin, temperature, bf16, stops, latents
+):
+    """Prompts of different lengths, padded on the left where thoughts follow; early stops."""
     p, _, _ = policy(twin, bf16=bf16)
     words = np.random.default_rng(7).integers(31, 80, (3, 6)).tolist()
-    prompts = collate([Row(i, ids[: 3 + i], None, -1, 0) for i, ids in enumerate(words)], PAD)
+    prompts = []
+    for i, ids in enumerate(words):
+        thoughts = [TOKENS["start"], *[LATENT] * latents, TOKENS["end"]] if latents else []
+        first = 4 + i if latents else -1
+        prompts.append(Row(i, ids[: 3 + i] + thoughts, None, first, latents))
+    batch = collate(prompts, PAD)
+    assert batch.mask[:, 0].all() == (not latents)
     source = np.repeat(np.arange(3), 4)
-    stops = Stops(frozenset(range(0, 200, 7)), lambda tokens: "")
-    decoding = Decoding(9, TOKENS["eos"], temperature, 1, stops.ended)
-    drawn = p.sample(prompts, decoding, source, [(i,) for i in range(12)])
+    decoding = Decoding(9, TOKENS["eos"], temperature, 1, STOPS[stops].ended)
+    drawn = p.sample(batch, decoding, source, [(i,) for i in range(12)])
     rows = [
-        make_rollout(
-            Row(0, words[s][: 3 + s], None, -1, 0), d.tokens, [5, 6], stops, "", None, True
-        )
+        make_rollout(prompts[s], d.tokens, [5, 6], STOPS[stops], "", None, True)
         for s, d in zip(source, drawn, strict=True)
     ]
     assert len({len(d.tokens) for d in drawn}) > 1
+    # Nothing is drawn beyond a stop, so everything drawn is what the policy is held to.
+    assert [r.said for r in rows] == [d.tokens for d in drawn]
     batch = collate_rollouts(rows, PAD, temperature=temperature)
     scored, _ = batch.sums(p.score(batch).logprobs)
     # bfloat16 keeps 8 bits: batches of other shapes round otherwise. Observed 0.05 a token.
@@ -394,6 +438,15 @@ def toy_probabilities(model: naive.GPT2) -> tuple[np.ndarray, np.ndarray]:
     return p, np.array(rewards)
 
 
+def has_float64(twin) -> bool:
+    """MLX has it on the CPU only."""
+    if twin.__name__ == "cuda_coconut":
+        return True
+    import mlx.core as mx
+
+    return mx.default_device() == mx.cpu
+
+
 @pytest.mark.parametrize("answer_weight", [1.0, 0.0])
 def test_expected_estimator_is_the_gradient_of_the_objective(twin, tmp_path, answer_weight):
     """Every pair of rationales, weighted by its probability, against the slope of the exact J.
@@ -420,7 +473,7 @@ def test_expected_estimator_is_the_gradient_of_the_objective(twin, tmp_path, ans
         weight = p_z[z].prod() / 2
         np.add.at(expected_advantage, z, weight * earned.advantages)
         np.add.at(drawn, z, weight)
-    p, trainer, module = policy(twin, directory)
+    p, trainer, module = policy(twin, directory, float64=has_float64(twin))
     batches = [
         collate_rollouts(
             [row], 0, advantages=[expected_advantage[z]], answer_weight=answer_weight * drawn[z]
@@ -446,7 +499,7 @@ def test_expected_estimator_is_the_gradient_of_the_objective(twin, tmp_path, ans
                 ends.append(objective())
             w[at] = kept
             gap = abs(-grads[name][at] - (ends[0] - ends[1]) / 2e-4)
-            assert gap < 2e-6 * max(scale, 1), (name, gap)
+            assert gap < ESTIMATOR * max(scale, 1), (name, gap)
     assert gradient_scale(grads, "wte.weight") > 1e-3
 
 
