@@ -78,6 +78,7 @@ PROSQA = (
 ON_DISK = "model_id=data/checkpoints/prosqa"
 NETWORK = "needs the network; tests/test_data_download.py has a server of its own"
 RAW = "reads a file that is not here; tests/test_data_converters.py has small ones"
+DATA_SETS = "tests/test_docs_data_sets.py runs it with the page's files, in both twins"
 SLOW = "takes a minute; tests/test_analyse.py runs each on a tiny model"
 
 COMMANDS: dict[str, How] = {
@@ -118,6 +119,9 @@ COMMANDS: dict[str, How] = {
     "python -m coconut.report *": How(swap={"runs/tiny-qwen": "runs/tiny-eval"}),
     "python -m mlx_coconut.publish runs/* --dry-run": How(),
     "python -m mlx_coconut.run args/tiny_latro.yaml": How(check=True),
+    "python -m data.latro.sums": How(skip=DATA_SETS),
+    "python -m mlx_coconut.run args/sums_*": How(skip=DATA_SETS),
+    "python -m mlx_coconut.run args/latro_preexperiment_gsm8k.yaml *": How(skip=DATA_SETS),
     "python make_sums.py": How(),
     "python -m mlx_coconut.run sums.yaml --check": How(),
     "python -m mlx_coconut.run sums.yaml": How(

@@ -158,27 +158,43 @@ def read_log(config: RunConfig, event: str) -> list[dict[str, Any]]:
     ]
 
 
+def random_gpt2(
+    directory: Path,
+    vocab: int,
+    width: int,
+    n_layer: int = 1,
+    n_positions: int = 8,
+    std: float = 0.2,
+) -> Path:
+    """A GPT-2 with two heads and normal weights of this spread, the same at every call."""
+    D = width
+    directory.mkdir(parents=True, exist_ok=True)
+    config = json.loads((MODEL / "config.json").read_text())
+    config |= {"vocab_size": vocab, "n_layer": n_layer, "n_positions": n_positions}
+    config |= {"n_embd": D, "n_head": 2, "initializer_range": std}
+    shapes: dict[str, tuple[int, ...]] = {"wte.weight": (vocab, D), "wpe.weight": (n_positions, D)}
+    for h in (f"h.{i}" for i in range(n_layer)):
+        for name, n, m in (
+            ("attn.c_attn", D, 3 * D),
+            ("attn.c_proj", D, D),
+            ("mlp.c_fc", D, 4 * D),
+            ("mlp.c_proj", 4 * D, D),
+        ):
+            shapes |= {f"{h}.{name}.weight": (n, m), f"{h}.{name}.bias": (m,)}
+        shapes |= {f"{h}.{n}.{k}": (D,) for n in ("ln_1", "ln_2") for k in ("weight", "bias")}
+    shapes |= {"ln_f.weight": (D,), "ln_f.bias": (D,)}
+    save_file(initial_weights(shapes, config, 0), directory / "model.safetensors")
+    (directory / "config.json").write_text(json.dumps(config))
+    return directory
+
+
 def chat_model(directory: Path, template: str | None = "chatml", n_positions: int = 512) -> Path:
     """A random GPT-2 of one layer, with a tokenizer of bytes and control tokens beside it.
 
     template: of TEMPLATES, or None. Its weights are so large that its outputs differ by question.
     """
     tokenizer = chat_tokenizer(directory, template and TEMPLATES[template], eos="<|im_end|>")
-    config = json.loads((MODEL / "config.json").read_text())
-    D, V = 16, len(tokenizer)
-    config |= {"vocab_size": V, "n_layer": 1, "n_positions": n_positions, "n_embd": D, "n_head": 2}
-    shapes = {
-        "wte.weight": (V, D), "wpe.weight": (n_positions, D),
-        "h.0.attn.c_attn.weight": (D, 3 * D), "h.0.attn.c_attn.bias": (3 * D,),
-        "h.0.attn.c_proj.weight": (D, D), "h.0.attn.c_proj.bias": (D,),
-        "h.0.mlp.c_fc.weight": (D, 4 * D), "h.0.mlp.c_fc.bias": (4 * D,),
-        "h.0.mlp.c_proj.weight": (4 * D, D), "h.0.mlp.c_proj.bias": (D,),
-        **{f"{n}.{k}": (D,) for n in ("h.0.ln_1", "h.0.ln_2", "ln_f") for k in ("weight", "bias")},
-    }  # fmt: skip
-    weights = initial_weights(shapes, config | {"initializer_range": 0.6}, 0)
-    save_file(weights, directory / "model.safetensors")
-    (directory / "config.json").write_text(json.dumps(config))
-    return directory
+    return random_gpt2(directory, len(tokenizer), 16, n_positions=n_positions, std=0.6)
 
 
 def data_set_config(folder: Path, **keys: Any) -> RunConfig:
