@@ -136,6 +136,11 @@ def recorded_attention() -> Iterator[list[torch.Tensor]]:
         _RECORD.reset(token)
 
 
+def is_recorded() -> bool:
+    """Whether attention weights are being asked for, see `recorded_attention`."""
+    return _RECORD.get() is not None
+
+
 def dropout(x: torch.Tensor, rate: float, key: Key | None) -> torch.Tensor:
     """Inverted dropout from an explicit key; no key or rate 0 leaves x as it is.
 

@@ -38,6 +38,7 @@ from cuda_coconut.models.base import (
     as_linear,
     attend,
     checkpointed,
+    is_recorded,
     split_key,
 )
 
@@ -349,6 +350,11 @@ def _attention(
     """
     if s_aux is not None:
         raise NotImplementedError("attention sinks")
+    if softcap is not None and is_recorded():
+        raise UserError(
+            f"model_type {module.config.model_type!r}",
+            "its attention cannot be looked into: its scores are bent before they become weights",
+        )
     mask, d = sight.within(sliding_window, q.dtype), q.shape[-1]
     if scaling is not None:
         q = q * (scaling * d**0.5)  # attend divides by sqrt(d)

@@ -103,6 +103,11 @@ def recorded_attention() -> Iterator[list[mx.array]]:
         _RECORD.reset(token)
 
 
+def is_recorded() -> bool:
+    """Whether attention weights are being asked for, see `recorded_attention`."""
+    return _RECORD.get() is not None
+
+
 def dropout(x: mx.array, rate: float, key: mx.array | None) -> mx.array:
     """Inverted dropout from an explicit key; no key or rate 0 leaves x as it is.
 

@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -31,7 +32,15 @@ from mlx.utils import tree_flatten
 from coconut.architectures import resolved
 from coconut.errors import UserError
 from mlx_coconut.cache import Cache, SegmentCache
-from mlx_coconut.models.base import NEVER, Tap, additive_mask, checkpointed, split_key
+from mlx_coconut.models.base import (
+    NEVER,
+    Tap,
+    additive_mask,
+    attend,
+    checkpointed,
+    is_recorded,
+    split_key,
+)
 
 EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 VOCABULARY_ROWS = (EMBEDDING, HEAD)
@@ -197,9 +206,9 @@ class Borrowed:
             return h
 
         grouped = self.model_type in _GROUPED and self._has_groups()
-        return self._run_inner(
-            run, _LayerCache(None, 0, positions, seen, mask, grouped), x.shape[:2]
-        )
+        sight = _LayerCache(None, 0, positions, seen, mask, grouped)
+        with _shown_attention(self):
+            return self._run_inner(run, sight, x.shape[:2])
 
     def head(self, h: mx.array) -> mx.array:
         """Logits of states after the final norm: (..., D) -> (..., V)."""
@@ -300,6 +309,30 @@ class Borrowed:
             yield
         finally:
             self.model["layers"] = blocks
+
+
+@contextmanager
+def _shown_attention(model) -> Iterator[None]:
+    """Where attention weights are asked for, let the model use our attention inside."""
+    if not is_recorded():
+        yield
+        return
+    module, name = sys.modules[type(model.layers[0]).__module__], "scaled_dot_product_attention"
+    own = getattr(module, name, None)
+    if own is None:
+        raise UserError(
+            f"model_type {model.model_type!r}",
+            "its attention cannot be looked into: its own code computes it, not a shared function",
+        )
+
+    def shown(q, k, v, cache, scale, mask, sinks=None):
+        return attend(q * (scale * q.shape[-1] ** 0.5), [k], [v], mask)
+
+    setattr(module, name, shown)
+    try:
+        yield
+    finally:
+        setattr(module, name, own)
 
 
 def _joined(segments: list[mx.array]) -> mx.array:
