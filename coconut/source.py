@@ -67,10 +67,13 @@ def open_source(
     if made_with is not None:
         _check_made_with(directory / COCONUT, made_with)
     if made_with is not None and not config.has_latents and made_with.get("latent_ids"):
+        remedy = "choose a method with latents or a plain checkpoint"
+        if config.method == made_with.get("method") == "latro":
+            remedy = f"set latro_latents: {made_with.get('c_thought')}, as in its training"
         raise UserError(
             str(directory),
             f"holds a model trained with latents ({made_with.get('method')}), which method"
-            f" {config.method} cannot run; choose a method with latents or a plain checkpoint",
+            f" {config.method} cannot run; {remedy}",
         )
     rows = found["config"].get("vocab_size")
     if type(rows) is not int:

@@ -15,8 +15,9 @@ import tokenizers
 from golden_models import MODELS
 from hub_standin import TOKEN, Handler, Hub, serving
 from safetensors.numpy import load_file
-from tiny import REPOSITORY, read_log, run_config, start
+from tiny import REPOSITORY, chat_model, data_set_config, read_log, run_config, start
 
+from coconut.cli import main
 from coconut.config import RunConfig
 from coconut.errors import UserError
 from coconut.hub import fetch
@@ -226,6 +227,37 @@ def test_check_describes_a_model_without_its_weights(hub, tmp_path, capsys):
     assert f"someone/model {n_weights:,} params" in out.splitlines()[0]
     assert "estimated peak memory" in out and "?" not in out
     assert "model.safetensors" not in hub.fetched()
+
+
+@pytest.mark.parametrize("keys", [{}, {"only_eval": True}, {"method": "sft"}], ids=str)
+def test_check_of_a_data_set_run_fetches_no_weights_and_says_which_a_run_would(
+    hub, tmp_path, capsys, keys
+):
+    hub.add("someone/model", chat_model(tmp_path / "files"))
+    config = data_set_config(tmp_path, model_id="someone/model", **({"method": "latro"} | keys))
+    (tmp_path / "run.yaml").write_text(config.to_yaml())
+    argv = [str(tmp_path / "run.yaml"), "--check", "rloo_k=4"][: 2 + (config.method == "latro")]
+    main("mlx_coconut", None, argv)
+    said = capsys.readouterr().out
+    line = "a run would fetch from the hub: someone/model: model.safetensors\n"
+    assert line in said and "estimated peak memory" in said
+    assert "config.json" in hub.fetched() and "model.safetensors" not in hub.fetched()
+    assert not (tmp_path / "runs").exists()
+    fetch("someone/model")
+    main("mlx_coconut", None, argv)
+    assert "would fetch" not in capsys.readouterr().out
+
+
+def test_check_of_a_model_out_of_reach_counts_the_updates_all_the_same(
+    tmp_path, capsys, monkeypatch
+):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    config = data_set_config(tmp_path, model_id="someone/model", method="latro", rloo_k=4)
+    (tmp_path / "run.yaml").write_text(config.to_yaml())
+    main("mlx_coconut", None, [str(tmp_path / "run.yaml"), "--check"])
+    said = capsys.readouterr().out
+    assert "someone/model: its description, tokenizer and weights\n" in said
+    assert "updates of 12 prompts x 4 rationales" in said
 
 
 # ---- a connection that breaks

@@ -11,7 +11,8 @@ import yaml
 from safetensors.numpy import load_file
 
 from coconut import latro_runner
-from coconut.config import check_config, load_config
+from coconut.answering import evaluate_data_set
+from coconut.config import PUBLISHED_NAMES, check_config, load_config
 from coconut.curves import read_history
 from coconut.errors import UserError
 from coconut.latro_config import LatroConfig
@@ -268,3 +269,72 @@ def test_test_split_is_asked_once_by_the_best_checkpoint(twin, tmp_path):
     run(twin, made)
     assert (made.run_dir / "test.json").stat().st_mtime_ns == first
     assert json.loads((made.run_dir / "test.json").read_text())["n"] == 12
+
+
+PUBLISHED_ARGUMENTS = {
+    "exp_name": "mine",
+    "run_name": "mine-1",
+    "sanity_check": True,
+    "model_name_or_path": "someone/model",
+    "checkpoint_path": "runs/mine/update_1",
+    "total_episodes": 960,
+    "num_evaluations": 6,
+    "per_device_train_batch_size": 8,
+    "per_device_eval_batch_size": 20,
+    "gradient_accumulation_steps": 6,
+    "num_train_epochs": 3,
+    "save_steps": 0.1,
+    "learning_rate": 1e-6,
+    "weight_decay": 0.0,
+    "max_grad_norm": 1.0,
+    "bf16": True,
+    "seed": 3,
+    "rollout_batch_size": 16,
+    "response_length": 500,
+    "stop_token": "both",
+    "stop_token_ids": [1, 2],
+    "stop_seqs": ["Answer:"],
+    "temperature": 1,
+    "penalty_reward_value": 2,
+    "non_stop_penalty": False,
+    "kl_coef": 0.25,
+    "rloo_k": 12,
+    "sft_penalty": 0,
+    "dataset_name": "arc_challenge",
+    "dataset_num_proc": 4,
+}
+"""Of LaTRO's training script, and those it inherits that matter, with values that fit together."""
+
+
+def test_every_published_argument_is_taken_under_its_name():
+    made = check_config({"method": "latro"} | PUBLISHED_ARGUMENTS)
+    for name, value in PUBLISHED_ARGUMENTS.items():
+        assert getattr(made, PUBLISHED_NAMES.get(name, name)) == value, name
+    evaluation = {
+        "base_model_name_or_path": "someone/model",
+        "eval_model_name_or_path": str(REPOSITORY / "data/checkpoints/prosqa"),
+        "dataset_name": "gsm8k_0shot",
+        "eval_batch_size": 64,
+        "response_length": 500,
+        "temperature": 0.7,
+        "seed": 42,
+        "stop_token": "eos",
+        "stop_token_ids": [5],
+    }
+    made = check_config({"method": "latro", "only_eval": True} | evaluation)
+    for name, value in evaluation.items():
+        assert getattr(made, PUBLISHED_NAMES.get(name, name)) == value, name
+
+
+def test_a_model_with_thoughts_is_asked_with_its_thoughts(twin, tmp_path):
+    run(twin, config(tmp_path, latro_latents=2, total_updates=1, warm_start_updates=1))
+    trained = str(tmp_path / "tiny-latro/update_0001")
+    keys = {"load_model_path": trained, "model_config_path": None, "tokenizer": None}
+    made = config(tmp_path, only_eval=True, run_name="eval", latro_latents=2, **keys)
+    evaluate_data_set(made, twin.run.make_backend, twin.__name__)
+    line = (made.run_dir / "predictions.jsonl").read_text().splitlines()[0]
+    # Four digits with spaces and a colon, two thoughts between their markers.
+    assert json.loads(line)["prompt_tokens"] == 8 + 4
+    with pytest.raises(UserError, match="set latro_latents: 2, as in its training"):
+        plain = config(tmp_path, only_eval=True, run_name="plain", **keys)
+        evaluate_data_set(plain, twin.run.make_backend, twin.__name__)
