@@ -32,7 +32,7 @@ from data import prosqa
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "bench" / "recipe.json"
 N_LAYERS, N_QUESTIONS = 4, 300
-GRAPHS = {"nodes": 7, "min_hops": 2, "max_hops": 3, "swapped": 0.5}
+GRAPHS = {"nodes": 6, "min_hops": 1, "max_hops": 3, "swapped": 0.5}
 COMMON: dict[str, Any] = {
     "tokenizer": "prosqa",
     "batch_size_training": 64,
@@ -49,21 +49,21 @@ COMMON: dict[str, Any] = {
 }
 BASE: dict[str, Any] = COMMON | {
     "method": "coconut_no_curriculum",
-    "generate": GRAPHS | {"nodes": 6, "min_hops": 1, "steps": "walk", "items": 6400, "seed": 1},
-    "num_epochs": 10,
+    "generate": GRAPHS | {"steps": "walk", "items": 6400, "seed": 1},
+    "num_epochs": 8,
     "lr": 0.004,
 }
 STAGES: dict[str, Any] = COMMON | {
     "method": "coconut",
-    "generate": GRAPHS | {"items": 4096},
+    "generate": GRAPHS | {"items": 2176},
     "epochs_per_stage": 1,
     "num_epochs": 6,
     "lr": 0.003,
     "keep_checkpoints": 1,
 }
 """A stage an epoch: all steps told, one thought, two, three, and twice only thoughts."""
-FINER = {"generate": GRAPHS | {"items": 2048}, "num_epochs": 12, "c_thought": 2}
-FINER = {"generate": GRAPHS | {"items": 2048}, "num_epochs": 12, "c_thought": 2}
+FINER = {"generate": GRAPHS | {"items": 1088}, "num_epochs": 12, "c_thought": 2}
+FINER = {"generate": GRAPHS | {"items": 1088}, "num_epochs": 12, "c_thought": 2}
 ROWS: dict[str, dict[str, Any]] = {
     "last": {},
     "last, rms": {"feedback": "last|rms"},
