@@ -67,7 +67,9 @@ def publish(options: argparse.Namespace) -> None:
         raise UserError(repo, "not a valid hub name; give --repo OWNER/NAME")
     # First of all: an adapter lacks the files that the checks of a whole checkpoint ask for.
     if directory.is_dir() and is_adapter(directory):
-        raise UserError(str(directory), "holds an adapter only; fuse it first (TWIN.fuse DIR OUT)")
+        raise UserError(
+            str(directory), "holds an adapter only; fuse it first (python -m mlx_coconut.fuse)"
+        )
     names = files_of(directory)
     text = card(directory, options)
     if options.dry_run:

@@ -115,6 +115,11 @@ COMMANDS: dict[str, How] = {
     "python -m mlx_coconut.run args/tiny_coconut.yaml name=tiny-times *": How(
         skip="test_the_rule_of_the_page_is_held_to_its_oracle does it"
     ),
+    "python -m cuda_coconut.run args/tiny_coconut.yaml * lora.rank=4 *": How(
+        add=f"{TINY} num_epochs=2 val_path=data/prosqa_tiny.json"
+    ),
+    "python -m mlx_coconut.fuse *": How(),
+    "python convert/adapters.py *": How(),
     "python -m mlx_coconut.inspect --model runs/*": How(),
     "python -m coconut.report *": How(swap={"runs/tiny-qwen": "runs/tiny-eval"}),
     "python -m mlx_coconut.publish runs/* --dry-run": How(),
