@@ -119,6 +119,7 @@ COMMANDS: dict[str, How] = {
         add=f"{TINY} num_epochs=2 val_path=data/prosqa_tiny.json"
     ),
     "python -m mlx_coconut.fuse *": How(),
+    "python -m bench *": How(parse="takes half an hour"),
     "python convert/adapters.py *": How(),
     "python -m mlx_coconut.inspect --model runs/*": How(),
     "python -m coconut.report *": How(swap={"runs/tiny-qwen": "runs/tiny-eval"}),
