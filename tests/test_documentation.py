@@ -93,7 +93,7 @@ COMMANDS: dict[str, How] = {
         skip="test_the_rule_of_the_page_is_held_to_its_oracle does it"
     ),
     "rm -r runs/tiny-coconut/epoch_24": How(),
-    "truncate -s 1000000 runs/tiny-coconut/epoch_24/model.safetensors": How(),
+    "python -c import os; os.truncate('runs/*": How(),
     # The shipped model.
     "python -m mlx_coconut.inspect --model data/checkpoints/prosqa *": How(add="--idx 1"),
     "python -m mlx_coconut.serve *": How(parse="ends when stopped; tests/test_page.py asks it"),
@@ -174,7 +174,7 @@ class Command:
     shown: list[str]
 
 
-HEADS = r"(?:\w+=\S+ )?(?:\S*/)?(?:python3?|pip|make|git|torchrun|mlx\.launch|source|rm|truncate)"
+HEADS = r"(?:\w+=\S+ )?(?:\S*/)?(?:python3?|pip|make|git|torchrun|mlx\.launch|source|rm)"
 IN_A_SENTENCE = re.compile(rf"`({HEADS}\s[^`]+)`")
 FILE = re.compile(r"`([\w.-]+\.\w+)`[^`]*$")
 
@@ -258,7 +258,9 @@ def run(argv: Sequence[str], stdin: str = "", parse_only: bool = False) -> tuple
         patch.setattr(sys, "argv", target[1:] if target[0] == "-m" else target)
         with contextlib.redirect_stdout(out), contextlib.redirect_stderr(out):
             try:
-                if target[0] == "-m":
+                if target[0] == "-c":
+                    exec(target[1], {})
+                elif target[0] == "-m":
                     runpy.run_module(target[1], run_name="__main__", alter_sys=True)
                 else:
                     script = Path(target[0])
@@ -322,7 +324,7 @@ class Desk:
             target = argv[argv.index("make") + 1]
             made = re.search(rf"^{target}:", (ROOT / "Makefile").read_text(), re.M)
             return "" if made else f"the Makefile has no target {target}"
-        if argv[0] in ("rm", "truncate"):
+        if argv[0] == "rm":
             subprocess.run(argv, cwd=self.folder, check=True)
             return ""
         target, argv = (argv[-1], argv[:-2]) if ">" in argv else ("", argv)
