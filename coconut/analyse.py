@@ -225,7 +225,8 @@ def parallelism(lens: Lens, options: Options, advance: Callable[[int], None]) ->
     """Value of the best 1, 2, 3 candidates after each number of thoughts, question by question."""
     trees = _trees(lens, options, advance)
     rows = []
-    for k in range(lens.n_thoughts + 1):
+    # Where thoughts themselves are read, there is nothing to read before the first.
+    for k in range(int(options.reading == "thought"), lens.n_thoughts + 1):
         tops, frontier, expected, on_tree = [], [], [], []
         for tree in trees:
             values = np.array(tree.values[k])
@@ -276,7 +277,8 @@ def parallelism_table(found: dict[str, Any]) -> Table:
             "–" if row["frontier"] is None else f"{row['frontier']:.3f}",
             "–" if row["frontier"] is None else f"{row['frontier_if_uniform']:.3f}",
         ]
-        for row, lead in zip(found["rows"], found["lead_probability"], strict=True)
+        for row in found["rows"]
+        for lead in [found["lead_probability"][row["thoughts"]]]
     ]
     return columns, rows
 
@@ -285,18 +287,23 @@ def height(lens: Lens, options: Options, advance: Callable[[int], None]) -> dict
     """Value of the nodes k hops below the asked name after k thoughts, by their height.
 
     Height: least number of edges down to a leaf. Right: the node leads to the right answer (or is
-    it).
+    it). relative: in means of the nodes at that distance in the same question; where few nodes
+    share a thought each has more, and few of them are wrong.
     """
     trees = _trees(lens, options, advance)
     rows = []
     for k in range(1, min(lens.n_thoughts, DRAWN) + 1):
-        groups: dict[tuple[int, bool], list[float]] = {}
+        groups: dict[tuple[int, bool], list[tuple[float, float]]] = {}
         for tree in trees:
             heights, leads_to = _heights(tree.graph), _leading_to(tree.graph)
-            for node in tree.graph.frontier(k):
-                group = (heights[node], node in leads_to)
-                groups.setdefault(group, []).append(tree.values[k][node])
-        for (h, is_right), values in sorted(groups.items()):
+            near = tree.graph.frontier(k)
+            mean = float(np.mean([tree.values[k][node] for node in near])) if near else 0.0
+            for node in near:
+                value = tree.values[k][node]
+                group = groups.setdefault((heights[node], node in leads_to), [])
+                group.append((value, value / mean if mean else 1.0))
+        for (h, is_right), pairs in sorted(groups.items()):
+            values, relative = np.array(pairs).T
             rows.append(
                 {
                     "thoughts": k,
@@ -305,6 +312,7 @@ def height(lens: Lens, options: Options, advance: Callable[[int], None]) -> dict
                     "n": len(values),
                     "mean": float(np.mean(values)),
                     "standard_error": float(np.std(values) / np.sqrt(len(values))),
+                    "relative": float(np.mean(relative)),
                 }
             )
     return {**_about_reading(lens, options, trees), "rows": rows}
@@ -338,7 +346,7 @@ def _leading_to(graph: Graph) -> set[int]:
 
 def height_table(found: dict[str, Any]) -> Table:
     """A row a number of thoughts, height and side."""
-    columns = ["thoughts", "height", "node", "nodes", "mean value", "± s.e."]
+    columns = ["thoughts", "height", "node", "nodes", "mean value", "± s.e.", "relative"]
     rows = [
         [
             row["thoughts"],
@@ -347,6 +355,7 @@ def height_table(found: dict[str, Any]) -> Table:
             row["n"],
             f"{row['mean']:.3f}",
             f"{row['standard_error']:.3f}",
+            f"{row['relative']:.2f}",
         ]
         for row in found["rows"]
     ]

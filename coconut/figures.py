@@ -29,6 +29,11 @@ def _title(ax: Any, text: str) -> None:
     ax.set_title(text, loc="left", fontweight="bold", fontsize=10)
 
 
+def _say_lead(ax: Any, reading: str, share: float) -> None:
+    word = "all concepts" if reading == "thought" else "P(lead)"
+    ax.annotate(f"{word} {share:.2g}", (0.03, 0.93), xycoords="axes fraction", fontsize=8)
+
+
 def _grid(ax: Any, axis: str = "y") -> None:
     ax.grid(axis=axis, color=INK, alpha=0.12, linewidth=0.6)
     ax.set_axisbelow(True)
@@ -44,21 +49,13 @@ def forced_k(found: dict[str, Any]) -> bytes:
             errors = [_error(row[name], row["n"]) for row in rows]
             left.errorbar(ks, shares, errors, color=colour, marker="o", markersize=3.5, label=word)
         rule = 100 * found["shortcut"]["share"]
-        left.axhline(rule, color=INK, alpha=0.5, linestyle=":", linewidth=1)
-        left.annotate(
-            f"best rule blind to the name, as asked: {rule:.0f} %",
-            (ks[-1], rule),
-            ha="right",
-            va="top",
-            xytext=(0, -4),
-            textcoords="offset points",
-            fontsize=7,
-        )
+        said = f"best rule blind to the name, as asked: {rule:.0f} %"
+        left.axhline(rule, color=INK, alpha=0.5, linestyle=":", linewidth=1, label=said)
         left.set_ylim(0, 104)
         left.set_xticks(ks)
         left.set_xlabel("thoughts before the answer (forced)")
         left.set_ylabel("% right, ± 1 s.e.")
-        left.legend(loc="lower right")
+        left.legend(fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.17), ncols=2)
         _title(left, "Accuracy")
         _grid(left)
         bottom = [0.0] * len(ks)
@@ -91,12 +88,12 @@ def parallelism(found: dict[str, Any]) -> bytes:
             lead = found["lead_probability"][row["thoughts"]]
             words = {0: "no thought (control)", 1: "after thought 1", 2: "after thought 2"}
             _title(ax, words[row["thoughts"]])
-            ax.annotate(f"P(lead) {lead:.2g}", (0.03, 0.93), xycoords="axes fraction", fontsize=8)
+            _say_lead(ax, found["reading"], lead)
             ax.set_ylim(0, 1.02)
             ax.set_xlabel("percentile of questions")
             _grid(ax)
         axes[0].set_ylabel(f"cumulative value ({found['reading']} reading)")
-        axes[-1].legend(loc="lower right")
+        axes[0].legend(fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.17), ncols=3)
         return _png(figure)
 
 
@@ -130,7 +127,7 @@ def height(found: dict[str, Any]) -> bytes:
             ax.set_xlabel("height: hops down to the nearest leaf")
             lead = found["lead_probability"][k]
             _title(ax, f"nodes {k} hop{'s' * (k > 1)} down, after {k} thought{'s' * (k > 1)}")
-            ax.annotate(f"P(lead) {lead:.2g}", (0.03, 0.93), xycoords="axes fraction", fontsize=8)
+            _say_lead(ax, found["reading"], lead)
             _grid(ax)
         axes[0].set_ylabel(f"mean value ({found['reading']} reading), ± 1 s.e.")
         axes[0].legend(fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.17), ncols=2)

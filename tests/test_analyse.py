@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import naive
 import numpy as np
@@ -10,7 +11,7 @@ import pytest
 from lenses import write_checkpoint
 from tiny import write_items
 
-from coconut import analyse
+from coconut import analyse, figures
 from coconut.answers import exact_match, extract
 from coconut.graph import read_graph
 from coconut.lens import Lens
@@ -176,6 +177,21 @@ def test_tree_values_are_added_up_by_rank_and_by_side(checkpoint, data, monkeypa
         (2, 0, False, 0.05),
         (2, 1, True, 0.1),
     ]
+    # Of 0.35, the mean of wumpus and jompus, and of 0.075, that of lempus and rempus.
+    relative = [r["relative"] for r in found]
+    assert relative == pytest.approx([0.2 / 0.35, 0.5 / 0.35, 0.05 / 0.075, 0.1 / 0.075])
+
+
+def test_where_thoughts_are_read_rows_and_panels_begin_with_the_first(checkpoint, data, twin):
+    lens = Lens(checkpoint, twin.run.make_backend, 2)
+    for reading, ks in (("thought", [1, 2]), ("answer", [0, 1, 2])):
+        options = replace(options_of(data), reading=reading)
+        found = analyse.parallelism(lens, options, nothing)
+        assert [row["thoughts"] for row in found["rows"]] == ks
+        _, rows = analyse.parallelism_table(found)
+        leads = [f"{found['lead_probability'][k]:.3f}" for k in ks]
+        assert [row[:2] for row in rows] == [[k, lead] for k, lead in zip(ks, leads, strict=True)]
+        assert figures.parallelism(found).startswith(b"\x89PNG")
 
 
 def test_sets_differ_in_the_way_they_say(data):

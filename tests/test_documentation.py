@@ -102,7 +102,7 @@ COMMANDS: dict[str, How] = {
     "python -m mlx_coconut.run args/prosqa_coconut_eval.yaml*": How(
         add=TINY_QUESTIONS, swap={"n_latents=K": "n_latents=2"}
     ),
-    "python -m mlx_coconut.analyse *": How(
+    "python -m *_coconut.analyse *": How(
         swap={"WHAT": "all", "N": "1", "K": "1", "KIND": "answer"}, parse=SLOW
     ),
     # The tiny one.
