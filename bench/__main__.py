@@ -11,6 +11,7 @@ import argparse
 import json
 import os
 import platform
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -21,7 +22,7 @@ from typing import Any
 
 import numpy as np
 
-from bench import memory, rollouts
+from bench import gpu, memory, rollouts
 from bench.plot import plot
 from bench.workload import (
     GPT2_SMALL,
@@ -37,6 +38,7 @@ ROOT = Path(__file__).parent.parent
 LOSS_TOLERANCE = 1e-4
 """Largest relative gap of losses; observed 2e-6."""
 PARTS = ("generation", "shipped", "training", "rollouts", "sweep", "memory")
+"""What runs where none is named; `gpu`, in which a GPU is meant, runs by name and alone."""
 
 
 class Bench:
@@ -276,12 +278,41 @@ def machine() -> dict[str, Any]:
     commit = subprocess.run(
         ["git", "describe", "--always", "--dirty"], cwd=ROOT, stdout=subprocess.PIPE, text=True
     ).stdout.strip()
-    return {"cpu": cpu, "cores": cores, "system": platform.platform(terse=True), "commit": commit}
+    about = {"cpu": cpu, "cores": cores, "system": platform.platform(terse=True), "commit": commit}
+    if shutil.which("nvidia-smi"):
+        query = [
+            "nvidia-smi",
+            "--query-gpu=name,memory.total,driver_version",
+            "--format=csv,noheader",
+        ]
+        found = subprocess.run(query, stdout=subprocess.PIPE, text=True).stdout
+        about["gpu"] = "; ".join(found.strip().splitlines())
+    return about
+
+
+def on_gpu(small: bool, repeats: int) -> int:
+    """The part `gpu`. Writes bench/gpu.json, but for `small`, whose figures say nothing."""
+    about = machine()
+    print(" | ".join(str(value) for value in about.values()))
+    with tempfile.TemporaryDirectory() as directory:
+        contend = gpu.in_its_own_process(Path(directory))
+        shapes = gpu.SMALL if small else gpu.FULL
+        rows = gpu.measure(Path(directory), shapes, repeats, contend, gpu.contenders())
+    print("\n" + "\n".join(sorted({row["versions"] for row in rows if "versions" in row})))
+    if not small:
+        results = json.dumps({"machine": about, "rows": rows}, indent=1)
+        (ROOT / "bench" / "gpu.json").write_text(results + "\n")
+        print("written: bench/gpu.json")
+    if not gpu.is_valid(rows):
+        print("results differ: the figures above do not count", file=sys.stderr)
+    return 0 if gpu.is_valid(rows) else 1
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
-    parser.add_argument("parts", nargs="*", metavar="PART", help=f"{', '.join(PARTS)}; all if none")
+    parser.add_argument(
+        "parts", nargs="*", metavar="PART", help=f"{', '.join(PARTS)}; all if none; or gpu"
+    )
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--questions", type=int, default=16, help="for the random GPT-2 small")
     parser.add_argument("--published", type=int, default=2, help="questions for the slow way")
@@ -294,7 +325,10 @@ def main() -> int:
     parser.add_argument("--data", type=Path, default=ROOT / "data" / "prosqa_test.json")
     models = ("gpt2", "qwen")
     parser.add_argument("--models", nargs="+", choices=models, default=models, help="for memory")
+    parser.add_argument("--small", action="store_true", help="gpu: tiny shapes, to try it anywhere")
     options = parser.parse_args()
+    if options.parts == ["gpu"]:
+        return on_gpu(options.small, options.repeats)
     if unknown := set(options.parts) - set(PARTS):
         parser.error(f"unknown part: {', '.join(sorted(unknown))}; known: {', '.join(PARTS)}")
     parts = options.parts or PARTS

@@ -1,6 +1,7 @@
-"""The same work written plainly with transformers and torch on the CPU.
+"""The same work written plainly with transformers and torch.
 
-`python -m bench.reference TASK WORKLOAD.json BATCH_SIZE REPEATS`; prints one line of JSON.
+`python -m bench.reference TASK WORKLOAD.json BATCH_SIZE REPEATS [DTYPE]`; prints one line of JSON.
+Without DTYPE in float32 on the CPU, with it on the machine's GPU where it has one.
 """
 
 from __future__ import annotations
@@ -25,8 +26,10 @@ def latent_passes(model, batch: Batch) -> tuple[torch.Tensor, torch.Tensor, Any]
 
     One forward call for each latent, over the columns that are new, with past_key_values.
     """
-    ids, mask = torch.from_numpy(batch.ids).long(), torch.from_numpy(batch.mask).long()
-    positions = torch.from_numpy(batch.positions).long()
+    ids, mask, positions = (
+        torch.from_numpy(a).long().to(model.device)
+        for a in (batch.ids, batch.mask, batch.positions)
+    )
     embedded = model.get_input_embeddings()(ids)
     inputs, logits, cache, thought = [], [], None, None
     first, last = batch.first_latent, batch.first_latent + batch.n_passes - 1
@@ -57,8 +60,9 @@ def decode(model, workload: Workload, batches: list[Batch]) -> dict[str, Any]:
     for batch in batches:
         logits, _, cache = latent_passes(model, batch)
         first = logits[:, -1].argmax(-1, keepdim=True)
-        prompt = torch.cat([torch.from_numpy(batch.ids).long(), first], dim=1)
-        mask = torch.cat([torch.from_numpy(batch.mask).long(), torch.ones_like(first)], dim=1)
+        read, mask = (torch.from_numpy(a).long().to(first.device) for a in (batch.ids, batch.mask))
+        prompt = torch.cat([read, first], dim=1)
+        mask = torch.cat([mask, torch.ones_like(first)], dim=1)
         out = model.generate(
             prompt,
             attention_mask=mask,
@@ -74,20 +78,21 @@ def decode(model, workload: Workload, batches: list[Batch]) -> dict[str, Any]:
     return {"seconds": [time.perf_counter() - start], "ids": ids}
 
 
-def train(model, batch: Batch, repeats: int) -> dict[str, Any]:
-    """Losses of the first updates, and seconds of each."""
+def train(model, batch: Batch, repeats: int, bf16: bool = False) -> dict[str, Any]:
+    """Losses of the first updates, and seconds of each; bf16: by autocast over float32 weights."""
     model.train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, weight_decay=0.01)
-    labels = torch.from_numpy(batch.labels).long()
+    labels = torch.from_numpy(batch.labels).long().to(model.device)
     losses, seconds = [], []
     for _ in range(repeats + 1):
         start = time.perf_counter()
-        logits, _, _ = latent_passes(model, batch)
-        loss = F.cross_entropy(
-            logits[:, :-1].reshape(-1, logits.shape[-1]),
-            labels[:, 1:].reshape(-1),
-            ignore_index=IGNORED,
-        )
+        with torch.autocast(model.device.type, torch.bfloat16, enabled=bf16):
+            logits, _, _ = latent_passes(model, batch)
+            loss = F.cross_entropy(
+                logits[:, :-1].reshape(-1, logits.shape[-1]),
+                labels[:, 1:].reshape(-1),
+                ignore_index=IGNORED,
+            )
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -97,18 +102,39 @@ def train(model, batch: Batch, repeats: int) -> dict[str, Any]:
     return {"seconds": seconds[1:], "losses": losses}
 
 
+def run(task: str, workload: Workload, size: int, repeats: int, dtype: str) -> dict[str, Any]:
+    """As `bench.twin.run`; bfloat16 weights for decoding, which is how it is plainly done."""
+    on_gpu = torch.cuda.is_available()
+    weights = torch.bfloat16 if dtype == "bfloat16" and task == "decode" else torch.float32
+    model = transformers.GPT2LMHeadModel.from_pretrained(workload.model, dtype=weights)
+    model.eval().to("cuda" if on_gpu else "cpu")
+    batches = workload.batches(size)
+    if task == "train":
+        result = train(model, batches[0], repeats, dtype == "bfloat16")
+    else:
+        rounds = [decode(model, workload, batches) for _ in range(repeats + 1)]
+        result = rounds[-1] | {"seconds": [r["seconds"][0] for r in rounds[1:]]}
+    return result | {
+        "device": torch.cuda.get_device_name() if on_gpu else "cpu",
+        "device_peak_bytes": torch.cuda.max_memory_allocated() if on_gpu else peak_rss(),
+    }
+
+
 def main() -> None:
-    task, file, size, repeats = sys.argv[1:]
+    task, file, size, repeats, *rest = sys.argv[1:]
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
     workload = Workload.load(file)
-    model = transformers.GPT2LMHeadModel.from_pretrained(workload.model, dtype=torch.float32)
-    model.eval()
-    batches = workload.batches(int(size))
-    if task == "decode":
-        result = decode(model, workload, batches)
+    if rest:
+        result = run(task, workload, int(size), int(repeats), *rest)
     else:
-        result = train(model, batches[0], int(repeats))
+        model = transformers.GPT2LMHeadModel.from_pretrained(workload.model, dtype=torch.float32)
+        model.eval()
+        batches = workload.batches(int(size))
+        if task == "decode":
+            result = decode(model, workload, batches)
+        else:
+            result = train(model, batches[0], int(repeats))
     result["rss_peak_bytes"] = peak_rss()
     result["versions"] = f"torch {torch.__version__}, transformers {transformers.__version__}"
     print(json.dumps(result))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import resource
 import sys
@@ -81,10 +82,11 @@ class Workload:
         return [collate(rows[i : i + size], self.eos_id) for i in range(0, len(rows), size)]
 
 
-def random_model(directory: Path, config: dict[str, Any] = GPT2_SMALL) -> Path:
+def random_model(
+    directory: Path, config: dict[str, Any] = GPT2_SMALL, twin: str = "mlx_coconut"
+) -> Path:
     """A model with random weights, GPT-2 small, as a checkpoint that both sides read."""
-    from mlx_coconut import models, weights
-
+    models, weights = (importlib.import_module(f"{twin}.{n}") for n in ("models", "weights"))
     model, module = models.build(config, "bench")
     shapes = {name: w.shape for name, w in weights.hf_weights(model, module).items()}
     directory.mkdir(parents=True)
@@ -108,9 +110,9 @@ def random_prompts(n: int, n_latents: int, seed: int = 0, length: int | None = N
     return Workload("", rows, LATENT, EOS)
 
 
-def random_sequences(n: int, length: int, n_latents: int, n_targets: int = 50) -> Workload:
-    """Training rows of one length, their last n_targets tokens labelled."""
-    prompts = random_prompts(n, n_latents, length=length - n_targets)
+def random_sequences(n: int, length: int | None, n_latents: int, n_targets: int = 50) -> Workload:
+    """Training rows of one length or of ProsQA's, their last n_targets tokens labelled."""
+    prompts = random_prompts(n, n_latents, length=length and length - n_targets)
     rng = np.random.default_rng(1)
     rows = [[*row, *rng.integers(EOS, size=n_targets).tolist()] for row in prompts.rows]
     return replace(prompts, rows=rows, n_targets=n_targets)

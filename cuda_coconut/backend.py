@@ -50,6 +50,8 @@ class Backend:
         self.device = torch.cuda.get_device_name() if self.on_gpu else "cpu"
         self.dtype = "bfloat16" if config.bf16 else "float32"
         self.note = f"torch {torch.__version__}, {torch.get_num_threads()} CPU threads"
+        if torch.version.cuda and not self.on_gpu:
+            self.note += ": this torch is built for a GPU and sees none"
         self.feeds_back = config.method in WITH_FEEDBACK
         if source.feedback and source.feedback.rule.is_token:
             self.feeds_back = False  # every latent keeps its embedding: one pass suffices

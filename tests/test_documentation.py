@@ -92,6 +92,7 @@ COMMANDS: dict[str, How] = {
     "python -m pytest tests/test_feedback.py -k times": How(
         skip="test_the_rule_of_the_page_is_held_to_its_oracle does it"
     ),
+    "python -m pytest -m gpu": How(skip="skips itself without a GPU"),
     "rm -r runs/tiny-coconut/epoch_24": How(),
     "python -c import os; os.truncate('runs/*": How(),
     # The shipped model.
