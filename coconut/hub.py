@@ -133,11 +133,10 @@ def _download(
             " directory as model_id",
         ) from None
     except (connection_error, OSError) as error:
-        response = getattr(error, "response", None)
-        if getattr(response, "status_code", None) == 401:
+        status, reason = status_and_reason(error)
+        if status == 401:
             problem = "the hub does not accept the token; set HF_TOKEN to a valid one, or unset it"
         else:
-            reason = (str(error) or type(error).__name__).splitlines()[0]
             problem = f"download failed ({reason}); run again: files that are whole are kept"
     raise UserError(named, problem)
 
@@ -148,6 +147,12 @@ def http_error() -> type[Exception]:
 
     base: type[Exception] = HfHubHTTPError.__bases__[0]
     return base
+
+
+def status_and_reason(error: Exception) -> tuple[int | None, str]:
+    """(HTTP status of an answer if there was one, what went wrong in one line)."""
+    status = getattr(getattr(error, "response", None), "status_code", None)
+    return status, (str(error) or type(error).__name__).splitlines()[0]
 
 
 def _without_safetensors(model_id: str, commit: str, missing: Sequence[str]) -> str:

@@ -27,7 +27,7 @@ from coconut.checkpoint import (
 from coconut.cli import guarded
 from coconut.config import DATASET_METHODS
 from coconut.errors import UserError
-from coconut.hub import DESCRIPTION, http_error
+from coconut.hub import DESCRIPTION, http_error, status_and_reason
 
 CARD, SUMMARY = "README.md", "summary.json"
 ASKED = ("method", "c_thought", "max_latent_stage", "pad_latent_to_max", "stage")
@@ -263,13 +263,12 @@ def _upload(directory: Path, names: list[str], text: str, options: argparse.Name
             revision=options.revision,
         )
     except (http_error(), OSError, RuntimeError) as error:
-        status = getattr(getattr(error, "response", None), "status_code", None)
+        status, reason = status_and_reason(error)
         if status == 401:
             problem = "the hub does not accept the token; set HF_TOKEN to a valid one"
         elif status == 403:
             problem = "the hub refuses: this token may not write there; check owner and token"
         else:
-            reason = (str(error) or type(error).__name__).splitlines()[0]
             problem = f"upload failed ({reason}); run again"
         raise UserError(repo, problem) from None
     return str(done.commit_url)

@@ -11,14 +11,13 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from coconut.adapters import check_twin
-from coconut.checkpoint import FEEDBACK
+from coconut.checkpoint import FEEDBACK, WEIGHTS, WEIGHTS_INDEX, weight_files
 from coconut.errors import UserError
 from cuda_coconut import models
 from cuda_coconut.feedback import PREFIX
 from cuda_coconut.shard import spread_like, whole
 
 SHARD_BYTES = 5 * 2**30
-WEIGHTS = "model.safetensors"
 OPTIMIZER = "optimizer.safetensors"
 HEAD = "lm_head.weight"
 WRITTEN_OUT = ("num_key_value_heads", "rope_theta", "tie_word_embeddings")
@@ -36,8 +35,8 @@ def load_model(directory: Path) -> tuple[Any, Any, dict[str, Any]]:
     check_twin("cuda_coconut", None, config, str(directory))
     model, module = models.build(config, str(directory / "config.json"))
     raw: dict[str, torch.Tensor] = {}
-    for path in weight_files(directory):
-        raw.update(load_file(path))
+    for name in weight_files(directory):
+        raw.update(load_file(directory / name))
     set_weights(model, module.sanitize(raw), str(directory))
     return model, module, config
 
@@ -71,17 +70,6 @@ def set_weights(model, weights: dict[str, torch.Tensor], where: str) -> None:
     model.load_state_dict(own, assign=True)
     if hasattr(model, "check"):  # a borrowed model, held against its library's own forward
         model.check(where)
-
-
-def weight_files(directory: Path) -> list[Path]:
-    """The safetensors files of a checkpoint: one, or the shards that its index names."""
-    index = directory / f"{WEIGHTS}.index.json"
-    if index.exists():
-        names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
-        return [directory / name for name in names]
-    if (directory / WEIGHTS).exists():
-        return [directory / WEIGHTS]
-    raise UserError(str(directory), f"no {WEIGHTS}; only safetensors weights are read")
 
 
 def hf_weights(model, module) -> dict[str, torch.Tensor]:
@@ -138,7 +126,7 @@ def save_weights(weights: dict[str, torch.Tensor], directory: Path) -> None:
         where.update(dict.fromkeys(shard, file))
     total = sum(w.nbytes for w in weights.values())
     index = {"metadata": {"total_size": total}, "weight_map": where}
-    (directory / f"{WEIGHTS}.index.json").write_text(json.dumps(index, indent=1))
+    (directory / WEIGHTS_INDEX).write_text(json.dumps(index, indent=1))
 
 
 def save_moments(optimizer, module, directory: Path | None) -> None:

@@ -11,13 +11,12 @@ import mlx.nn as nn
 import numpy as np
 from mlx.utils import tree_flatten, tree_unflatten
 
-from coconut.checkpoint import FEEDBACK
+from coconut.checkpoint import FEEDBACK, WEIGHTS, WEIGHTS_INDEX, weight_files
 from coconut.errors import UserError
 from mlx_coconut import models
 from mlx_coconut.feedback import PREFIX
 
 SHARD_BYTES = 5 * 2**30
-WEIGHTS = "model.safetensors"
 OPTIMIZER = "optimizer.safetensors"
 HEAD = "lm_head.weight"
 WRITTEN_OUT = ("num_key_value_heads", "rope_theta", "tie_word_embeddings")
@@ -32,8 +31,8 @@ def load_model(directory: Path) -> tuple[Any, Any, dict[str, Any]]:
     config = json.loads((directory / "config.json").read_text())
     model, module = models.build(config, str(directory / "config.json"))
     raw: dict[str, mx.array] = {}
-    for path in weight_files(directory):
-        raw.update(mx.load(str(path)))
+    for name in weight_files(directory):
+        raw.update(mx.load(str(directory / name)))
     own = module.sanitize(raw)
     if config.get("quantization"):
         _quantize_as(model, config["quantization"], own, str(directory / "config.json"))
@@ -96,17 +95,6 @@ def set_weights(model, weights: dict[str, mx.array], where: str) -> None:
         model.check(where)
 
 
-def weight_files(directory: Path) -> list[Path]:
-    """The safetensors files of a checkpoint: one, or the shards that its index names."""
-    index = directory / f"{WEIGHTS}.index.json"
-    if index.exists():
-        names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
-        return [directory / name for name in names]
-    if (directory / WEIGHTS).exists():
-        return [directory / WEIGHTS]
-    raise UserError(str(directory), f"no {WEIGHTS}; only safetensors weights are read")
-
-
 def hf_weights(model, module) -> dict[str, mx.array]:
     """The model's parameters under Hugging Face names, in Hugging Face layout."""
     own = dict(tree_flatten(model.parameters()))
@@ -163,7 +151,7 @@ def save_weights(weights: dict[str, mx.array], directory: Path) -> None:
         where.update(dict.fromkeys(shard, file))
     total = sum(w.nbytes for w in weights.values())
     index = {"metadata": {"total_size": total}, "weight_map": where}
-    (directory / f"{WEIGHTS}.index.json").write_text(json.dumps(index, indent=1))
+    (directory / WEIGHTS_INDEX).write_text(json.dumps(index, indent=1))
 
 
 def save_moments(optimizer, module, directory: Path) -> None:

@@ -156,7 +156,7 @@ def test_missing_extra_and_misshaped_tensors_are_all_named(twin, tmp_path):
 def test_a_directory_without_weights_is_refused(twin, tmp_path):
     directory = model_directory(tmp_path / "bare")
     _file(directory).rename(directory / "pytorch_model.bin")
-    with pytest.raises(UserError, match=r"no model\.safetensors"):
+    with pytest.raises(UserError, match=r"no weights: expected model\.safetensors"):
         twin.weights.load_model(directory)
 
 
