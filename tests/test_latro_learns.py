@@ -7,14 +7,20 @@ f and writes every z alike; LaTRO has to find z*. All expectations are exact: z 
 
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import pytest
-from tiny import random_gpt2
+from tiny import REPOSITORY, random_gpt2
 
 from coconut.backend import Decoding
 from coconut.batch import collate
+from coconut.config import check_config
 from coconut.curriculum import IGNORED, Row
+from coconut.latro_config import LatroConfig
+from coconut.latro_runner import LatroRunner, read_curve
 from coconut.rollouts import Rollout, collate_rollouts, credit
+from data.latro import chains
 
 N, K, PROMPTS, BETA = 8, 8, 8, 0.05
 F = np.random.default_rng(1).permutation(N)
@@ -81,8 +87,70 @@ def test_rationales_are_found_without_the_answer_term_and_ignored_with_it(
     assert -16 < before < -6 and 0.1 < p_before < 0.15
     train(policy, answer_weight, 80)
     after, p_after = expectation(policy)
-    print(twin.__name__, answer_weight, before, p_before, after, p_after)
     if answer_weight == 0:
         assert p_after > 3 * p_before and after > before / 2
     else:
         assert after > -0.5
+
+
+# ---- a smoke run
+
+
+def carry_items() -> list[dict[str, str]]:
+    """All sums of two digits; half of them, drawn, have the carry as a written rationale."""
+    written = set(np.random.default_rng(0).permutation(100)[:50].tolist())
+    return [
+        {"question": f"{a}+{b}", "groundtruth": str(a + b)}
+        | ({"rationales": str((a + b) // 10)} if 10 * a + b in written else {})
+        for a in range(10)
+        for b in range(10)
+    ]
+
+
+def test_the_reward_rises_on_sums_with_a_carry(twin, tmp_path, monkeypatch):
+    """Spec 8.4: warm-started on half of the data, the last updates earn more than the first."""
+    for name in ("train.jsonl", "test.jsonl"):
+        (tmp_path / name).touch()
+    shape = json.loads((REPOSITORY / "args/models/tiny_latro.json").read_text())
+    (tmp_path / "model.json").write_text(json.dumps(shape | {"n_embd": 32, "n_positions": 16}))
+    monkeypatch.setattr(chains, "read", lambda path: carry_items())
+    config = check_config(
+        {
+            "method": "latro",
+            "name": "carry",
+            "save_path": str(tmp_path),
+            "model_config_path": str(tmp_path / "model.json"),
+            "tokenizer": "bytes",
+            "stop_token": "eos",
+            "stop_seqs": ["="],
+            "dataset_name": "chains",
+            "train_path": str(tmp_path / "train.jsonl"),
+            "test_path": str(tmp_path / "test.jsonl"),
+            "validation_items": 20,
+            "evaluation_items": 20,
+            "response_length": 5,
+            "warm_start_updates": 60,
+            "warm_start_batch": 32,
+            "warm_start_lr": 3e-3,
+            "rloo_k": 4,
+            "per_device_train_batch_size": 32,
+            "gradient_accumulation_steps": 1,
+            "rollout_batch_size": 32,
+            "total_updates": 50,
+            "learning_rate": 1e-3,
+            "lr_schedule": "constant",
+            "max_grad_norm": 1.0,
+            "num_evaluations": 0,
+            "pad_multiple": 16,
+            "report": False,
+        }
+    )
+    assert isinstance(config, LatroConfig)
+    LatroRunner(config, twin.run.make_backend, twin.__name__).train()
+    updates = read_curve(config.run_dir, "train")
+    reward, finished = (
+        [r[name] for r in updates] for name in ("objective/reward", "val/perc_finished_thoughts")
+    )
+    assert np.mean(reward[-10:]) > np.mean(reward[:10])
+    assert np.isfinite([r["objective/kl"] for r in updates]).all()
+    assert np.mean(finished[-10:]) >= np.mean(finished[:10]) - 0.02
