@@ -333,7 +333,7 @@ def settings(runs: Sequence[RunHistory]) -> tuple[list[str], list[list[str]]]:
 def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, str]:
     flat: dict[str, str] = {}
     for name, value in values.items():
-        if isinstance(value, dict) and value:
+        if isinstance(value, dict):  # of an empty one nothing: its keys are the other runs'
             flat |= _flat(value, f"{prefix}{name}.")
         else:
             flat[f"{prefix}{name}"] = str(value)
@@ -365,6 +365,7 @@ th, td { padding: .3rem .8rem .3rem 0; border-bottom: 1px solid var(--line); tex
   vertical-align: top; white-space: nowrap; }
 th { font-weight: 600; }
 .wrap td { max-width: 26rem; white-space: normal; overflow-wrap: anywhere; }
+.wrap td:first-child { white-space: nowrap; }
 .key { display: inline-block; width: .8em; height: .8em; border-radius: 50%; margin-right: .4em; }
 """
 
