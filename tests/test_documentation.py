@@ -125,7 +125,10 @@ COMMANDS: dict[str, How] = {
     "python -m mlx_coconut.inspect --model runs/*": How(),
     "python -m coconut.report *": How(swap={"runs/tiny-qwen": "runs/tiny-eval"}),
     "python -m mlx_coconut.publish runs/* --dry-run": How(),
-    "python -m mlx_coconut.run args/tiny_latro.yaml": How(check=True),
+    "python -m mlx_coconut.run args/tiny_latro.yaml*": How(check=True),
+    "python -m *_coconut.run args/latro_gsm8k.yaml *": How(
+        parse="its model and questions are downloads; tests/test_latro_runner.py plans such"
+    ),
     "python -m data.latro.sums": How(skip=DATA_SETS),
     "python -m mlx_coconut.run args/sums_*": How(skip=DATA_SETS),
     "python -m mlx_coconut.run args/latro_preexperiment_gsm8k.yaml *": How(skip=DATA_SETS),
