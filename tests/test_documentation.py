@@ -75,7 +75,10 @@ PROSQA = (
     "model_id=None model_config_path=args/models/tiny_gpt2.json tokenizer=prosqa report=False"
     " generate.items=8 resume=49 batch_size_training=8 gradient_accumulation_steps=1 "
 ) + TINY_QUESTIONS
-ON_DISK = "model_id=data/checkpoints/prosqa"
+ON_DISK = (
+    "model_id=data/checkpoints/prosqa train_path=data/prosqa_tiny.json"
+    " val_path=data/prosqa_tiny.json"
+)
 NETWORK = "needs the network; tests/test_data_download.py has a server of its own"
 RAW = "reads a file that is not here; tests/test_data_converters.py has small ones"
 DATA_SETS = "tests/test_docs_data_sets.py runs it with the page's files, in both twins"
@@ -110,7 +113,7 @@ COMMANDS: dict[str, How] = {
     "python -m mlx_coconut.run args/tiny_coconut.yaml lr=fast *": How(statuses=(2,)),
     "python -m mlx_coconut.run args/tiny_coconut.yaml * feedback=zero": How(statuses=(2,)),
     "python -m mlx_coconut.run args/tiny_coconut.yaml only_eval=True *": How(),
-    "python -m mlx_coconut.run args/tiny_coconut.yaml*--check": How(),
+    "python -m mlx_coconut.run args/tiny_*.yaml*--check": How(),
     "python -m mlx_coconut.run args/tiny_coconut.yaml": How(add=TINY, statuses=(0, 2, 0)),
     "python -m mlx_coconut.run args/tiny_coconut.yaml lr=1e-3 *": How(check=True),
     "python -m mlx_coconut.run args/tiny_coconut.yaml name=tiny-times *": How(
@@ -138,7 +141,7 @@ COMMANDS: dict[str, How] = {
         add="train_path=sums_valid.json num_epochs=1 report=False max_new_tokens=2"
     ),
     # GPT-2 and what is made of it.
-    "python -m *_coconut.run args/prosqa_coconut.yaml*--check": How(add=ON_DISK),
+    "python -m *_coconut.run args/*_coconut.yaml*--check": How(add=ON_DISK),
     "python -m *_coconut.run args/prosqa_coconut.yaml": How(add=PROSQA),
     "torchrun *": How(
         add=ON_DISK, swap={"N": "2", "ARGS.yaml": "args/prosqa_coconut.yaml"}, check=True
