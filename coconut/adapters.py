@@ -262,7 +262,7 @@ def read_adapter(directory: Path) -> Adapter:
 def adapter_config(adapter: Adapter, config: Mapping[str, Any]) -> dict[str, Any]:
     """adapter_config.json: what mlx_lm reads, and under `coconut` what we read."""
     lora = adapter.lora
-    rows = [_mlx_name(path) for path in vocabulary(config)] if adapter.rows else []
+    rows = [mlx_name(path) for path in vocabulary(config)] if adapter.rows else []
     return {
         "fine_tune_type": lora.type,
         "model": adapter.base,
@@ -309,7 +309,7 @@ def to_mlx_lm(
             fill = [(0, 0), (0, 0)]
             fill[axis] = (0, rank - lora.rank)
             w = np.pad(w, fill)
-        out[_mlx_name(name)] = w
+        out[mlx_name(name)] = w
     for path, matrix in base.items():
         rows, tokens = whole[f"{path}.rows"], list(adapter.rows)
         chosen = np.zeros((len(matrix), rank), np.float32)
@@ -317,12 +317,12 @@ def to_mlx_lm(
         change = np.zeros((rank, matrix.shape[1]), np.float32)
         change[: len(tokens)] = rows - matrix[tokens]
         is_head = path == "lm_head"
-        out[f"{_mlx_name(path)}.lora_a"] = change.T if is_head else chosen
-        out[f"{_mlx_name(path)}.lora_b"] = chosen.T if is_head else change
+        out[f"{mlx_name(path)}.lora_a"] = change.T if is_head else chosen
+        out[f"{mlx_name(path)}.lora_b"] = chosen.T if is_head else change
         if lora.type == "dora":
             lengths = np.linalg.norm(matrix, axis=1)
             lengths[tokens] = np.linalg.norm(rows, axis=1)
-            out[f"{_mlx_name(path)}.m"] = lengths.astype(np.float32)
+            out[f"{mlx_name(path)}.m"] = lengths.astype(np.float32)
     return out
 
 
@@ -369,6 +369,6 @@ def own_name(config: Mapping[str, Any], name: str) -> str:
     return name if is_borrowed(config) else name.removeprefix("model.")
 
 
-def _mlx_name(name: str) -> str:
+def mlx_name(name: str) -> str:
     """mlx_lm keeps all but the head under `model`, and so do borrowed models."""
     return name if name.startswith(("lm_head", "model.")) else f"model.{name}"

@@ -36,6 +36,7 @@ from coconut.adapters import (
     fingerprint,
     from_mlx_lm,
     linear_layers,
+    mlx_name,
     n_layers,
     own_name,
     read_adapter,
@@ -152,7 +153,7 @@ def to_ours(source: Path, target: Path, settings: dict[str, Any], given: str | N
     adapter = Adapter(lora, rows, str(base), fingerprint(base), new, source)
     check_arrays({n: w.shape for n, w in arrays.items()}, config, adapter)
     whole = {n: w for n, w in arrays.items() if n.endswith(".rows")}
-    factors = {f"model.{n}": w for n, w in arrays.items() if n not in whole}
+    factors = {mlx_name(n): w for n, w in arrays.items() if n not in whole}
     with tempfile.TemporaryDirectory() as folder:
         staged = Path(folder)
         save_file(factors, staged / ADAPTERS)
