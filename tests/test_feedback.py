@@ -797,3 +797,31 @@ def test_rule_and_weights_are_saved_loaded_strictly_and_resumed(uncompiled, tmp_
     (whole.run_dir / "epoch_03/checksums.json").unlink()
     with pytest.raises(UserError, match="needs the weights"):
         start(twin, run_config(tmp_path, **again))
+
+
+LEARNING = [
+    "last",
+    "soft",
+    "last+prev_input|rms:learned",
+    "mean:0:2,norm_each,learned|rms",
+    "last|linear",
+    "last|mlp:16",
+    "last|mlp_plain:16",
+    "last|gate",
+]
+
+
+@pytest.mark.parametrize("rule", LEARNING)
+def test_a_few_updates_lower_the_loss_and_move_the_weights_of_the_rule(twin, tmp_path, rule):
+    runner = start(twin, run_config(tmp_path, feedback=rule))
+    batch = runner._batch(runner.data.samples(0), np.arange(8), 0, 2, 0, 8)
+    assert batch.n_passes > 0
+    runner.console.close()
+    model, weights = runner.backend.model, twin.weights
+    before = weights.to_numpy(weights.feedback_weights(model))
+    assert bool(before) == (rule not in ("last", "soft"))
+    losses = [runner.backend.train_step([batch], 3e-3, (0, 0, i)).loss for i in range(8)]
+    # Nats a label; seen to fall from 8.4 to between 1.1 and 1.3.
+    assert losses[-1] < losses[0] / 2
+    after = weights.to_numpy(weights.feedback_weights(model))
+    assert all(np.abs(after[name] - before[name]).max() > 1e-4 for name in before)

@@ -15,10 +15,10 @@ import tokenizers
 from golden_models import MODELS
 from hub_standin import TOKEN, Handler, Hub, serving
 from safetensors.numpy import load_file
-from tiny import REPOSITORY, chat_model, data_set_config, read_log, run_config, start
+from tiny import REPOSITORY, chat_model, data_set_config, read_log, run_config, start, write_items
 
 from coconut.cli import main
-from coconut.config import RunConfig
+from coconut.config import RunConfig, load_config
 from coconut.errors import UserError
 from coconut.hub import fetch
 from coconut.plan import print_plan
@@ -372,3 +372,52 @@ def test_what_is_wrong_with_a_repository_is_named(hub, tmp_path, file, content, 
         fetch("someone/model")
     assert "\n" not in str(raised.value)
     assert not any(name.endswith(("safetensors", "bin")) for name in hub.fetched())
+
+
+# ---- runs that ship, with a model of the hub
+
+
+@pytest.mark.parametrize("name, skipped", [("gsm", 7), ("prosqa", 14)])
+def test_runs_for_a_hub_model_train_its_last_stage_and_evaluate(
+    twin, tmp_path, monkeypatch, name, skipped
+):
+    monkeypatch.chdir(REPOSITORY)
+    base = model(tmp_path / "base")
+    args = f"args/{name}_coconut_qwen.yaml"
+    data = tmp_path / "data.json"
+    write_items(data, 8)
+    if name == "gsm":
+        steps = ["<<48/2=24>>", "<<48+24=72>>"]
+        item = {"question": "How many in 48 and half of it?", "steps": steps, "answer": "72"}
+        data.write_text(json.dumps([item] * 8))
+    common = [f"save_path={tmp_path}", f"val_path={data}", "max_new_tokens=3"]
+    small = ["batch_size_training=4", "gradient_accumulation_steps=1", "report=False"]
+    when = [f"resume={skipped}", f"num_epochs={skipped + 1}", f"train_path={data}"]
+    config = load_config(args, [f"model_id={base}", *common, *small, *when])
+    start(twin, config).train()
+    steps = read_log(config, "train")
+    assert [(step["stage"], step["lr"] > 0) for step in steps] == [(7, True)] * 2
+    assert np.isfinite([step["loss"] for step in steps]).all()
+    checkpoint = config.run_dir / f"epoch_{skipped + 1:02d}"
+    load = f"load_model_path={checkpoint}"
+    asked = load_config(f"args/{name}_coconut_qwen_eval.yaml", [load, *common])
+    summary = start(twin, asked).evaluate_once().summary
+    assert summary["n_latents"] == [6, 6] and summary["stage"] == 7
+    # The rule is the checkpoint's own: thoughts at the scale of an embedding.
+    # bfloat16 keeps 8 bits of each of a thought's coordinates, so about 2e-3 of their rms.
+    np.testing.assert_allclose(summary["thoughts"]["scale"], 1, atol=0.02)
+
+
+@pytest.mark.parametrize("name", ["gsm", "prosqa"])
+def test_runs_for_a_hub_model_are_planned_without_network(tmp_path, monkeypatch, capsys, name):
+    monkeypatch.chdir(REPOSITORY)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    data = write_items(tmp_path / "data.json", 4)
+    keys = [f"train_path={data}", f"val_path={data}"]
+    print_plan(load_config(f"args/{name}_coconut_qwen.yaml", keys), "mlx_coconut")
+    out = capsys.readouterr().out
+    assert "Qwen/Qwen2.5-0.5B: not downloaded yet" in out
+    rows = [line.split() for line in out.splitlines() if line.startswith("  ")]
+    most = {row[1]: row[3].split("-")[-1] for row in rows if len(row) == 9 and row[1].isdigit()}
+    assert most["0"] == "0" and most["7"] == "6"
