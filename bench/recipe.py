@@ -63,7 +63,6 @@ STAGES: dict[str, Any] = COMMON | {
 }
 """A stage an epoch: all steps told, one thought, two, three, and twice only thoughts."""
 FINER = {"generate": GRAPHS | {"items": 1088}, "num_epochs": 12, "c_thought": 2}
-FINER = {"generate": GRAPHS | {"items": 1088}, "num_epochs": 12, "c_thought": 2}
 ROWS: dict[str, dict[str, Any]] = {
     "last": {},
     "last, rms": {"feedback": "last|rms"},

@@ -200,6 +200,9 @@ def _coconut(
         "c_thought": c,
         "max_latent_stage": most,
         "pad_latent_to_max": True,
+        # All known code grows by whole stages, on answers and printed steps alone.
+        "latent_growth": "stage",
+        "labelled_thoughts": False,
         "latent_ids": _latent_ids(found, facts, tokenizer),
     }, notes
 

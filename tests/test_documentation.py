@@ -140,7 +140,6 @@ COMMANDS: dict[str, How] = {
     "python -m mlx_coconut.run sums.yaml": How(
         add="train_path=sums_valid.json num_epochs=1 report=False max_new_tokens=2"
     ),
-    "python -m mlx_coconut.run args/tiny_qwen.yaml model_config_path=* --check": How(),
     "python -m mlx_coconut.run args/gsm_coconut.yaml model_id=* --check": How(
         parse="needs the network; tests/test_borrowed.py has tiny ones"
     ),
