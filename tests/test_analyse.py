@@ -11,10 +11,10 @@ import pytest
 from lenses import write_checkpoint
 from tiny import write_items
 
-from coconut import analyse, figures
 from coconut.answers import exact_match, extract
-from coconut.graph import read_graph
-from coconut.lens import Lens
+from coconut.inside import analyse, figures
+from coconut.inside.graph import read_graph
+from coconut.inside.lens import Lens
 from data import prosqa
 
 N, N_NEW, N_THOUGHTS = 6, 5, 3

@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 from conftest import CHOSEN, load_twin
 
-from coconut import serve
-from coconut.inspect import Asked, look
-from coconut.page import EXAMPLE, page
+from coconut.inside import serve
+from coconut.inside.inspect import Asked, look
+from coconut.inside.page import EXAMPLE, page
 
 if not os.environ.get("BROWSER_TESTS"):
     pytest.skip("needs a browser: make test-browser", allow_module_level=True)

@@ -19,9 +19,9 @@ from lenses import ANSWER, QUESTION, TOKENIZERS, open_lens, write_checkpoint
 from coconut.answers import extract
 from coconut.batch import collate
 from coconut.errors import UserError
-from coconut.graph import read_graph
-from coconut.inspect import main
-from coconut.show import Tables
+from coconut.inside.graph import read_graph
+from coconut.inside.inspect import main
+from coconut.inside.show import Tables
 
 # Behind each tolerance the largest gap seen on x86-64.
 LOGPROBS = 1e-4  # nats; 6e-6

@@ -26,7 +26,7 @@ from coconut.config import WITH_FEEDBACK, WITH_LATENTS
 from coconut.curriculum import Row, Sample, plan, question_row
 from coconut.errors import UserError
 from coconut.evaluate import markers_of
-from coconut.graph import Graph, read_graph, sentences
+from coconut.inside.graph import Graph, read_graph, sentences
 from coconut.source import open_source
 from coconut.tokens import END_OF_TEXT, PROSQA_CONCEPTS, PROSQA_NAMES, START, Tokenizer
 

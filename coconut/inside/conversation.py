@@ -25,8 +25,8 @@ from coconut.console import Console
 from coconut.curriculum import Sample, question_row
 from coconut.errors import UserError
 from coconut.evaluate import markers_of
-from coconut.graph import read_graph
-from coconut.lens import Lens
+from coconut.inside.graph import read_graph
+from coconut.inside.lens import Lens
 from coconut.tokens import MARKERS
 
 if TYPE_CHECKING:

@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from coconut import figures
 from coconut.answers import classify_chain, exact_match, extract
 from coconut.ask import add_model
 from coconut.backend import Decoding
@@ -28,8 +27,9 @@ from coconut.console import Console
 from coconut.curriculum import Sample, question_row
 from coconut.errors import UserError
 from coconut.evaluate import markers_of
-from coconut.graph import Graph, read_graph
-from coconut.lens import READINGS, Lens
+from coconut.inside import figures
+from coconut.inside.graph import Graph, read_graph
+from coconut.inside.lens import READINGS, Lens
 
 if TYPE_CHECKING:
     from coconut.runner import MakeBackend
