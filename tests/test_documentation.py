@@ -92,6 +92,7 @@ COMMANDS: dict[str, How] = {
     "python -m pip install -r requirements-dev.txt": How(skip="installs; make setup was run"),
     "make *": How(),
     "TWINS=mlx make test": How(),
+    "PICTURE=docs/inspect.png make test-browser": How(),
     "python -m pytest tests/test_feedback.py -k times": How(
         skip="test_the_rule_of_the_page_is_held_to_its_oracle does it"
     ),

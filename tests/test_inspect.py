@@ -377,8 +377,13 @@ def test_what_was_taught_and_what_is_fed_back_is_named(twin, tmp_path):
         ]
     ):
         lens = open_lens(twin, write_checkpoint(tmp_path / str(i), "statements", **fields))
-        told, unknown = lens.notes(graph)
+        [told], [unknown] = lens.notes(graph), lens.warnings(graph)
         assert said in told and "not trained on: cat; it knows 55" in unknown
+        [other] = lens.warnings(read_graph("Who?"))
+        assert "not a ProsQA question (Every X is a Y." in other
+        [neither] = lens.warnings(read_graph("Tom is a wumpus. Is Tom a lempus or rempus?"))
+        assert "both of the choices, or neither" in neither
+        assert lens.warnings(read_graph(QUESTION)) == []
 
 
 def test_latents_added_one_at_a_time_are_counted_so_when_opened_again(twin, tmp_path):

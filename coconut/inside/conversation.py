@@ -150,16 +150,8 @@ class Chat:
         """Raise UserError for text that this model can make nothing of."""
         self.lens.n_thoughts = self.n_thoughts
         self.lens.check(question, 1)
-        if not self.lens.knows_only_prosqa:
-            return
-        graph = read_graph(question)
-        if graph is None:
-            raise UserError(
-                "question",
-                "not a ProsQA question, and this model knows no others; /example shows one",
-            )
-        if problem := self.lens.unknown_words(graph):
-            raise UserError("question", problem)
+        if problem := self.lens.strangeness(read_graph(question)):
+            raise UserError("question", f"{problem}; /example shows one")
 
     # --- commands
 

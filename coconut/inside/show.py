@@ -38,6 +38,8 @@ class Tables:
         self._say(f"question{number}: {found.question}", "bold")
         if found.gold is not None:
             self._say(f"right answer: {found.gold}")
+        for warning in found.warnings:
+            self._say(f"warning: {warning}", "bold yellow")
         for note in found.notes:
             self._say(f"note: {note}", "yellow")
         self._stops(found)
