@@ -206,10 +206,11 @@ class Chat:
         _, thoughts = self.lens.thoughts(question, N_TOP)
         if not thoughts:
             raise UserError("command", "/thoughts: 0 thoughts; /k N asks for some")
-        rows = [
-            [t.number, "  ".join(f"{_visible(token)} {p:.2f}" for token, p in t.top)]
-            for t in thoughts
-        ]
+        rows = []
+        for t in thoughts:
+            # The first whatever it has, the others if two digits show something of them.
+            said = [(token, p) for i, (token, p) in enumerate(t.top) if i == 0 or p >= 0.005]
+            rows.append([t.number, "  ".join(f"{_visible(token)} {p:.2f}" for token, p in said)])
         self._table("read by the output head", ["thought", "most probable tokens"], rows)
 
     def _example(self, text: str) -> None:
