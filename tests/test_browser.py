@@ -319,5 +319,12 @@ def test_every_text_is_readable_and_nothing_scrolls_sideways(live, scheme, width
     for i, a in enumerate(boxes):
         for b in boxes[:i]:
             assert a[1] <= b[0] or b[1] <= a[0] or a[3] <= b[2] or b[3] <= a[2]
+    # Nothing of the graph is cut off at its edges, lines that bend out included.
+    outside = live.execute_script(
+        "const w = document.querySelector('#graph svg').getBBox(), v ="
+        " document.querySelector('#graph svg').viewBox.baseVal;"
+        "return [w.x, v.width - w.x - w.width]"
+    )
+    assert min(outside) >= 0
     background = live.execute_script("return getComputedStyle(document.body).backgroundColor")
     assert (sum(map(int, background[4:-1].split(","))) < 300) == (scheme == "dark")

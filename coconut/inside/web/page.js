@@ -24,7 +24,7 @@
     if (text !== null) node.textContent = text;
     return node;
   }
-  const percent = (p) => (p >= 0.0995 ? `${Math.round(100 * p)} %` : p >= 0.0005 ? `${(100 * p).toFixed(1)} %` : p > 0 ? "<0.1 %" : "0");
+  const percent = (p) => (p >= 0.0995 ? `${Math.round(100 * p)}\u00a0%` : p >= 0.0005 ? `${(100 * p).toFixed(1)}\u00a0%` : p > 0 ? "<0.1\u00a0%" : "0");
   const hops = (n) => (n === 1 ? "1 hop" : `${n} hops`);
   const thoughts = (n) => (n === 1 ? "1 thought" : `${n} thoughts`);
   const token = (text) => text.replace(/\n/g, "⏎").replace(/^ | $/g, "␣");
@@ -73,12 +73,15 @@
     const graph = item().graph;
     $("tree").hidden = graph === null;
     if (graph === null) return;
-    const rank = ranks(graph), n_columns = Math.max(...rank) + 1, margin = 36;
+    const rank = ranks(graph), n_columns = Math.max(...rank) + 1, margin = 44;
+    // Lines within the last column bend to its right.
+    const edge = graph.edges.some(([a, b]) => rank[a] === rank[b] && rank[a] === n_columns - 1) ? 60 : margin;
     // A column keeps room for its words; on a narrow screen the graph scrolls inside its card.
-    const width = Math.max($("graph").clientWidth, 2 * margin + (n_columns - 1) * 58);
+    const width = Math.max($("graph").clientWidth, margin + edge + (n_columns - 1) * 58);
+    const place = (column) => margin + (column * (width - margin - edge)) / Math.max(1, n_columns - 1);
     const all = graph.nodes.map((_, n) => n);
     const [near, away] = [all.filter((n) => graph.distances[n] !== null), all.filter((n) => graph.distances[n] === null)];
-    const x = (n) => margin + (rank[n] * (width - 2 * margin)) / Math.max(1, n_columns - 1);
+    const x = (n) => place(rank[n]);
     const y = new Map();
     let top = 34;
     for (const nodes of [near, away]) {
@@ -97,8 +100,7 @@
     }
     root.append(defs);
     for (let c = 0; c < n_columns; c++) {
-      const at = margin + (c * (width - 2 * margin)) / Math.max(1, n_columns - 1);
-      root.append(svg("text", { class: "column", x: at, y: 14 }, c ? hops(c) : "name"));
+      root.append(svg("text", { class: "column", x: place(c), y: 14 }, c ? hops(c) : "name"));
     }
     for (const [a, b] of graph.edges) {
       const [x1, y1, x2, y2] = [x(a), y.get(a), x(b), y.get(b)];
@@ -110,10 +112,10 @@
         d = `M${x1 + 14 * sign} ${y1} C${mid} ${y1} ${mid} ${y2} ${x2 - gap * sign} ${y2}`;
       }
       const at = graph.path.indexOf(a), is_way = at >= 0 && graph.path[at + 1] === b;
-      const edge = svg("path", { class: is_way ? "edge way" : graph.distances[a] === null ? "edge away" : "edge", d, "marker-end": `url(#${is_way ? "waytip" : "tip"})` });
+      const line = svg("path", { class: is_way ? "edge way" : graph.distances[a] === null ? "edge away" : "edge", d, "marker-end": `url(#${is_way ? "waytip" : "tip"})` });
       // The way to the answer lies above the lines that cross it.
-      if (is_way) root.append(edge);
-      else defs.after(edge);
+      if (is_way) root.append(line);
+      else defs.after(line);
     }
     for (const n of all) {
       const g = svg("g", { class: `node ${kindOf(graph, n)} ${graph.distances[n] === null ? "away" : ""}`, "data-node": graph.nodes[n], role: "img", transform: `translate(${x(n)} ${y.get(n)})` });
