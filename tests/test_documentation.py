@@ -147,6 +147,8 @@ COMMANDS: dict[str, How] = {
     # GPT-2 and what is made of it.
     "python -m *_coconut.run args/*_coconut.yaml*--check": How(add=ON_DISK),
     "python -m *_coconut.run args/prosqa_coconut.yaml": How(add=PROSQA),
+    "torchrun * args/tiny_latro.yaml": How(check=True),
+    "mlx.launch * args/tiny_latro.yaml": How(check=True),
     "torchrun *": How(
         add=ON_DISK, swap={"N": "2", "ARGS.yaml": "args/prosqa_coconut.yaml"}, check=True
     ),
