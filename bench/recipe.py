@@ -23,8 +23,8 @@ import torch
 
 from bench.__main__ import machine
 from coconut.checkpoint import write_text
-from coconut.cli import guarded
 from coconut.config import RunConfig, check_config
+from coconut.errors import guarded
 from coconut.runner import Runner
 from cuda_coconut.backend import Backend
 from data import prosqa

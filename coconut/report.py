@@ -24,12 +24,11 @@ from pathlib import Path
 from typing import Any
 
 from coconut.checkpoint import write_text
-from coconut.cli import guarded
 from coconut.config import RunConfig
 from coconut.console import Console
 from coconut.curves import Curve, RunHistory, read_history
 from coconut.drawing import INK, colours_of, figure_of
-from coconut.errors import UserError
+from coconut.errors import UserError, guarded
 
 PAGE = "report.html"
 """Name of the page in a run directory; the picture is its name with .png."""
