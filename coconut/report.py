@@ -99,6 +99,7 @@ THOUGHTS = {
     "thoughts/scale": ("Scale of a thought", "rms over that of an embedding"),
     "thoughts/step_cosine": ("A thought and the one before", "cosine"),
     "thoughts/nearest_cosine": ("A thought and the nearest embedding", "cosine"),
+    "thoughts/lens_entropy": ("Entropy of the next token before a latent", "nats"),
     "thoughts/effective_rank": ("Effective rank of a thought", "over the questions of a batch"),
 }
 """(title, unit) of what each evaluation measures of the thoughts, a line a latent."""

@@ -635,6 +635,60 @@ def test_twins_agree_on_thoughts_and_gradients_of_qwen2(rule):
         assert np.linalg.norm(grads[name] - g) < limit, name
 
 
+def test_thoughts_are_measured_as_they_are_defined(twin):
+    model, _ = load(twin, "last", MODELS / "qwen2-tiny-untied")
+    E, W = (to_numpy(w).astype("f8") for w in (model.embedding, model.unembedding))
+    rng = np.random.default_rng(0)
+    thoughts, sources = rng.standard_normal((3, 2, 64)), rng.standard_normal((2, 3, 64))
+    given = [array(twin, t.astype("f4")) for t in thoughts]
+    found = twin.feedback.measure(model, given, array(twin, sources.astype("f4")))
+    rms = np.sqrt((thoughts**2).mean(axis=-1))
+    unit, rows = (a / np.linalg.norm(a, axis=-1, keepdims=True) for a in (thoughts, E))
+    p = naive.softmax(sources.swapaxes(0, 1) @ W.T)
+    expected = {
+        "scale": rms / np.sqrt((E**2).mean(axis=-1)).mean(),
+        "step_cosine": (unit[1:] * unit[:-1]).sum(axis=-1),
+        "nearest_cosine": (unit @ rows.T).max(axis=-1),
+        "lens_entropy": -(p * np.log(p)).sum(axis=-1),
+    }
+    assert found.keys() == expected.keys() and np.isnan(found["step_cosine"][0]).all()
+    found["step_cosine"] = found["step_cosine"][1:]
+    for name, values in expected.items():
+        np.testing.assert_allclose(found[name], values, rtol=1e-4, atol=1e-5, err_msg=name)
+
+
+def test_what_an_evaluation_measures_is_of_the_rows_that_have_the_latent(uncompiled):
+    twin, batch = uncompiled, ragged_batch(1, (0, 1, 3))
+    source = Source(json.loads((MODEL / "config.json").read_text()), MODEL, 200, range(0), None)
+    engine = twin.run.make_backend(RunConfig(method="coconut"), source)
+    engine.generate(batch, Decoding(1, TOKENS["eos"]))
+    means = engine.statistics.means()
+    logits, thoughts = think(twin, engine.model, batch)
+    thoughts = np.array(thoughts)
+    # Row 1 has one latent, row 2 has three; in both the first stands in the same column.
+    first = logits[1:, batch.first_latent - 1]
+    p = naive.softmax(first)
+    assert means["lens_entropy"][0] == pytest.approx(-(p * np.log(p)).sum() / 2, rel=1e-3)
+    rho = np.sqrt((to_numpy(engine.model.embedding) ** 2).mean(axis=-1)).mean()
+    scale = np.sqrt((thoughts**2).mean(axis=-1)) / rho
+    expected = [scale[0, 1:].mean(), scale[1, 2], scale[2, 2]]
+    np.testing.assert_allclose(means["scale"], expected, rtol=1e-4)
+    # Two rows lie on a line, one row nowhere.
+    assert means["effective_rank"] == [pytest.approx(1, abs=1e-3), None, None]
+
+
+def test_effective_rank_counts_the_directions_that_are_used_alike():
+    def rank(rows):
+        statistics = rules.ThoughtStatistics()
+        statistics.add_rank(np.array([rows], "f4"), np.ones((len(rows), 1), bool))
+        return statistics.means()["effective_rank"][0]
+
+    square = [[1, 0, 0], [-1, 0, 0], [0, 1, 0], [0, -1, 0]]
+    assert rank(square) == pytest.approx(2)
+    flat = [[1, 0, 0], [-1, 0, 0], [0, 0.1, 0], [0, -0.1, 0]]
+    assert 1 < rank(flat) < 1.5
+
+
 # ---- compiled, recomputed, in bfloat16
 
 
