@@ -116,6 +116,7 @@ TWIN_THOUGHTS, TWIN_GRADIENTS = 1e-4, 1e-3
 RECOMPUTED = 1e-3  # of a gradient's norm
 BF16, BF16_CUT = 0.1, 0.5  # of the thoughts' norm; seen 0.034 and 0.28
 BF16_LOSS = 0.05
+FORK_LOSS, FORK_GRADIENTS = 1e-5, 1e-3  # relative; 2.5e-7 and 1.8e-5
 
 
 def setup_of(rule: str, **changes) -> Setup:
@@ -292,7 +293,8 @@ def gradients_of(twin, model, module, batch, training=True):
     def loss(model):
         plan = (batch.first_latent, batch.n_passes)
         out = twin.latent.latent_forward(model, inputs, *plan, prepared=prepared)
-        hidden = out.hidden.reshape(-1, 64)[array(twin, batch.target_index)]
+        hidden = out.hidden.reshape(-1, out.hidden.shape[-1])
+        hidden = hidden[array(twin, batch.target_index)]
         logits = model.head(hidden)
         if twin.__name__ == "cuda_coconut":  # keeps float64, which the product's loss does not
             import torch.nn.functional as F
@@ -361,6 +363,29 @@ def test_the_forks_thoughts_hold_where_its_mathematics_is_kept(twin, model):
             assert np.abs(ours[1:] - expected[1:]).max() > 1
             ours, expected = ours[:1], expected[:1]
         np.testing.assert_allclose(ours, expected, atol=2e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("model", sorted({case["model"] for case in CASES}))
+def test_the_forks_losses_and_gradients_hold_where_its_mathematics_is_kept(twin, model):
+    batches = {b["name"]: golden_batch(b["inputs"]) for b in golden("feedback")["batches"]}
+    cases = [c for c in CASES if c["model"] == model and not c["variant"].startswith("ie+")]
+    n_gradients = 0
+    for case in cases:
+        batch, expected = batches[case["batch"]], case["outputs"]
+        where = f"{case['variant']} {case['batch']}"
+        loaded, module = load(twin, case["variant"], MODELS / model)
+        logits = think(twin, loaded, batch)[0].astype(np.float64)
+        logits = logits.reshape(-1, logits.shape[-1])[batch.target_index]
+        picked = logits[np.arange(len(logits)), batch.target_ids]
+        loss = (np.log(np.exp(logits).sum(axis=1)) - picked).mean()
+        assert loss == pytest.approx(expected["loss"], rel=FORK_LOSS), where
+        if not expected["grad_norms"]:
+            continue
+        n_gradients += 1
+        grads = module.to_hf(dict(gradients_of(twin, loaded, module, batch)))
+        ours = {n: np.linalg.norm(g.astype(np.float64)) / batch.n_targets for n, g in grads.items()}
+        assert ours == pytest.approx(expected["grad_norms"], rel=FORK_GRADIENTS), where
+    assert n_gradients >= 2
 
 
 # ---- algebra
