@@ -528,7 +528,7 @@ def _shifts(items: Sequence[dict[str, Any]]) -> list[tuple[str, str, dict[str, A
         ("denser", "one parent more for each node", base | {"more_parents": 1}),
         ("equal depth", "both concepts equally deep", base | {"equal_depth": True}),
     ]
-    for more in (2, 4, nodes):
+    for more in (4, 8, nodes):
         if nodes + more <= _most_nodes():
             about = f"{nodes + more} raw nodes for {nodes}"
             shifts.append((f"{nodes + more} nodes", about, base | {"nodes": nodes + more}))
