@@ -317,6 +317,8 @@ def test_schedule_is_the_published_one_unless_told(tmp_path, capsys):
         "c_thought": 1,
         "max_latent_stage": 6,
         "pad_latent_to_max": True,
+        "latent_growth": "stage",
+        "labelled_thoughts": False,
         "latent_ids": IDS,
     }
     assert second == first | {"stage": 3, "c_thought": 2, "max_latent_stage": 3}

@@ -474,7 +474,12 @@ def test_two_processes_equal_one_on_data_sets(pair, name, config_of_run):
         elif file.name == "model.safetensors":
             a, b = load_file(ours), load_file(theirs)
             for weight, w in b.items():
-                np.testing.assert_allclose(a[weight], w, rtol=1e-4, atol=0.03 * config.lr)
+                gap = a[weight] - w
+                if weight.endswith("attn.c_attn.bias"):
+                    # No softmax sees the keys' bias: its gradient is noise, which Adam blows up.
+                    gap = np.delete(gap, np.s_[len(gap) // 3 : 2 * len(gap) // 3])
+                # Of all entries together, since one whose gradient is near zero may go either way.
+                assert np.sqrt((gap**2).mean()) < 0.03 * config.lr, weight
 
 
 only_torch = pytest.mark.skipif("cuda" not in CHOSEN, reason="MLX cannot shard")
