@@ -6,6 +6,7 @@ Without DTYPE in float32 on the CPU, with it on the machine's GPU where it has o
 
 from __future__ import annotations
 
+import inspect
 import json
 import sys
 import time
@@ -20,11 +21,15 @@ from bench.workload import Workload, peak_rss
 from coconut.batch import Batch
 from coconut.curriculum import IGNORED
 
+_ACCEPTED = inspect.signature(transformers.GPT2LMHeadModel.forward).parameters
+CACHE = "cache" if "cache" in _ACCEPTED else "past_key_values"
+"""What transformers calls the keys and values, from 5.24 on and before."""
+
 
 def latent_passes(model, batch: Batch) -> tuple[torch.Tensor, torch.Tensor, Any]:
     """Logits at every position, inputs with thoughts in place, and the keys and values.
 
-    One forward call for each latent, over the columns that are new, with past_key_values.
+    One forward call for each latent, over the columns that are new, with the cache.
     """
     ids, mask, positions = (
         torch.from_numpy(a).long().to(model.device)
@@ -42,11 +47,11 @@ def latent_passes(model, batch: Batch) -> tuple[torch.Tensor, torch.Tensor, Any]
             inputs_embeds=x,
             attention_mask=mask[:, :end],
             position_ids=positions[:, start:end],
-            past_key_values=cache,
             use_cache=True,
             output_hidden_states=True,
+            **{CACHE: cache},
         )
-        cache, thought = out.past_key_values, out.hidden_states[-1][:, -1]
+        cache, thought = out[CACHE], out.hidden_states[-1][:, -1]
         inputs.append(x)
         logits.append(out.logits)
     return torch.cat(logits, dim=1), torch.cat(inputs, dim=1), cache
@@ -66,11 +71,11 @@ def decode(model, workload: Workload, batches: list[Batch]) -> dict[str, Any]:
         out = model.generate(
             prompt,
             attention_mask=mask,
-            past_key_values=cache,
             max_new_tokens=workload.max_new_tokens - 1,
             do_sample=False,
             eos_token_id=workload.eos_id,
             pad_token_id=workload.eos_id,
+            **{CACHE: cache},
         )
         for i, row in zip(batch.idx, out[:, batch.ids.shape[1] :].tolist(), strict=True):
             end = row.index(workload.eos_id) + 1 if workload.eos_id in row else len(row)

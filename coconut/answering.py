@@ -22,8 +22,9 @@ from coconut.dataset import check_lengths
 from coconut.latro_config import LatroConfig
 from coconut.questions import Questions
 from coconut.rationale_check import RationaleCheck
-from coconut.runner import N_SHOWN, MakeBackend, tracker, write_text
+from coconut.runner import N_SHOWN, MakeBackend, check_same, tracker, write_text
 from coconut.source import open_source
+from coconut.world import World
 
 SHOWN = 60
 """Characters of an output that the terminal shows: its end."""
@@ -36,8 +37,14 @@ def majority(answers: Sequence[str]) -> str:
     return counted[0][0] if counted else ""
 
 
-def evaluate_data_set(config: RunConfig, make_backend: MakeBackend, twin: str) -> dict[str, Any]:
-    """Answer config.split once; writes predictions.jsonl and summary.json, returns the summary."""
+def evaluate_data_set(
+    config: RunConfig, make_backend: MakeBackend, twin: str, world: World | None = None
+) -> dict[str, Any]:
+    """Answer config.split once; writes predictions.jsonl and summary.json, returns the summary.
+
+    world: the processes that share the questions; the first writes and speaks.
+    """
+    world = world or World()
     opened = open_source(config)
     questions = Questions(config, opened.tokenizer)
     items, path = questions.items(config.split), questions.path(config.split)
@@ -45,18 +52,24 @@ def evaluate_data_set(config: RunConfig, make_backend: MakeBackend, twin: str) -
     check = None
     if isinstance(config, LatroConfig) and config.rationale_check:
         check = RationaleCheck(config, opened.tokenizer, items, opened.source.n_positions)
+    check_same(world, config, opened.source, [path])
     backend = make_backend(config, opened.source)
-    with Console(config.run_dir, wandb=tracker(config) if config.wandb else None) as console:
-        write_text(config.run_dir / "config.yaml", config.to_yaml())
+    world.wait()
+    wandb = tracker(config) if config.wandb else None
+    with Console(config.run_dir, rank=world.rank, wandb=wandb) as console:
+        if world.is_first:
+            write_text(config.run_dir / "config.yaml", config.to_yaml())
         console.say(
             f"{twin} | {backend.model_type} {backend.n_params / 1e6:.1f}M params | {backend.device}"
             f" {backend.dtype} | run {config.name} | method {config.method} | {len(items):,} items"
             f" of {path} | seed {config.seed}"
         )
         with console.progress(config.split, len(items) * (1 + config.maj_k)) as bar:
-            predictions, summary, tokens = answer(backend, config, questions, items, bar.advance)
+            predictions, summary, tokens = answer(
+                backend, config, questions, items, bar.advance, world
+            )
         if check is not None:
-            summary["rationales"] = check.run(backend, tokens)
+            summary["rationales"] = check.run(backend, tokens, world)
         summary |= {
             "method": config.method,
             "backend": twin,
@@ -68,9 +81,10 @@ def evaluate_data_set(config: RunConfig, make_backend: MakeBackend, twin: str) -
             "data_sha256": checkpoint.sha256(Path(path)),
             "split": config.split,
         }
-        lines = [json.dumps(p, ensure_ascii=False) + "\n" for p in predictions]
-        write_text(config.run_dir / "predictions.jsonl", "".join(lines))
-        write_text(config.run_dir / "summary.json", json.dumps(summary, indent=2) + "\n")
+        if world.is_first:
+            lines = [json.dumps(p, ensure_ascii=False) + "\n" for p in predictions]
+            write_text(config.run_dir / "predictions.jsonl", "".join(lines))
+            write_text(config.run_dir / "summary.json", json.dumps(summary, indent=2) + "\n")
         _say(console, summary, predictions)
     return summary
 
@@ -81,20 +95,24 @@ def answer(
     questions: Questions,
     items: Sequence[dict[str, Any]],
     advance: Callable[[int], None] = lambda n: None,
+    world: World | None = None,
 ) -> tuple[list[dict[str, Any]], dict[str, Any], list[list[int]]]:
     """(predictions in the items' order, summary, tokens of the greedy outputs).
 
     With maj_k, so many samples stand beside each.
 
-    advance: told how many outputs were finished.
+    advance: told how many outputs were finished. world: the processes that share the questions;
+    all of them get the whole result.
     """
+    world = world or World()
     backend.memory()
     start = time.perf_counter()
     asked = (backend, config, [questions.prompt(item) for item in items], questions)
-    greedy = [tokens for (tokens,) in decode_rows(*asked, 1, config.temperature, advance=advance)]
+    shared: dict[str, Any] = {"advance": advance, "world": world}
+    greedy = [tokens for (tokens,) in decode_rows(*asked, 1, config.temperature, **shared)]
     votes: list[list[list[int]]] = [[] for _ in items]
     if config.maj_k:
-        votes = decode_rows(*asked, config.maj_k, config.maj_temperature, advance=advance)
+        votes = decode_rows(*asked, config.maj_k, config.maj_temperature, **shared)
     predictions = [
         _judged(config, questions, *asked) for asked in zip(items, greedy, votes, strict=True)
     ]
@@ -104,7 +122,7 @@ def answer(
         "n_shots": questions.n_shots,
         "chat_template": questions.uses_template,
         "prompt": questions.wording,
-        "peak_memory_bytes": backend.memory(),
+        "peak_memory_bytes": max(world.exchange(backend.memory())),
     }
     return predictions, summary, greedy
 
@@ -188,6 +206,7 @@ def decode_rows(
     temperature: float,
     most: int | None = None,
     advance: Callable[[int], None] = lambda n: None,
+    world: World | None = None,
 ) -> list[list[list[int]]]:
     """k outputs of every prompt, which is read once for all of them. most: tokens of an output."""
     longest = max(len(prompt.ids) for prompt in prompts)
@@ -203,14 +222,18 @@ def decode_rows(
     order = np.argsort([len(prompt.ids) for prompt in prompts], kind="stable")
     source, sample = np.repeat(order, k), np.tile(np.arange(k), len(order))
     out: list[list[list[int]]] = [[[]] * k for _ in prompts]
-    for part in chunks(np.arange(len(source)), config.eval_batch_size):
+
+    def said(part: np.ndarray) -> list[list[int]]:
         used, of_row = np.unique(source[part], return_inverse=True)
         batch = collate([prompts[i] for i in used], questions.tokenizer.pad_id)
         # A number of its own for each sample names its random stream, whatever the batches.
         streams = [(prompts[source[r]].idx * k + int(sample[r]),) for r in part]
-        for r, row in zip(part, backend.sample(batch, decoding, of_row, streams), strict=True):
-            out[source[r]][sample[r]] = row.tokens
-        advance(len(part))
+        return [row.tokens for row in backend.sample(batch, decoding, of_row, streams)]
+
+    parts = list(chunks(np.arange(len(source)), config.eval_batch_size))
+    for part, rows in zip(parts, (world or World()).deal(parts, said, advance), strict=True):
+        for r, tokens in zip(part, rows, strict=True):
+            out[source[r]][sample[r]] = tokens
     return out
 
 

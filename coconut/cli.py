@@ -48,7 +48,7 @@ def main(
         if options.check:
             _check(config, twin, world)
         elif config.method in DATASET_METHODS:
-            _run_on_data_set(config, make_backend, twin)
+            _run_on_data_set(config, partial(make_backend, world=world), twin, world)
         else:
             from coconut.runner import Runner
 
@@ -66,37 +66,39 @@ def _check(config: RunConfig, twin: str, world: World) -> None:
     from coconut.latro_runner import print_latro_plan
     from coconut.plan import print_plan
 
-    if isinstance(config, LatroConfig) and not config.only_eval:
-        print_latro_plan(config, twin)
+    if world.is_first and isinstance(config, LatroConfig) and not config.only_eval:
+        print_latro_plan(config, twin, world.size)
     elif world.is_first:
         print_plan(config, twin, world.size)
     world.wait()
 
 
-def _run_on_data_set(config: RunConfig, make_backend: MakeBackend, twin: str) -> None:
+def _run_on_data_set(config: RunConfig, make_backend: MakeBackend, twin: str, world: World) -> None:
     """Train or evaluate one of DATASET_METHODS."""
     if isinstance(config, LatroConfig) and config.method == "preexperiment":
         from coconut.preexperiment import measure
 
-        measure(config, make_backend, twin)
+        measure(config, make_backend, twin, world)
     elif config.only_eval:
         from coconut.answering import evaluate_data_set
 
-        evaluate_data_set(config, make_backend, twin)
+        evaluate_data_set(config, make_backend, twin, world)
     elif isinstance(config, LatroConfig):
         from coconut.latro_runner import LatroRunner
 
-        LatroRunner(config, make_backend, twin).train()
+        LatroRunner(config, make_backend, twin, world).train()
     else:
         from coconut.sft_runner import SftRunner
 
-        SftRunner(config, make_backend, twin).train()
+        SftRunner(config, make_backend, twin, world).train()
 
 
 def _process_problem(config: RunConfig, twin: str, n: int, only_check: bool) -> str | None:
     """What is wrong with running in n processes, or with the keys about them."""
-    if n > 1 and config.method in DATASET_METHODS:
-        return f"method {config.method} runs in one process; start it without launcher"
+    if config.shard and config.method in DATASET_METHODS:
+        return (
+            f"shard: method {config.method} needs a whole model in each process; set shard: False"
+        )
     if config.shard and twin == "mlx_coconut":
         return "shard: MLX has no sharding of weights; train with cuda_coconut, or set shard: False"
     if config.shard and n == 1 and not only_check:

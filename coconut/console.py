@@ -11,6 +11,7 @@ from __future__ import annotations
 import importlib
 import json
 import math
+import re
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -113,10 +114,8 @@ class Console:
     def table(self, title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
         """Rows under their columns, numbers to the right; ruled on a terminal, plain when piped."""
         cells = [[_cell(value) for value in row] for row in rows]
-        is_number = [
-            all(isinstance(value, int | float) for value in column)
-            for column in zip(*rows, strict=True)
-        ] or [False] * len(columns)
+        is_number = [_are_numbers(column) for column in zip(*rows, strict=True)]
+        is_number = is_number or [False] * len(columns)
         if self._has_bars and not self._is_silent:
             self._rich.print(self._ruled(title, columns, cells, is_number))
             return
@@ -320,6 +319,14 @@ def _cell(value: Any) -> str:
     return f"{value:,}" if isinstance(value, int) and abs(value) >= 10_000 else str(value)
 
 
+def _are_numbers(column: Sequence[Any]) -> bool:
+    """Numbers, written out or not; a cell may be empty."""
+    said = [value for value in column if value not in ("", "–")]
+    return bool(said) and all(
+        isinstance(value, int | float) or bool(_NUMBER.fullmatch(str(value))) for value in said
+    )
+
+
 def _is_share(value: Any) -> bool:
     return isinstance(value, tuple) and len(value) == 2 and all(type(n) is int for n in value)
 
@@ -355,5 +362,6 @@ _UNITS: dict[str, Callable[[Any], str]] = {
     "eta_seconds": lambda value: f"eta {_duration(value)}",
     "n_params": lambda value: f"{_count(value)} params",
 }
+_NUMBER = re.compile(r"[+-]?\d[\d.,]*(e[+-]?\d+)?%?")
 # Values that say themselves what they are.
 _BARE = ("message", "backend", "device", "dtype")

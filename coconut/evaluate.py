@@ -92,15 +92,13 @@ def _answer(
     n_new = min(config.new_tokens, room)
     decoding = Decoding(n_new, tokenizer.eos_id, config.temperature, config.seed)
     batches = list(_by_length([len(row.ids) for row in rows], config.eval_batch_size))
-    own: list[tuple[int, list[int]]] = []
-    # The batches of one process, dealt out: answers do not depend on how many there are.
-    for start in range(0, len(batches), world.size):
-        turn = batches[start : start + world.size]
-        for numbers in turn[world.rank : world.rank + 1]:
-            batch = collate([rows[i] for i in numbers], tokenizer.pad_id)
-            own += zip(numbers, backend.generate(batch, decoding), strict=True)
-        advance(sum(map(len, turn)))
-    answers = {i: new_tokens for part in world.exchange(own) for i, new_tokens in part}
+
+    def said(numbers: list[int]) -> list[list[int]]:
+        batch = collate([rows[i] for i in numbers], tokenizer.pad_id)
+        return backend.generate(batch, decoding)
+
+    found = zip(batches, world.deal(batches, said, advance), strict=True)
+    answers = {i: tokens for part in found for i, tokens in zip(*part, strict=True)}
     return [
         _judge(config, tokenizer, items[i], stage, answers[i])
         | {"idx": row.idx, "prompt_tokens": len(row.ids), "n_latents": row.n_latents}

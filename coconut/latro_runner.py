@@ -38,8 +38,9 @@ from coconut.rollouts import (
     exchanged,
     make_rollout,
 )
-from coconut.runner import learning_rate, tracker, write_text
+from coconut.runner import check_same, learning_rate, tracker, write_text
 from coconut.source import open_source
+from coconut.world import World
 
 if TYPE_CHECKING:
     from coconut.runner import MakeBackend
@@ -52,29 +53,51 @@ _UPDATE = re.compile(r"update_(\d+)", re.ASCII)
 
 
 class LatroRunner:
-    """One LaTRO run: `train()`."""
+    """One LaTRO run: `train()`.
 
-    def __init__(self, config: LatroConfig, make_backend: MakeBackend, twin: str):
+    world: the processes it is spread over, each with a LatroRunner of its own that does the same.
+    What is computed is what one process computes, whose batches are dealt out. The first process
+    writes all files and speaks.
+    """
+
+    def __init__(
+        self,
+        config: LatroConfig,
+        make_backend: MakeBackend,
+        twin: str,
+        world: World | None = None,
+    ):
+        given, self.world = config, world or World()
+        config = whole_update(config, self.world.size)
         self.config, self.twin, self.run_dir = config, twin, config.run_dir
-        self.resumed, warm = resumed_from(config), warm_weights(config)
-        opened = open_source(config, warm)
+        # As the first process sees it.
+        found = [str(path or "") for path in (resumed_from(config), warm_weights(config))]
+        (last, warm), *_ = self.world.exchange(found)
+        self.resumed = Path(last) if last else None
+        opened = open_source(config, Path(warm) if warm else None)
         self.tokenizer, self.feedback = opened.tokenizer, opened.source.feedback
         self.data = Data(config, self.tokenizer)
         self.warm_rows = self.data.written_rows() if config.warm_start_updates else []
         self.total = config.n_updates(len(self.data.train))
         asked = self.data.train + self.data.validation
         check_room(self.data, asked, opened.source.n_positions, str(self.run_dir))
+        files = {self.data.questions.path(split) for split in ("train", "validation")}
+        check_same(self.world, given, opened.source, files)
         self.backend = make_backend(config, opened.source)
         self.update, self.best, self.seconds = 0, 0.0, 0.0
         self.speed: dict[str, float] = {}
-        self.is_warm = warm is not None or self.resumed is not None
+        self.is_warm = bool(last or warm)
         if self.is_warm:
             self._keep_reference()
         if self.resumed is not None:
             self._restore(self.resumed)
-        self.console = Console(self.run_dir, wandb=tracker(config) if config.wandb else None)
-        write_text(self.run_dir / "config.yaml", config.to_yaml())
-        self.reporter = Reporter(self.run_dir, self.console.say) if config.report else None
+        self.world.wait()
+        wandb = tracker(given) if config.wandb else None
+        self.console = Console(self.run_dir, rank=self.world.rank, wandb=wandb)
+        if self.world.is_first:
+            write_text(self.run_dir / "config.yaml", given.to_yaml())
+        draws = config.report and self.world.is_first
+        self.reporter = Reporter(self.run_dir, self.console.say) if draws else None
 
     def _keep_reference(self) -> None:
         """Freeze the weights of now; without a KL term nobody asks for them."""
@@ -94,7 +117,7 @@ class LatroRunner:
             f"{self.twin} | {b.model_type} {b.n_params / 1e6:.1f}M params | {b.device} {b.dtype}"
             f" | run {config.name} | latro, preset {config.preset} | seed {config.seed}"
         )
-        for line in plan_lines(config, len(self.data.train)):
+        for line in plan_lines(config, len(self.data.train), self.world.size):
             self.console.say(line)
         if self.resumed is not None:
             self.console.say(f"continuing {self.resumed}: after update {self.update}")
@@ -130,10 +153,14 @@ class LatroRunner:
                 for i in epoch_order(len(rows), config.seed, e)
             ]
             start = u * size - _epochs(u, size, len(rows))[0] * len(rows)
-            chosen = [rows[i] for i in order[start : start + size]]
-            batch = collate(chosen, self.tokenizer.pad_id, config.pad_multiple)
+            # Micro-batches of an update of LaTRO, so that several processes can share them.
+            parts = list(chunks(np.array(order[start : start + size]), config.batch_size_training))
+            batches = [
+                collate([rows[i] for i in part], self.tokenizer.pad_id, config.pad_multiple)
+                for part in self.world.share(parts)
+            ]
             lr = config.warm_start_lr * min(1.0, (u + 1) / 20)
-            stats = self.backend.train_step([batch], lr, (config.seed, u))
+            stats = self.backend.train_step(batches, lr, (config.seed, u))
             say = self.console.event if u == 0 or (u + 1) % 100 == 0 else self.console.record
             say("warm_start", step=u + 1, n_steps=n, loss=stats.loss, grad_norm=stats.grad_norm)
         self.backend.reset_optimizer()
@@ -148,7 +175,7 @@ class LatroRunner:
         rollouts, drawn = self._sample(items, u)
         K, B = config.rloo_k, len(rollouts)
         scored = time.perf_counter()
-        n_sampled = sum(len(tokens) for tokens, _ in drawn)
+        n_sampled = sum(map(len, drawn))
         said, rewards, ref, entropies, n_said, n_answer = self._score(rollouts)
         earned = credit(
             rewards,
@@ -168,13 +195,12 @@ class LatroRunner:
                 answer_weight=config.sft_penalty,
                 n_rows=B,
             )
-            for part in chunks(order, config.batch_size_training)
+            for part in self.world.share(list(chunks(order, config.batch_size_training)))
         ]
         lr = learning_rate(config, u, self.total)
         stats = backend.policy_step(batches, lr)
-        updated = np.concatenate(
-            [batch.sums(x)[0] for batch, x in zip(batches, stats.logprobs, strict=True)]
-        )
+        own = [batch.sums(x)[0].tolist() for batch, x in zip(batches, stats.logprobs, strict=True)]
+        updated = np.concatenate(self.world.collect(own))
         seconds = time.perf_counter() - start
         self.seconds += seconds
         groups = earned.adjusted.reshape(-1, K).std(axis=1)
@@ -204,7 +230,7 @@ class LatroRunner:
             "rollout_seconds": scored - start,
             "samples_per_second": B / seconds,
             "tokens_per_second": n_sampled / seconds,
-            "peak_memory_bytes": backend.memory(),
+            "peak_memory_bytes": max(self.world.exchange(backend.memory())),
         }
         self.speed = {name: float(fields[name]) for name in SPEED}
         prompt_epoch = (u + 1) * config.n_prompts / len(self.data.train)
@@ -227,8 +253,8 @@ class LatroRunner:
 
     def _sample(
         self, items: Sequence[dict[str, Any]], u: int
-    ) -> tuple[list[Rollout], list[tuple[list[int], list[float]]]]:
-        """K rollouts of every item, groups adjacent; and what was drawn."""
+    ) -> tuple[list[Rollout], list[list[int]]]:
+        """K rollouts of every item, groups adjacent; and the tokens that were drawn."""
         config, d = self.config, self.data
         prompts = [d.prompt(item) for item in items]
         decoding = Decoding(
@@ -239,18 +265,21 @@ class LatroRunner:
             d.stops.ended,
         )
         source = np.repeat(np.arange(len(items)), config.rloo_k)
-        drawn: list[tuple[list[int], list[float]]] = []
-        for part in chunks(np.arange(len(source)), config.rollout_batch_size):
+
+        def draw(part: np.ndarray) -> list[list[int]]:
             used = np.unique(source[part])
             batch = collate([prompts[i] for i in used], self.tokenizer.pad_id)
             streams = [(u, int(row)) for row in part]
             found = self.backend.sample(
                 batch, decoding, np.searchsorted(used, source[part]), streams
             )
-            drawn += [(row.tokens, row.logprobs) for row in found]
+            return [row.tokens for row in found]
+
+        parts = list(chunks(np.arange(len(source)), config.rollout_batch_size))
+        drawn = [tokens for part in self.world.deal(parts, draw) for tokens in part]
         rollouts = [
             d.rollout(prompts[i], tokens, items[i])
-            for i, (tokens, _) in zip(source.tolist(), drawn, strict=True)
+            for i, tokens in zip(source.tolist(), drawn, strict=True)
         ]
         return rollouts, drawn
 
@@ -259,22 +288,23 @@ class LatroRunner:
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray, float, int, int]:
         """(policy's and answer's log-probabilities, the reference's, summed entropy, tokens said,
         tokens of answers)."""
-        said, rewards, ref = [], [], []
-        entropies, n_said, n_answer = 0.0, 0, 0
-        for part in chunks(np.arange(len(rollouts)), self.config.rollout_batch_size):
+
+        def scored(part: np.ndarray) -> list[Any]:
             batch = self._collate([rollouts[i] for i in part])
             scores = self.backend.score(batch)
             z, y = batch.sums(scores.logprobs)
-            said.append(z)
-            rewards.append(y)
-            entropies += float(batch.sums(scores.entropies)[0].sum())
-            answers = int(batch.target_is_answer[: batch.n_real].sum())
-            n_said, n_answer = n_said + batch.n_real - answers, n_answer + answers
+            ref = z
             if self.config.kl_coef:
-                z = batch.sums(self.backend.score(batch, of_reference=True).logprobs)[0]
-            ref.append(z)
+                ref = batch.sums(self.backend.score(batch, of_reference=True).logprobs)[0]
+            entropies = float(batch.sums(scores.entropies)[0].sum())
+            n_answer = int(batch.target_is_answer[: batch.n_real].sum())
+            counts = (entropies, batch.n_real - n_answer, n_answer)
+            return [z.tolist(), y.tolist(), ref.tolist(), *counts]
+
+        parts = list(chunks(np.arange(len(rollouts)), self.config.rollout_batch_size))
+        said, rewards, ref, *sums = zip(*self.world.deal(parts, scored), strict=True)
         joined = (np.concatenate(x) for x in (said, rewards, ref))
-        return (*joined, entropies, n_said, n_answer)  # type: ignore[return-value]
+        return (*joined, *map(sum, sums))  # type: ignore[return-value]
 
     def _collate(self, rollouts: Sequence[Rollout], **weights: Any) -> RolloutBatch:
         config = self.config
@@ -298,9 +328,7 @@ class LatroRunner:
                 "reward": float(earned.rewards[i]),
                 "advantage": float(earned.advantages[i]),
             }
-            for i, (r, (tokens, _)) in enumerate(
-                zip(rollouts[:N_TABLE], drawn[:N_TABLE], strict=True)
-            )
+            for i, (r, tokens) in enumerate(zip(rollouts[:N_TABLE], drawn[:N_TABLE], strict=True))
         ]
         self.console.record("training_samples", step=self.update + 1, rows=rows)
 
@@ -337,19 +365,22 @@ class LatroRunner:
             # Of the last update; an evaluation before the first one has none.
             **{name: self.speed.get(name) for name in SPEED},
         }
-        checkpoint.write_json(self.run_dir / "summary.json", summary)
+        if self.world.is_first:
+            checkpoint.write_json(self.run_dir / "summary.json", summary)
 
     def _test(self) -> None:
         """The best checkpoint on the test split, once for the run."""
-        path = self.run_dir / "test.json"
-        if path.exists():
+        path, best = self.run_dir / "test.json", self.run_dir / BEST
+        (is_done, has_best), *_ = self.world.exchange([path.exists(), best.is_dir()])
+        if is_done:
             return
-        best = self.run_dir / BEST
-        if best.is_dir():
+        if has_best:
             self.backend.restore(best)
+        self.world.check_same_file(Path(self.data.questions.path("test")))
         found = self._answers(self.data.items("test"))
         del found["rows"]
-        checkpoint.write_json(path, found | {"checkpoint": str(best if best.is_dir() else "last")})
+        if self.world.is_first:
+            checkpoint.write_json(path, found | {"checkpoint": str(best) if has_best else "last"})
         self.console.event(
             "test", path=str(path), n=found["n"], accuracy=found["eval/zero_shot_acc"]
         )
@@ -363,11 +394,14 @@ class LatroRunner:
             d.questions.end_id,
             stops=lambda tokens: tokens[-1] in d.questions.stop_ids,
         )
-        outputs: list[list[int]] = []
         prompts = [d.prompt(item) for item in items]
-        for part in chunks(np.arange(len(items)), config.eval_batch_size):
+
+        def said(part: np.ndarray) -> list[list[int]]:
             batch = collate([prompts[i] for i in part], self.tokenizer.pad_id)
-            outputs += self.backend.generate(batch, decoding)
+            return self.backend.generate(batch, decoding)
+
+        parts = list(chunks(np.arange(len(items)), config.eval_batch_size))
+        outputs = [tokens for part in self.world.deal(parts, said) for tokens in part]
         own = [d.rollout(*x) for x in zip(prompts, outputs, items, strict=True)]
         kinds = exchanged(own, d.separator_ids).values()
         rewards = [self._score(kind)[1].mean() for kind in kinds]
@@ -399,15 +433,26 @@ class LatroRunner:
     def _save(self, directory: Path) -> None:
         start = time.perf_counter()
         self._write(directory, with_optimizer=True)
+        if not self.world.is_first:
+            return
         size = sum(f.stat().st_size for f in directory.iterdir())
         self.console.event(
             "saved", path=str(directory), bytes=size, seconds=time.perf_counter() - start
         )
 
     def _write(self, directory: Path, with_optimizer: bool) -> None:
+        if self.world.is_first:
+            self._write_first(directory, with_optimizer)
+        else:
+            self.world.wait()
+            self.backend.save(None, with_optimizer)
+        self.world.wait()
+
+    def _write_first(self, directory: Path, with_optimizer: bool) -> None:
         config = self.config
         m = markers_of(self.tokenizer)
         with checkpoint.write_atomically(directory) as partial:
+            self.world.wait()  # the others hear of a disk that refuses
             self.backend.save(partial, with_optimizer=with_optimizer)
             self.tokenizer.save(partial)
             checkpoint.write_json(
@@ -432,6 +477,7 @@ class LatroRunner:
                     "best_accuracy": self.best,
                     "seed": config.seed,
                     "backend": self.twin,
+                    "rows_per_update": config.local_batch,
                 },
             )
 
@@ -442,6 +488,14 @@ class LatroRunner:
                 str(directory),
                 f"was trained with seed {state['seed']}, not {self.config.seed}; choose another"
                 " run_name for a new run",
+            )
+        rows = state.get("rows_per_update", self.config.local_batch)
+        if state["n_updates"] and rows != self.config.local_batch:
+            raise UserError(
+                str(directory),
+                f"was trained with updates of {rows} rollouts, now an update has"
+                f" {self.config.local_batch}; batch_size_training * gradient_accumulation_steps *"
+                f" processes must be {rows} to go on with it",
             )
         self.backend.restore(directory)
         self.backend.load_optimizer(directory)
@@ -592,27 +646,35 @@ def warm_weights(config: LatroConfig) -> Path | None:
     return found
 
 
-def plan_lines(config: LatroConfig, n_items: int) -> list[str]:
-    """Updates and both ways of counting epochs, in words."""
+def whole_update(config: LatroConfig, n_processes: int) -> LatroConfig:
+    """The run that one process would have to do for the result of several."""
+    steps = config.gradient_accumulation_steps * n_processes
+    return replace(config, gradient_accumulation_steps=steps)
+
+
+def plan_lines(config: LatroConfig, n_items: int, n_processes: int = 1) -> list[str]:
+    """Updates and both ways of counting epochs, in words. config: of all processes together."""
     total = config.n_updates(n_items)
     P, B = config.n_prompts, config.local_batch
+    shared = f", dealt out to {n_processes} processes" if n_processes > 1 else ""
     return [
         f"{total:,} updates of {P:,} prompts x {config.rloo_k} rationales = {B:,} rollouts"
         f" ({config.batch_size_training} rows x {config.gradient_accumulation_steps}"
-        " micro-batches)",
+        f" micro-batches{shared})",
         f"epochs: {total * P / n_items:.2f} passes over {n_items:,} prompts;"
         f" counted in rollouts, as released, {total * B / n_items:.2f}",
     ]
 
 
-def print_latro_plan(config: LatroConfig, twin: str) -> None:
+def print_latro_plan(config: LatroConfig, twin: str, n_processes: int = 1) -> None:
     """Check everything that needs no weights and print the plan of a LaTRO run.
 
-    Of a model of the hub only what describes it is fetched. Raises UserError.
+    n_processes: how many the run is spread over. Of a model of the hub only what describes it is
+    fetched. Raises UserError.
     """
     from coconut.plan import evaluation_bytes, find_model, to_fetch, training_bytes
 
-    last = resumed_from(config)
+    last, config = resumed_from(config), whole_update(config, n_processes)
     warm_weights(config)
     model, console = find_model(config, last), Console()
     shape = model.shape
@@ -622,10 +684,10 @@ def print_latro_plan(config: LatroConfig, twin: str) -> None:
     lines = [f"{twin} | {model.name} | {size} | run {config.name} | latro, preset {config.preset}"]
     lines += filter(None, (model.note, to_fetch(config, last)))
     if model.tokenizer is None:
-        lines += plan_lines(config, len(DataSet(config).numbered("train")))
+        lines += plan_lines(config, len(DataSet(config).numbered("train")), n_processes)
     else:
         data = Data(config, model.tokenizer)
-        lines += plan_lines(config, len(data.train))
+        lines += plan_lines(config, len(data.train), n_processes)
         lines.append(
             f"evaluates {min(config.evaluation_items, len(data.validation)):,} of"
             f" {len(data.validation):,} items of {data.questions.path('validation')}"

@@ -27,12 +27,19 @@ from coconut.errors import UserError
 from coconut.latro_config import LatroConfig
 from coconut.questions import Item, Questions
 from coconut.rollouts import Rollout, collate_rollouts
-from coconut.runner import MakeBackend, tracker, write_text
+from coconut.runner import MakeBackend, check_same, tracker, write_text
 from coconut.source import open_source
+from coconut.world import World
 
 
-def measure(config: LatroConfig, make_backend: MakeBackend, twin: str) -> dict[str, Any]:
-    """Score every item that has a rationale; writes likelihoods.jsonl and summary.json."""
+def measure(
+    config: LatroConfig, make_backend: MakeBackend, twin: str, world: World | None = None
+) -> dict[str, Any]:
+    """Score every item that has a rationale; writes likelihoods.jsonl and summary.json.
+
+    world: the processes that share the items; the first writes and speaks.
+    """
+    world = world or World()
     opened = open_source(config)
     questions = Questions(config, opened.tokenizer)
     path = questions.path(config.split)
@@ -40,9 +47,13 @@ def measure(config: LatroConfig, make_backend: MakeBackend, twin: str) -> dict[s
     lengths = {i: len(ids) for i, ids in scored(config, questions, items)}
     check_lengths(lengths, opened.source.n_positions, path)
     without, given = rollouts(config, questions, items)
+    check_same(world, config, opened.source, [path])
     backend = make_backend(config, opened.source)
-    with Console(config.run_dir, wandb=tracker(config) if config.wandb else None) as console:
-        write_text(config.run_dir / "config.yaml", config.to_yaml())
+    world.wait()
+    wandb = tracker(config) if config.wandb else None
+    with Console(config.run_dir, rank=world.rank, wandb=wandb) as console:
+        if world.is_first:
+            write_text(config.run_dir / "config.yaml", config.to_yaml())
         console.say(
             f"{twin} | {backend.model_type} {backend.n_params / 1e6:.1f}M params | {backend.device}"
             f" {backend.dtype} | run {config.name} | {len(items):,} rationales of {path}"
@@ -51,7 +62,7 @@ def measure(config: LatroConfig, make_backend: MakeBackend, twin: str) -> dict[s
         start = time.perf_counter()
         with console.progress("scored", 2 * len(items)) as bar:
             nats = [
-                answer_logprobs(backend, config, kind, opened.tokenizer.pad_id, bar.advance)
+                answer_logprobs(backend, config, kind, opened.tokenizer.pad_id, bar.advance, world)
                 for kind in (without, given)
             ]
         seconds = time.perf_counter() - start
@@ -84,12 +95,12 @@ def measure(config: LatroConfig, make_backend: MakeBackend, twin: str) -> dict[s
             "data": path,
             "data_sha256": checkpoint.sha256(Path(path)),
             "split": config.split,
-            "peak_memory_bytes": backend.memory(),
+            "peak_memory_bytes": max(world.exchange(backend.memory())),
         }
-        write_text(
-            config.run_dir / "likelihoods.jsonl", "".join(json.dumps(row) + "\n" for row in rows)
-        )
-        checkpoint.write_json(config.run_dir / "summary.json", summary)
+        if world.is_first:
+            lines = "".join(json.dumps(row) + "\n" for row in rows)
+            write_text(config.run_dir / "likelihoods.jsonl", lines)
+            checkpoint.write_json(config.run_dir / "summary.json", summary)
         console.record("preexperiment", **summary)
         console.say(
             f"log p(answer), mean of {len(items):,}: {means['without']:.3f} nats without rationale,"
@@ -148,14 +159,19 @@ def answer_logprobs(
     rollouts: Sequence[Rollout],
     pad_id: int,
     advance: Any = lambda n: None,
+    world: World | None = None,
 ) -> np.ndarray:
     """(B,) summed log-probability of every answer, nats. advance: told how many are done."""
     out = np.zeros(len(rollouts))
     # Like lengths go together, so that little is padded.
     order = np.argsort([len(r.prompt) + len(r.shared) for r in rollouts], kind="stable")
-    for part in chunks(order, config.rollout_batch_size):
+
+    def scored(part: np.ndarray) -> list[float]:
         chosen = [rollouts[i] for i in part]
         batch = collate_rollouts(chosen, pad_id, config.pad_multiple, config.reward_offset)
-        out[part] = batch.sums(backend.score(batch).logprobs)[1]
-        advance(len(part))
+        return batch.sums(backend.score(batch).logprobs)[1].tolist()
+
+    parts = list(chunks(order, config.rollout_batch_size))
+    for part, nats in zip(parts, (world or World()).deal(parts, scored, advance), strict=True):
+        out[part] = nats
     return out

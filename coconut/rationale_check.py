@@ -24,6 +24,7 @@ from coconut.preexperiment import answer_logprobs
 from coconut.questions import Item
 from coconut.rollouts import exchanged
 from coconut.tokens import Tokenizer
+from coconut.world import World
 
 
 class RationaleCheck:
@@ -45,10 +46,13 @@ class RationaleCheck:
             raise UserError(where, "rationale_check: needs at least two questions to exchange")
         check_room(self.data, items, n_positions, where)
 
-    def run(self, backend: Backend, outputs: Sequence[Sequence[int]]) -> dict[str, dict[str, Any]]:
+    def run(
+        self, backend: Backend, outputs: Sequence[Sequence[int]], world: World | None = None
+    ) -> dict[str, dict[str, Any]]:
         """Accuracy and mean log-likelihood of the answer (nats) after each kind of rationale.
 
-        outputs: what the model answered to each item, from which its rationale is cut.
+        outputs: what the model answered to each item, from which its rationale is cut. world: the
+        processes that share the work.
         """
         from coconut.answering import decode_rows
 
@@ -65,12 +69,14 @@ class RationaleCheck:
                 replace(p, ids=r.prompt + r.shared + r.bridge + opening)
                 for p, r, opening in zip(prompts, rollouts, openings, strict=True)
             ]
-            said = decode_rows(backend, self.config, rows, questions, 1, 0.0, n_new)
+            said = decode_rows(backend, self.config, rows, questions, 1, 0.0, n_new, world=world)
             right = [
                 questions.data.answer(tokenizer.decode([*opening, *tokens]), item) == item["gold"]
                 for opening, (tokens,), item in zip(openings, said, self.items, strict=True)
             ]
-            logprobs = answer_logprobs(backend, self.config, rollouts, tokenizer.pad_id)
+            logprobs = answer_logprobs(
+                backend, self.config, rollouts, tokenizer.pad_id, world=world
+            )
             found[kind] = {"accuracy": float(np.mean(right)), "reward": float(logprobs.mean())}
         return found
 

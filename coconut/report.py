@@ -158,7 +158,9 @@ def picture(runs: Sequence[RunHistory]) -> bytes:
     file = io.BytesIO()
     with figure_of(5.2 * columns, 3.3 * rows, len(panels), columns) as (figure, axes):
         for ax, panel in zip(axes, panels, strict=True):
-            ax.set_title(panel.title, loc="left", fontweight="bold")
+            # A line of its own above the legend: with five words there they would meet.
+            pad = 20 if len(panel.series) > 1 else 6
+            ax.set_title(panel.title, loc="left", fontweight="bold", pad=pad)
             _draw(ax, panel, runs)
         if len(runs) > 1:
             for run, colour in zip(runs, colours_of(len(runs)), strict=True):

@@ -8,7 +8,7 @@ import math
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -72,7 +72,8 @@ class Runner:
         # Once taught what to name, thoughts do so after further training without labels, too.
         self.labels_thoughts = bool((self.made_with or {}).get("labelled_thoughts"))
         self.markers = markers_of(self.tokenizer)
-        self._check_same(opened.source)
+        files = [] if config.val_path is None else [config.val_path]
+        check_same(self.world, config, opened.source, files)
         self._read_data()
         self._check_lengths(opened.source.n_positions)
         self.feedback = opened.source.feedback
@@ -107,21 +108,6 @@ class Runner:
         self.data: TrainingSamples = TrainingData(
             config, self.tokenizer, self.val_items, self.world
         )
-
-    def _check_same(self, source: Source) -> None:
-        """Raise UserError unless all processes read the same files, wherever they run."""
-        world = self.world
-        world.check_same("configuration", self.config.to_yaml())
-        if self.config.val_path is not None:
-            world.check_same_file(Path(self.config.val_path))
-        if source.directory is None:
-            world.check_same("model_config_path", json.dumps(source.config))
-        elif (source.directory / checkpoint.CHECKSUMS).exists():
-            # Its digests were compared with the files when it was opened.
-            world.check_same_file(source.directory / checkpoint.CHECKSUMS)
-        else:
-            for name in sorted(checkpoint.weight_files(source.directory)):
-                world.check_same_file(source.directory / name)
 
     def _check_lengths(self, n_positions: int | None) -> None:
         """Raise UserError unless every row and question, at every stage to come, has a position."""
@@ -180,7 +166,7 @@ class Runner:
                 start = time.perf_counter()
                 batches = [
                     self._batch(samples, chunk, epoch, stage, i, len(order))
-                    for i, chunk in groups[number][self.world.rank :: self.world.size]
+                    for i, chunk in self.world.share(groups[number])
                 ]
                 if number == 0 and self.world.is_first:
                     self._log_first_row(batches[0], epoch)
@@ -311,21 +297,22 @@ class Runner:
 
     def _validation_loss(self, stage: int, epoch: int) -> float:
         """Mean loss a label over the validation set, at the stage itself (no draws)."""
-        config, world = self.config, self.world
+        config = self.config
         batches = list(chunks(np.arange(len(self.val)), config.batch_size_training))
-        parts: list[tuple[int, float, int]] = []
-        for number in range(world.rank, len(batches), world.size):
+
+        def loss_of(numbers: np.ndarray) -> tuple[float, int]:
             rows = [
                 training_row(
                     config, self.val[i], stage, self.markers, item_rng(config.seed, 0, i), epoch + 1
                 )
-                for i in batches[number]
+                for i in numbers
             ]
             part = self.backend.eval_loss(collate(rows, self.tokenizer.pad_id, config.pad_multiple))
-            parts.append((number, part.loss_sum, part.n_targets))
+            return part.loss_sum, part.n_targets
+
         # Added in the order of one process: the same sum to the last bit.
-        every = sorted(part for own in world.exchange(parts) for part in own)
-        return sum(loss for _, loss, _ in every) / max(sum(n for _, _, n in every), 1)
+        losses, counts = zip(*self.world.deal(batches, loss_of), strict=True)
+        return sum(losses) / max(sum(counts), 1)
 
     def _evaluate(self, stage: int, title: str) -> Evaluation:
         n = len(self.val) * (2 if self.swapped else 1)
@@ -527,6 +514,24 @@ class Runner:
             labels=batch.labels[0][batch.mask[0]].tolist(),
             texts=[self.tokenizer.decode([i], keep_markers=True) for i in ids],
         )
+
+
+def check_same(world: World, config: RunConfig, source: Source, files: Iterable[str]) -> None:
+    """Raise UserError unless all processes read the same files, wherever they run.
+
+    files: data that is there before the run.
+    """
+    world.check_same("configuration", config.to_yaml())
+    for path in sorted(files):
+        world.check_same_file(Path(path))
+    if source.directory is None:
+        world.check_same("model_config_path", json.dumps(source.config))
+    elif (source.directory / checkpoint.CHECKSUMS).exists():
+        # Its digests were compared with the files when it was opened.
+        world.check_same_file(source.directory / checkpoint.CHECKSUMS)
+    else:
+        for name in sorted(checkpoint.weight_files(source.directory)):
+            world.check_same_file(source.directory / name)
 
 
 def learning_rate(config: RunConfig, update: int, total: int) -> float:

@@ -45,38 +45,44 @@ class SftRunner(Runner):
         self.val_items = self.questions.items("validation")
         self.val, self.swapped = self.questions.samples(self.val_items), None
         train = self.questions.samples(self.questions.items("train"))
+        for path in sorted({self.val_path, self.questions.path("train")}):
+            self.world.check_same_file(Path(path))
         self.data = Written(self.questions.path("train"), train)
 
     def _evaluate(self, stage: int, title: str) -> Evaluation:
         with self.console.progress(title, len(self.val_items)) as bar:
             asked = (self.backend, self.config, self.questions, self.val_items)
-            predictions, summary, _ = answer(*asked, bar.advance)
+            predictions, summary, _ = answer(*asked, bar.advance, self.world)
         return Evaluation(predictions, summary)
 
     def _test(self) -> None:
         """The checkpoint with the best accuracy on the test split, once for the run."""
         path = self.run_dir / "test.json"
-        if path.exists():
-            return
         accuracies = {int(epoch): e["accuracy"] for epoch, e in self.evaluations.items()}
         best = min(accuracies, key=lambda epoch: (-accuracies[epoch], epoch))
         directory = self.run_dir / checkpoint.checkpoint_name(best)
-        if directory.is_dir():  # a debug run saves none
+        # As the first process sees it; a debug run saves no checkpoint.
+        (is_done, has_best), *_ = self.world.exchange([path.exists(), directory.is_dir()])
+        if is_done:
+            return
+        if has_best:
             self.backend.restore(directory)
-        with Console(self.run_dir) as console:
+        self.world.check_same_file(Path(self.questions.path("test")))
+        with Console(self.run_dir, rank=self.world.rank) as console:
             items, data = self.questions.items("test"), self.questions.path("test")
             with console.progress("test", len(items)) as bar:
                 _, summary, _ = answer(
-                    self.backend, self.config, self.questions, items, bar.advance
+                    self.backend, self.config, self.questions, items, bar.advance, self.world
                 )
             summary |= {
-                "checkpoint": str(directory) if directory.is_dir() else "last",
+                "checkpoint": str(directory) if has_best else "last",
                 "backend": self.twin,
                 "device": self.backend.device,
                 "dtype": self.backend.dtype,
                 "data": data,
                 "data_sha256": checkpoint.sha256(Path(data)),
             }
-            checkpoint.write_json(path, summary)
+            if self.world.is_first:
+                checkpoint.write_json(path, summary)
             n = summary["n"]
             console.event("test", path=str(path), answer=(round(summary["accuracy"] * n), n))

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 import platform
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from coconut import checkpoint
 from coconut.errors import UserError
+
+Part = TypeVar("Part")
 
 
 class AgreedError(UserError):
@@ -49,6 +52,32 @@ class World:
         Raises UserError, the same in every process, if one of them has met an error meanwhile.
         """
         return self._exchange({"value": value})
+
+    def share(self, parts: Sequence[Part]) -> Sequence[Part]:
+        """This process's parts of a work that is dealt out: number rank, rank + size, ..."""
+        return parts[self.rank :: self.size]
+
+    def collect(self, own: list[Any]) -> list[Any]:
+        """The results of all parts in their order, from what each process made of its share."""
+        every = self.exchange(own)
+        return [every[i % self.size][i // self.size] for i in range(sum(map(len, every)))]
+
+    def deal(
+        self,
+        parts: Sequence[Any],
+        do: Callable[[Any], Any],
+        advance: Callable[[int], None] = lambda n: None,
+    ) -> list[Any]:
+        """What `do` makes of each part (anything JSON has a form for), each done by one process.
+
+        The parts are those of one process, so that results do not depend on how many there are.
+        advance: told how many elements of parts are done, as far as this process can tell.
+        """
+        own = []
+        for i, part in enumerate(self.share(parts)):
+            own.append(do(part))
+            advance(sum(map(len, parts[i * self.size : (i + 1) * self.size])))
+        return self.collect(own)
 
     def wait(self) -> None:
         """Go on when all others are here too; raises like `exchange`."""

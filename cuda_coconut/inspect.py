@@ -113,7 +113,7 @@ def _float32(x: torch.Tensor) -> np.ndarray:
 
 
 if __name__ == "__main__":
-    from coconut.inspect import main
+    from coconut.inside.inspect import main
     from cuda_coconut.run import make_backend
 
     main("cuda_coconut", make_backend)

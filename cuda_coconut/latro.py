@@ -60,6 +60,7 @@ class Policy:
     def step(self, micro_batches: Sequence[RolloutBatch], lr: float) -> PolicyStats:
         """One update on minus the summed log-probabilities times their weights."""
         scored = []
+        self.trainer.join_gradients()
         for batch in micro_batches:
             parts, _ = self._scored(self.trainer.model, batch)
             coefficients = to_device(batch.target_weight, parts.device)

@@ -98,14 +98,11 @@ class Trainer:
         world.sum(counts)
         scale = (1 / counts[0].clamp(min=1)).float()
         loss_sum = torch.zeros((), device=self.device)
-        if world.size > 1 and self.shards is None and self._flat is None:
-            self._flat = self._join_gradients()
+        self.join_gradients()
         for run in self._runs(micro_batches, dropout_key, progress):
             loss = run() if self.shards is None else self.shards(run)
             loss.backward(scale)
             loss_sum += loss.detach()
-        if self._flat is not None:
-            world.sum(self._flat)
         if world.size > 1:
             world.sum(loss_sum)
         norm = self.update(lr)
@@ -144,22 +141,27 @@ class Trainer:
 
             yield run
 
-    def _join_gradients(self) -> torch.Tensor:
-        """Let every gradient be a view into one array of zeros, which is summed at once.
+    def join_gradients(self) -> None:
+        """Before a backward of several processes: let every gradient be a view into one array.
 
-        One sum behind the last backward instead of DistributedDataParallel: a weight's gradient is
-        whole only when the first pass has been walked back, so little could overlap; a process
-        without a micro-batch joins with zeros; and what is wanted is the sum, not a mean of means.
+        It holds zeros, and `update` sums it. One sum behind the last backward instead of
+        DistributedDataParallel: a weight's gradient is whole only when the first pass has been
+        walked back, so little could overlap; a process without a micro-batch joins with zeros; and
+        what is wanted is the sum, not a mean of means.
         """
+        if self.world.size == 1 or self.shards is not None or self._flat is not None:
+            return
         parameters = [p for p in self.model.parameters() if p.requires_grad]
         sizes = [-(-p.numel() // _ALIGNED) * _ALIGNED for p in parameters]
         flat = torch.zeros(sum(sizes), device=self.device)
         for p, piece in zip(parameters, flat.split(sizes), strict=True):
             p.grad = piece[: p.numel()].view_as(p)
-        return flat
+        self._flat = flat
 
     def update(self, lr: float) -> torch.Tensor:
-        """AdamW on the gradients. Returns their norm before clipping."""
+        """AdamW on the gradients of all processes. Returns their norm before clipping."""
+        if self._flat is not None:
+            self.world.sum(self._flat)
         trained = [p for group in self.optimizer.param_groups for p in group["params"]]
         for p in trained:
             if p.grad is None:  # a rule's weights at a stage without latents

@@ -110,7 +110,7 @@ def _float32(x: mx.array) -> np.ndarray:
 
 
 if __name__ == "__main__":
-    from coconut.inspect import main
+    from coconut.inside.inspect import main
     from mlx_coconut.run import make_backend
 
     main("mlx_coconut", make_backend)

@@ -66,6 +66,9 @@ class Policy:
             # Once a micro-batch, or the activations of all of them would be alive at the update.
             mx.eval(parts, total)
             logprobs.append(np.array(parts)[: batch.n_real])
+        if self.trainer.world.size > 1:
+            total = self.trainer.world.sum(total)
+            mx.eval(total)
         norm = self.trainer.update(total, 1.0, lr)
         return PolicyStats(norm, logprobs)
 

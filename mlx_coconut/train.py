@@ -100,7 +100,7 @@ class Trainer:
         return StepStats(loss_sum.item(), n_targets, norm, n_tokens)
 
     def update(self, grads, scale: float, lr: float) -> float:
-        """AdamW on the gradients. Returns their norm before clipping."""
+        """AdamW on the gradients of all processes. Returns their norm before clipping."""
         if self._update is None:
             self._update = self._compile_update()
         norm = self._update(grads, mx.array(scale), mx.array(lr))

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from safetensors.numpy import save_file
 
-from coconut.lens import Lens
+from coconut.inside.lens import Lens
 from coconut.tokens import END_OF_TEXT, TiktokenTokenizer, Tokenizer, prosqa_encoding
 
 QUESTION = (

@@ -11,10 +11,10 @@ import pytest
 from lenses import write_checkpoint
 from tiny import write_items
 
-from coconut import analyse, figures
-from coconut.answers import exact_match, extract
-from coconut.graph import read_graph
-from coconut.lens import Lens
+from coconut.answers import OUTCOMES, exact_match, extract
+from coconut.inside import analyse, figures
+from coconut.inside.graph import read_graph
+from coconut.inside.lens import Lens
 from data import prosqa
 
 N, N_NEW, N_THOUGHTS = 6, 5, 3
@@ -64,7 +64,7 @@ def test_answers_after_forced_k_are_the_oracles(twin, checkpoint, data):
         expected = [oracle(lens, checkpoint, i["question"], k) for i in options.items]
         assert analyse.answers(lens, [i["question"] for i in options.items], options, k) == expected
         classes = [analyse.outcome(i, t, k) for i, t in zip(options.items, expected, strict=True)]
-        assert row["outcomes"] == {name: classes.count(name) for name in set(classes)}
+        assert row["outcomes"] == {name: classes.count(name) for name in OUTCOMES}
     assert [row["thoughts"] for row in found["rows"]] == list(range(N_THOUGHTS + 1))
 
 
@@ -82,7 +82,8 @@ def test_right_answers_are_counted_as_asked_swapped_and_both(checkpoint, data, m
     monkeypatch.setattr(analyse, "answers", said)
     row = analyse.forced_k(lens, options, nothing)["rows"][0]
     assert (row["as_asked"], row["swapped"], row["both"]) == (N - 1, N - 1, N - 2)
-    assert row["outcomes"] == {"Correct Label": N - 1, "Incorrect Label": 1}
+    expected = {**dict.fromkeys(OUTCOMES, 0), "Correct Label": N - 1, "Incorrect Label": 1}
+    assert row["outcomes"] == expected and set(figures.OUTCOME_COLOURS) == set(OUTCOMES)
 
 
 def test_other_thoughts_are_answered_as_the_oracle_does(twin, checkpoint, data):

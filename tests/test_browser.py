@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import base64
 import os
 import re
 import shutil
@@ -12,9 +13,10 @@ from pathlib import Path
 import pytest
 from conftest import CHOSEN, load_twin
 
-from coconut import serve
-from coconut.inspect import Asked, look
-from coconut.page import EXAMPLE, page
+from coconut.dataset import read_items
+from coconut.inside import serve
+from coconut.inside.inspect import Asked, look
+from coconut.inside.page import EXAMPLE, page
 
 if not os.environ.get("BROWSER_TESTS"):
     pytest.skip("needs a browser: make test-browser", allow_module_level=True)
@@ -151,6 +153,35 @@ def test_keyboard_and_mouse_move_the_probability_through_the_graph(live, server)
     assert live.get_log("browser") == []
 
 
+def test_the_arrows_move_thoughts_wherever_nothing_else_needs_them(live):
+    now = live.find_element(By.ID, "k")
+    last = int(now.get_attribute("value"))
+    live.find_element(By.TAG_NAME, "body").send_keys(Keys.ARROW_LEFT, Keys.ARROW_LEFT)
+    assert int(now.get_attribute("value")) == last - 2
+    live.find_element(By.ID, "typed").send_keys(Keys.ARROW_LEFT)
+    assert int(now.get_attribute("value")) == last - 2
+    ticks = live.find_elements(By.CSS_SELECTOR, "#ticks span")
+    assert [tick.text for tick in ticks] == [str(k) for k in range(last + 1)]
+    assert live.find_element(By.CSS_SELECTOR, "#ticks .here").text == str(last - 2)
+
+
+def test_what_is_asked_the_way_to_it_and_what_is_attended_most_are_marked(live, server):
+    question = text_of(live, "question")
+    assert question.endswith(". " + text_of(live, "asks")) and text_of(live, "asks")
+    found = server.lens.inspect(question, max_new_tokens=8)
+    graph, path = found.graph, found.graph.path()
+    for kind, node in (("asked", graph.asked), ("right", graph.right)):
+        marked = live.find_elements(By.CSS_SELECTOR, f"#graph .node.{kind}")
+        assert [n.get_attribute("data-node") for n in marked] == [graph.nodes[node]]
+    assert len(live.find_elements(By.CSS_SELECTOR, "#graph .edge.way")) == len(path) - 1 > 0
+    shades = live.execute_script(
+        "return [...document.querySelectorAll('#question span')].map((s) => s.style.background)"
+    )
+    shares = [float(shade.rsplit("%", 1)[0].split()[-1]) for shade in shades]
+    taken = found.thoughts[-1].attention[: found.n_sentences]
+    assert max(shares) == 100 and shares.index(100) == taken.index(max(taken))
+
+
 def test_columns_are_hops_from_the_asked_name(live, server):
     nodes = live.find_elements(By.CSS_SELECTOR, "#graph .node:not(.away)")
     columns = {}
@@ -179,6 +210,7 @@ def test_a_typed_question_is_answered_and_a_wrong_one_gets_a_message(live):
     assert "Is Tom a jompus or rempus?" in text_of(live, "question") and not text_of(
         live, "message"
     )
+    assert text_of(live, "warning") == ""
     send(live, "   ")
     assert "is empty" in text_of(live, "message")
     send(live, "why? " * 200)
@@ -191,6 +223,7 @@ def test_a_typed_question_is_answered_and_a_wrong_one_gets_a_message(live):
 def test_a_question_without_a_graph_shows_what_each_thought_says_first(live, server):
     send(live, "How many apples has Tom?")
     assert not live.find_element(By.ID, "tree").is_displayed()
+    assert "this model knows no others" in text_of(live, "warning")
     found = server.ask("How many apples has Tom?")["thoughts"]
     said = live.find_elements(By.CSS_SELECTOR, "#chains ol code")
     texts = [re.sub("^ | $", "␣", thought["top"][0][0]) for thought in found]
@@ -221,6 +254,28 @@ def test_where_thoughts_are_read_nothing_stands_before_the_first(live):
         assert heads[2].get_attribute("textContent") == first
         start = live.find_element(By.CSS_SELECTOR, "#chains ol").get_attribute("start")
         assert start == first[-1]
+
+
+def test_the_picture_shows_a_search_under_way(browser, server, tmp_path):
+    """README's picture, of the model as it is: `PICTURE=docs/inspect.png make test-browser`."""
+    lens = server.lens
+    item = read_items(ROOT / "data/prosqa_test.json")[1]
+    found = lens.inspect(item["question"], item["answer"], 1, max_new_tokens=64)
+    # Whatever folder the suite was started in.
+    text = page(lens, "mlx_coconut", [found]).replace(
+        f"{lens.directory}", "data/checkpoints/prosqa"
+    )
+    (tmp_path / "page.html").write_text(text)
+    size(browser, 1180, "light")
+    browser.get((tmp_path / "page.html").as_uri())
+    browser.find_element(By.TAG_NAME, "body").send_keys(*[Keys.ARROW_LEFT] * (lens.n_thoughts - 3))
+    shown = {node: is_frontier for node, (_, _, is_frontier) in marks(browser).items()}
+    assert any(shown.values()) and "After 3 thoughts" in text_of(browser, "now")
+    end = browser.find_element(By.ID, "tree").rect
+    clip = {"x": 0, "y": 0, "width": 1180, "height": end["y"] + end["height"] + 12, "scale": 1}
+    shot = {"captureBeyondViewport": True, "clip": clip}
+    taken = browser.execute_cdp_cmd("Page.captureScreenshot", shot)["data"]
+    Path(os.environ.get("PICTURE", tmp_path / "page.png")).write_bytes(base64.b64decode(taken))
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
@@ -264,5 +319,12 @@ def test_every_text_is_readable_and_nothing_scrolls_sideways(live, scheme, width
     for i, a in enumerate(boxes):
         for b in boxes[:i]:
             assert a[1] <= b[0] or b[1] <= a[0] or a[3] <= b[2] or b[3] <= a[2]
+    # Nothing of the graph is cut off at its edges, lines that bend out included.
+    outside = live.execute_script(
+        "const w = document.querySelector('#graph svg').getBBox(), v ="
+        " document.querySelector('#graph svg').viewBox.baseVal;"
+        "return [w.x, v.width - w.x - w.width]"
+    )
+    assert min(outside) >= 0
     background = live.execute_script("return getComputedStyle(document.body).backgroundColor")
     assert (sum(map(int, background[4:-1].split(","))) < 300) == (scheme == "dark")

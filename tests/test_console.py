@@ -186,6 +186,18 @@ def test_a_table_lines_up():
     Console(stream=stream).table("nothing", ["method"], [])
 
 
+def test_numbers_that_are_written_out_line_up_and_words_among_them_do_not():
+    stream = io.StringIO()
+    rows = [["97.5", "", "0-2"], ["8.0", "1.2e-05", "2"]]
+    Console(stream=stream).table("t", ["both %", "loss", "latents"], rows)
+    assert stream.getvalue().splitlines()[1:] == [
+        "  both %     loss  latents",
+        "  ------  -------  -------",
+        "    97.5           0-2",
+        "     8.0  1.2e-05  2",
+    ]
+
+
 SHOW = """
 from coconut.console import Console
 console = Console()

@@ -11,8 +11,8 @@ import rich.console
 from lenses import QUESTION, write_checkpoint
 
 from coconut.backend import Decoding
-from coconut.conversation import PROMPT, Chat, main
-from coconut.lens import Lens
+from coconut.inside.conversation import PROMPT, Chat, main
+from coconut.inside.lens import Lens
 from coconut.tokens import prosqa_encoding
 
 ANSWER = "### Tom is a zumpus."

@@ -24,12 +24,14 @@ import numpy as np
 import pytest
 from conftest import CHOSEN, load_twin
 from safetensors.numpy import load_file
-from tiny import REPOSITORY, read_log, run_config, start, write_items
+from test_latro_runner import config as latro_config
+from tiny import REPOSITORY, data_set_config, read_log, run_config, start, write_items
 
 import coconut.runner
 from coconut.cli import main
 from coconut.config import RunConfig
 from coconut.errors import UserError
+from coconut.latro_runner import LatroRunner
 from coconut.runner import Runner
 from coconut.world import AgreedError, World
 
@@ -42,6 +44,7 @@ STEP = 1e-3  # the learning rate at its peak
 WEIGHTS = 0.03 * STEP  # absolute, after six updates
 MOMENTS = 2e-6  # absolute, beside 1e-4 of the value
 LOSS = 1e-5  # relative
+RUNS = 1e-4  # relative and absolute, of what runs on data sets report; none seen of two summands
 N_ITEMS = 10
 MODEL = {
     "model_type": "gpt2",
@@ -76,6 +79,48 @@ def config_of(folder: Path, name: str, n_processes: int, **keys: Any) -> RunConf
         "max_grad_norm": 0.5,
     }
     return run_config(folder, **values | keys)
+
+
+def latro_of(folder: Path, n_processes: int) -> RunConfig:
+    """Three updates of two micro-batches behind two supervised ones; three parts are sampled."""
+    keys = {"gradient_accumulation_steps": 2 // n_processes, "warm_start_updates": 2}
+    keys |= {"eval_batch_size": 3, "save_steps": 2, "test_at_end": True}
+    return latro_config(folder / "latro", run_name=f"latro-{n_processes}", **keys)
+
+
+def cold_latro_of(folder: Path, n_processes: int) -> RunConfig:
+    """One update of four micro-batches, the first thing that is trained."""
+    keys = {"gradient_accumulation_steps": 4 // n_processes, "warm_start_updates": 0}
+    keys |= {"total_updates": 1, "rollout_batch_size": 8, "num_evaluations": 0}
+    return latro_config(folder / "latro", run_name=f"cold-{n_processes}", **keys)
+
+
+def on_questions(folder: Path, name: str, **keys: Any) -> RunConfig:
+    """A run over the first items of a made data set."""
+    return data_set_config(folder / "questions", name=name, **keys)
+
+
+def sft_of(folder: Path, n_processes: int) -> RunConfig:
+    keys = {"batch_size_training": 3, "gradient_accumulation_steps": 2 // n_processes}
+    keys |= {"num_epochs": 2, "lr": 0.01, "eval_batch_size": 4, "test_at_end": True}
+    keys |= {"report": False}
+    return on_questions(folder, f"sft-{n_processes}", method="sft", **keys)
+
+
+def asked_of(folder: Path, n_processes: int) -> RunConfig:
+    """Greedy answers, votes and exchanged rationales, in batches of five."""
+    keys = {"method": "latro", "only_eval": True, "maj_k": 2, "rationale_check": True}
+    keys |= {"eval_batch_size": 5, "rollout_batch_size": 4}
+    return on_questions(folder, f"asked-{n_processes}", **keys)
+
+
+def preexperiment_of(folder: Path, n_processes: int) -> RunConfig:
+    keys = {"method": "preexperiment", "rollout_batch_size": 4}
+    return on_questions(folder, f"pre-{n_processes}", **keys)
+
+
+DATA_SETS = (latro_of, cold_latro_of, sft_of, asked_of, preexperiment_of)
+"""Configurations of runs on data sets, by folder and number of processes."""
 
 
 # ---- what the two processes do
@@ -134,6 +179,17 @@ def disk_refuses_the_first(twin: Any, folder: Path) -> None:
 
 def diverged(twin: Any, folder: Path) -> None:
     run(twin, config_of(folder, "diverged", 2, lr=1e30, max_grad_norm=0.0, save_every=0))
+
+
+def runs_on_data_sets(twin: Any, folder: Path) -> None:
+    for path in sorted(folder.glob("data_set_*.yaml")):
+        main(twin.__name__, twin.run.make_backend, [str(path)], twin.run.make_world)
+
+
+def latro_with_another_batch(twin: Any, folder: Path) -> None:
+    """Continues in an updates' size of four rows instead of eight."""
+    keys = {"gradient_accumulation_steps": 1, "rloo_k": 2, "per_device_train_batch_size": 2}
+    run(twin, latro_config(folder / "latro", run_name="latro-2", **keys))
 
 
 def sharded(twin: Any, folder: Path) -> None:
@@ -198,6 +254,8 @@ PAIR = (
     error_in_one,
     disk_refuses_the_first,
     diverged,
+    runs_on_data_sets,
+    latro_with_another_batch,
     error_in_the_configuration,
 )
 SHARDED = (sharded, passed_on, disk_refuses_the_first_of_sharded)
@@ -220,14 +278,16 @@ def child(name: str, folder: Path) -> None:
     twin.run.make_world = lambda: world
     seen: dict[str, Any] = {}
     weights: list[str] = []
-    train = Runner.train
 
-    def keep(runner: Runner) -> None:
-        train(runner)
-        every = runner.backend.weights()
-        weights.append(b"".join(every[n].tobytes() for n in sorted(every)).hex())
+    def keeping(train: Callable[[Any], None]) -> Callable[[Any], None]:
+        def keep(runner: Any) -> None:
+            train(runner)
+            every = runner.backend.weights()
+            weights.append(b"".join(every[n].tobytes() for n in sorted(every)).hex())
 
-    Runner.train = keep
+        return keep
+
+    Runner.train, LatroRunner.train = keeping(Runner.train), keeping(LatroRunner.train)
     for act in PAIR + SHARDED if name == "cuda" else PAIR:
         out, err, status = StringIO(), StringIO(), 0
         with redirect_stdout(out), redirect_stderr(err):
@@ -283,6 +343,9 @@ def pair(tmp_path_factory) -> Callable[[str], tuple[Path, list[dict[str, Any]]]]
         folder = tmp_path_factory.mktemp(name)
         twin = load_twin(name)
         (folder / "runs").mkdir()
+        (folder / "questions").mkdir()
+        for i, config_of_run in enumerate(DATA_SETS):
+            (folder / f"data_set_{i}.yaml").write_text(config_of_run(folder, 2).to_yaml())
         stop_after(start(twin, config_of(folder, "relay", 1)), 2)
         stop_after(start(twin, config_of(folder, "stopped", 2)), 2)
         done = subprocess.run(
@@ -350,7 +413,7 @@ def test_two_processes_equal_one_with_twice_the_micro_batches(pair, alone, name)
 @pytest.mark.parametrize("name", CHOSEN)
 def test_weights_are_the_same_bits_in_all_processes(pair, name):
     _, (first, second) = pair(name)
-    assert len(first["weights"]) == {"mlx": 3, "cuda": 6}[name] and all(first["weights"])
+    assert len(first["weights"]) == {"mlx": 6, "cuda": 9}[name] and all(first["weights"])
     assert first["weights"] == second["weights"]
 
 
@@ -364,6 +427,54 @@ def test_a_run_passed_from_one_process_to_two_and_back_equals_an_unbroken_one(pa
         assert (relay.run_dir / "epoch_02").is_dir()
         start(load_twin(name), relay).train()
     assert_same_run(relay, alone(name))
+
+
+HOW_FAST = re.compile("second|peak_memory|time|eps$|^checkpoint$|^path$|on_policy_gap")
+"""Fields that tell how fast a run was, where it lies, or that are noise."""
+
+
+def assert_alike(ours: Any, theirs: Any, where: str = "") -> None:
+    """Equal texts, counts and answers, and numbers to float noise, but for HOW_FAST."""
+    if isinstance(theirs, dict):
+        assert ours.keys() == theirs.keys(), where
+        for key in theirs.keys() - set(filter(HOW_FAST.search, theirs)):
+            assert_alike(ours[key], theirs[key], f"{where} {key}")
+    elif isinstance(theirs, list):
+        assert len(ours) == len(theirs), where
+        for i, (a, b) in enumerate(zip(ours, theirs, strict=True)):
+            assert_alike(a, b, f"{where} {i}")
+    elif isinstance(theirs, float):
+        assert ours == pytest.approx(theirs, rel=RUNS, abs=RUNS), where
+    else:
+        assert ours == theirs, where
+
+
+@pytest.mark.parametrize("config_of_run", DATA_SETS)
+@pytest.mark.parametrize("name", CHOSEN)
+def test_two_processes_equal_one_on_data_sets(pair, name, config_of_run):
+    folder, (first, second) = pair(name)
+    said = first["seen"]["runs_on_data_sets"]
+    assert (said["status"], said["err"]) == (0, ""), said
+    assert second["seen"]["runs_on_data_sets"] == {"out": "", "err": "", "status": 0}
+    twin, config = load_twin(name), config_of_run(folder, 1)
+    path = folder / f"{config.name}.yaml"
+    path.write_text(config.to_yaml())
+    main(twin.__name__, twin.run.make_backend, [str(path)])
+    two = config_of_run(folder, 2)
+    files = {p.relative_to(config.run_dir) for p in config.run_dir.rglob("*.*")}
+    assert files == {p.relative_to(two.run_dir) for p in two.run_dir.rglob("*.*")}
+    assert len(files) >= 4
+    for file in files:
+        ours, theirs = two.run_dir / file, config.run_dir / file
+        if file.suffix == ".json" and file.name not in ("checksums.json", "trainer_state.json"):
+            assert_alike(json.loads(ours.read_text()), json.loads(theirs.read_text()), str(file))
+        elif file.suffix == ".jsonl":
+            lines = ([json.loads(x) for x in p.read_text().splitlines()] for p in (ours, theirs))
+            assert_alike(*([x for x in part if x.get("event") != "saved"] for part in lines))
+        elif file.name == "model.safetensors":
+            a, b = load_file(ours), load_file(theirs)
+            for weight, w in b.items():
+                np.testing.assert_allclose(a[weight], w, rtol=1e-4, atol=0.03 * config.lr)
 
 
 only_torch = pytest.mark.skipif("cuda" not in CHOSEN, reason="MLX cannot shard")
@@ -413,6 +524,15 @@ def test_sharding_is_refused_where_it_cannot_be(tmp_path, capsys, name):
     assert not config.run_dir.exists()
 
 
+def test_a_run_on_a_data_set_is_not_sharded(twin, tmp_path, capsys):
+    made = data_set_config(tmp_path, method="sft", name="sft", shard=True)
+    (tmp_path / "sft.yaml").write_text(made.to_yaml())
+    with pytest.raises(SystemExit) as end:
+        main(twin.__name__, twin.run.make_backend, [str(tmp_path / "sft.yaml")])
+    assert end.value.code == 2
+    assert "shard: method sft needs a whole model in each" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("name", CHOSEN)
 def test_missing_training_data_are_made_once_for_all(pair, name):
     folder, (first, second) = pair(name)
@@ -429,6 +549,7 @@ def test_missing_training_data_are_made_once_for_all(pair, name):
         (diverged, r"loss \S+ at epoch 2, step \d, items \["),
         (error_in_the_configuration, r"wrong.yaml: \d problems\n  c_thougt: unknown key"),
         (another_batch_inside_an_epoch, r"updates of 2 rows, now an update has 8"),
+        (latro_with_another_batch, r"updates of 8 rollouts, now an update has 4"),
         pytest.param(
             disk_refuses_the_first_of_sharded, r"process 0 of 2, .*No space left", marks=only_torch
         ),
@@ -480,6 +601,15 @@ def test_different_files_on_two_machines_are_refused_by_both(tmp_path):
     for rank in (0, 1):
         with pytest.raises(AgreedError, match=r"data.json: process 1 \(on .*\) has another one"):
             Told(rank, other).check_same_file(tmp_path / "data.json")
+
+
+def test_work_that_is_dealt_out_comes_back_in_its_order():
+    first = Told(0, json.dumps({"value": [3], "host": "mac2"}).encode())
+    n_done: list[int] = []
+    assert first.deal([[1], [1, 2], [4]], sum, n_done.append) == [1, 3, 4]
+    assert n_done == [3, 1]
+    second = Told(1, json.dumps({"value": [1, 4], "host": "mac1"}).encode())
+    assert second.deal([[1], [1, 2], [4]], sum) == [1, 3, 4]
 
 
 def test_an_error_of_another_process_is_raised_at_the_next_exchange():

@@ -92,6 +92,7 @@ COMMANDS: dict[str, How] = {
     "python -m pip install -r requirements-dev.txt": How(skip="installs; make setup was run"),
     "make *": How(),
     "TWINS=mlx make test": How(),
+    "PICTURE=docs/inspect.png make test-browser": How(),
     "python -m pytest tests/test_feedback.py -k times": How(
         skip="test_the_rule_of_the_page_is_held_to_its_oracle does it"
     ),
@@ -146,6 +147,8 @@ COMMANDS: dict[str, How] = {
     # GPT-2 and what is made of it.
     "python -m *_coconut.run args/*_coconut.yaml*--check": How(add=ON_DISK),
     "python -m *_coconut.run args/prosqa_coconut.yaml": How(add=PROSQA),
+    "torchrun * args/tiny_latro.yaml": How(check=True),
+    "mlx.launch * args/tiny_latro.yaml": How(check=True),
     "torchrun *": How(
         add=ON_DISK, swap={"N": "2", "ARGS.yaml": "args/prosqa_coconut.yaml"}, check=True
     ),

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny import REPOSITORY
 
-from coconut.graph import read_graph, sentences
+from coconut.inside.graph import read_graph, sentences
 from data import prosqa
 
 

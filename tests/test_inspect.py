@@ -19,9 +19,9 @@ from lenses import ANSWER, QUESTION, TOKENIZERS, open_lens, write_checkpoint
 from coconut.answers import extract
 from coconut.batch import collate
 from coconut.errors import UserError
-from coconut.graph import read_graph
-from coconut.inspect import main
-from coconut.show import Tables
+from coconut.inside.graph import read_graph
+from coconut.inside.inspect import main
+from coconut.inside.show import Tables
 
 # Behind each tolerance the largest gap seen on x86-64.
 LOGPROBS = 1e-4  # nats; 6e-6
@@ -377,8 +377,13 @@ def test_what_was_taught_and_what_is_fed_back_is_named(twin, tmp_path):
         ]
     ):
         lens = open_lens(twin, write_checkpoint(tmp_path / str(i), "statements", **fields))
-        told, unknown = lens.notes(graph)
+        [told], [unknown] = lens.notes(graph), lens.warnings(graph)
         assert said in told and "not trained on: cat; it knows 55" in unknown
+        [other] = lens.warnings(read_graph("Who?"))
+        assert "not a ProsQA question (Every X is a Y." in other
+        [neither] = lens.warnings(read_graph("Tom is a wumpus. Is Tom a lempus or rempus?"))
+        assert "both of the choices, or neither" in neither
+        assert lens.warnings(read_graph(QUESTION)) == []
 
 
 def test_latents_added_one_at_a_time_are_counted_so_when_opened_again(twin, tmp_path):
@@ -491,7 +496,7 @@ def test_terminal_tables_have_colour_unless_no_color_is_set(twin, checkpoints, m
         stream = io.StringIO()
         Tables(stream).show(found, "step")
         shown[no_color] = stream.getvalue()
-    assert "\x1b[1m" in shown[""] and "\x1b[33m" not in shown["1"]
+    assert "\x1b[1m" in shown[""] and "\x1b[" not in shown["1"]
     # What data say is never acted on by the terminal.
     assert all("\x1b[31mred" not in text and "\\x1b[31mred" in text for text in shown.values())
 

@@ -47,6 +47,8 @@ VOCABULARY_ROWS = (EMBEDDING, HEAD)
 """Tensors with a row a token, by their Hugging Face names; a tied head has none of its own."""
 _ATTENTION = "coconut"
 """The name that our attention is registered by in transformers."""
+_CACHE = ("cache", "past_key_values")
+"""What a block calls its cache, from transformers 5.24 on and before."""
 SAME = 1e-3
 """Of the largest logit: how far `check` lets the parts be from the whole. Seen: 1e-6."""
 
@@ -84,7 +86,7 @@ class _LayerCache:
     def __init__(self, cache: Cache, layer: int):
         self.cache, self.layer = cache, layer
 
-    def update(self, k: torch.Tensor, v: torch.Tensor, *unused):
+    def update(self, k: torch.Tensor, v: torch.Tensor, *unused, **options):
         """k, v (B, G, T, d) of the pass -> the segments of all columns so far."""
         return self.cache.update(self.layer, k, v)
 
@@ -96,7 +98,7 @@ class _Slot:
     """
 
     def __init__(self, block: nn.Module, layer: int):
-        self.forward, self.layer = block.forward, layer
+        self.forward, self.layer, self.cache_name = block.forward, layer, _cache_name(block)
         self.run: Callable | None = None
 
     def __call__(self, h: torch.Tensor, **options) -> torch.Tensor:
@@ -109,12 +111,12 @@ class _Slot:
 class _Block:
     """A block as `checkpointed` wants it."""
 
-    def __init__(self, forward: Callable):
-        self.forward = forward
+    def __init__(self, slot: _Slot):
+        self.slot = slot
 
     def __call__(self, x, mask, cache, layer, key, options):
-        options = options | {"attention_mask": mask, "past_key_values": _LayerCache(cache, layer)}
-        return self.forward(x, **options)
+        own = {"attention_mask": mask, self.slot.cache_name: _LayerCache(cache, layer)}
+        return self.slot.forward(x, **options | own)
 
 
 class _Behind:
@@ -182,7 +184,7 @@ class Borrowed:
                     tap(0, h)
             if self.draw is not None:
                 self.draw.key = keys[slot.layer]
-            block = _Block(slot.forward)
+            block = _Block(slot)
             call = checkpointed(block) if checkpointing else block
             h = call(h, sight, store, slot.layer, keys[slot.layer], options)
             if tap:
@@ -451,9 +453,19 @@ def _problem(model, tied: bool) -> str | None:
     odd = [n for n, w in inner.layers[0].named_parameters() if w.ndim > 2]
     if odd:
         return f"a block holds experts or convolutions ({odd[0]})"
-    accepted = inspect.signature(type(inner.layers[0]).forward).parameters
-    lacking = {"attention_mask", "past_key_values"} - set(accepted)
-    return f"its blocks take no {', '.join(sorted(lacking))}" if lacking else None
+    if "attention_mask" not in _accepted(inner.layers[0]):
+        return "its blocks take no attention_mask"
+    return None if _cache_name(inner.layers[0]) else f"its blocks take no {' or '.join(_CACHE)}"
+
+
+def _accepted(block: nn.Module) -> set[str]:
+    """Names of what a block's forward takes."""
+    return set(inspect.signature(type(block).forward).parameters)
+
+
+def _cache_name(block: nn.Module) -> str:
+    """What a block calls its cache; empty if it takes none."""
+    return next((name for name in _CACHE if name in _accepted(block)), "")
 
 
 def _prepare(model) -> str | None:

@@ -15,10 +15,10 @@ from coconut.checkpoint import write_text
 from coconut.cli import guarded
 from coconut.dataset import read_items
 from coconut.errors import UserError
-from coconut.graph import read_graph
-from coconut.lens import READINGS, Inspection, Lens
-from coconut.page import page
-from coconut.show import Tables
+from coconut.inside.graph import read_graph
+from coconut.inside.lens import READINGS, Inspection, Lens
+from coconut.inside.page import page
+from coconut.inside.show import Tables
 
 if TYPE_CHECKING:
     from coconut.runner import MakeBackend

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from coconut.lens import READINGS, Inspection, Lens
+from coconut.inside.lens import READINGS, Inspection, Lens
 
 WEB = Path(__file__).parent / "web"
 EXAMPLE = (

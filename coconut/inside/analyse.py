@@ -16,8 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from coconut import figures
-from coconut.answers import classify_chain, exact_match, extract
+from coconut.answers import OUTCOMES, classify_chain, exact_match, extract
 from coconut.ask import add_model
 from coconut.backend import Decoding
 from coconut.batch import collate
@@ -28,8 +27,9 @@ from coconut.console import Console
 from coconut.curriculum import Sample, question_row
 from coconut.errors import UserError
 from coconut.evaluate import markers_of
-from coconut.graph import Graph, read_graph
-from coconut.lens import READINGS, Lens
+from coconut.inside import figures
+from coconut.inside.graph import Graph, read_graph
+from coconut.inside.lens import READINGS, Lens
 
 if TYPE_CHECKING:
     from coconut.runner import MakeBackend
@@ -148,8 +148,7 @@ def forced_k(lens: Lens, options: Options, advance: Callable[[int], None]) -> di
         classes = [
             outcome(item, text, k) for item, text in zip(options.items, written, strict=True)
         ]
-        names = dict.fromkeys(classes)
-        found["outcomes"] = {name: classes.count(name) for name in sorted(names)}
+        found["outcomes"] = {name: classes.count(name) for name in OUTCOMES}
         found["with_chain"] = sum(extract(text)[1] != "" for text in written)
         rows.append({"thoughts": k, "is_trained": lens.is_trained(k), **found})
         advance(1)
@@ -175,13 +174,12 @@ def _shortcut(items: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 def forced_k_table(found: dict[str, Any]) -> Table:
     """A row a number of thoughts."""
-    classes = sorted({name for row in found["rows"] for name in row["outcomes"]})
-    columns = ["thoughts", "as asked %", "swapped %", "both %", *classes]
+    columns = ["thoughts", "as asked %", "swapped %", "both %", *OUTCOMES]
     rows = [
         [
             row["thoughts"],
             *(_percent(row[name], row["n"]) for name in ("as_asked", "swapped", "both")),
-            *(row["outcomes"].get(name, 0) for name in classes),
+            *(row["outcomes"][name] for name in OUTCOMES),
         ]
         for row in found["rows"]
     ]

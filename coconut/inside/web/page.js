@@ -24,7 +24,7 @@
     if (text !== null) node.textContent = text;
     return node;
   }
-  const percent = (p) => (p >= 0.0995 ? `${Math.round(100 * p)} %` : p >= 0.0005 ? `${(100 * p).toFixed(1)} %` : p > 0 ? "<0.1 %" : "0");
+  const percent = (p) => (p >= 0.0995 ? `${Math.round(100 * p)}\u00a0%` : p >= 0.0005 ? `${(100 * p).toFixed(1)}\u00a0%` : p > 0 ? "<0.1\u00a0%" : "0");
   const hops = (n) => (n === 1 ? "1 hop" : `${n} hops`);
   const thoughts = (n) => (n === 1 ? "1 thought" : `${n} thoughts`);
   const token = (text) => text.replace(/\n/g, "⏎").replace(/^ | $/g, "␣");
@@ -61,9 +61,9 @@
   }
   function ordered(graph, rank, nodes) {
     const g = new dagre.graphlib.Graph();
-    g.setGraph({ rankdir: "LR", nodesep: 16, ranksep: 40 });
+    g.setGraph({ rankdir: "LR", nodesep: 10, ranksep: 40 });
     g.setDefaultEdgeLabel(() => ({}));
-    nodes.forEach((n) => g.setNode(String(n), { width: 40, height: 58 }));
+    nodes.forEach((n) => g.setNode(String(n), { width: 40, height: 52 }));
     // Only lines that go one column on: then a node's column is its distance.
     for (const [a, b] of graph.edges) if (nodes.includes(a) && nodes.includes(b) && rank[b] === rank[a] + 1) g.setEdge(String(a), String(b));
     dagre.layout(g);
@@ -73,12 +73,15 @@
     const graph = item().graph;
     $("tree").hidden = graph === null;
     if (graph === null) return;
-    const rank = ranks(graph), n_columns = Math.max(...rank) + 1, margin = 36;
+    const rank = ranks(graph), n_columns = Math.max(...rank) + 1, margin = 44;
+    // Lines within the last column bend to its right.
+    const edge = graph.edges.some(([a, b]) => rank[a] === rank[b] && rank[a] === n_columns - 1) ? 60 : margin;
     // A column keeps room for its words; on a narrow screen the graph scrolls inside its card.
-    const width = Math.max($("graph").clientWidth, 2 * margin + (n_columns - 1) * 58);
+    const width = Math.max($("graph").clientWidth, margin + edge + (n_columns - 1) * 58);
+    const place = (column) => margin + (column * (width - margin - edge)) / Math.max(1, n_columns - 1);
     const all = graph.nodes.map((_, n) => n);
     const [near, away] = [all.filter((n) => graph.distances[n] !== null), all.filter((n) => graph.distances[n] === null)];
-    const x = (n) => margin + (rank[n] * (width - 2 * margin)) / Math.max(1, n_columns - 1);
+    const x = (n) => place(rank[n]);
     const y = new Map();
     let top = 34;
     for (const nodes of [near, away]) {
@@ -89,12 +92,15 @@
       top = Math.max(...nodes.map((n) => y.get(n))) + 44;
     }
     const root = svg("svg", { viewBox: `0 0 ${width} ${top + 4}`, class: width < 420 ? "narrow" : "", role: "group", "aria-label": "Graph of the question, columns by hops from a name" });
-    const defs = svg("defs"), tip = svg("marker", { id: "tip", viewBox: "0 0 8 8", refX: 7, refY: 4, markerWidth: 7, markerHeight: 7, orient: "auto" });
-    tip.append(svg("path", { d: "M0 0 L8 4 L0 8 z" }));
-    defs.append(tip); root.append(defs);
+    const defs = svg("defs");
+    for (const id of ["tip", "waytip"]) {
+      const tip = svg("marker", { id, viewBox: "0 0 8 8", refX: 7, refY: 4, markerWidth: 9, markerHeight: 9, markerUnits: "userSpaceOnUse", orient: "auto" });
+      tip.append(svg("path", { d: "M0 0 L8 4 L0 8 z" }));
+      defs.append(tip);
+    }
+    root.append(defs);
     for (let c = 0; c < n_columns; c++) {
-      const at = margin + (c * (width - 2 * margin)) / Math.max(1, n_columns - 1);
-      root.append(svg("text", { class: "column", x: at, y: 14 }, c ? hops(c) : "name"));
+      root.append(svg("text", { class: "column", x: place(c), y: 14 }, c ? hops(c) : "name"));
     }
     for (const [a, b] of graph.edges) {
       const [x1, y1, x2, y2] = [x(a), y.get(a), x(b), y.get(b)];
@@ -105,12 +111,16 @@
         const sign = Math.sign(x2 - x1), mid = (x1 + x2) / 2;
         d = `M${x1 + 14 * sign} ${y1} C${mid} ${y1} ${mid} ${y2} ${x2 - gap * sign} ${y2}`;
       }
-      root.append(svg("path", { class: graph.distances[a] === null ? "edge away" : "edge", d, "marker-end": "url(#tip)" }));
+      const at = graph.path.indexOf(a), is_way = at >= 0 && graph.path[at + 1] === b;
+      const line = svg("path", { class: is_way ? "edge way" : graph.distances[a] === null ? "edge away" : "edge", d, "marker-end": `url(#${is_way ? "waytip" : "tip"})` });
+      // The way to the answer lies above the lines that cross it.
+      if (is_way) root.append(line);
+      else defs.after(line);
     }
     for (const n of all) {
-      const g = svg("g", { class: graph.distances[n] === null ? "node away" : "node", "data-node": graph.nodes[n], role: "img", transform: `translate(${x(n)} ${y.get(n)})` });
+      const g = svg("g", { class: `node ${kindOf(graph, n)} ${graph.distances[n] === null ? "away" : ""}`, "data-node": graph.nodes[n], role: "img", transform: `translate(${x(n)} ${y.get(n)})` });
       g.append(svg("circle", { class: "disc", r: 6 }), svg("circle", { class: "ring", r: 12 }));
-      g.append(svg("text", { class: "share inside", y: 4 }), svg("text", { class: "name", y: 35 }, role(graph, n) + graph.nodes[n]));
+      g.append(svg("text", { class: "share inside", y: 4 }), svg("text", { class: "name", y: 30 }, role(graph, n) + graph.nodes[n]));
       root.append(g);
     }
     root.style.minWidth = `${width}px`;
@@ -118,7 +128,8 @@
   }
   // Where a thought itself is read, there is nothing to read before the first.
   const readable = (found) => [...found.values.keys()].slice(found.kind === "thought" ? 1 : 0);
-  const role = (graph, n) => (n === graph.asked ? "▶ " : n === graph.right ? "✓ " : graph.choices.includes(n) && graph.right !== null ? "✗ " : "");
+  const kindOf = (graph, n) => (n === graph.asked ? "asked" : n === graph.right ? "right" : graph.choices.includes(n) && graph.right !== null ? "wrong" : "");
+  const role = (graph, n) => ({ asked: "▶ ", right: "✓ ", wrong: "✗ " })[kindOf(graph, n)] ?? "";
 
   function fill() {
     const graph = item().graph;
@@ -128,12 +139,14 @@
       const p = values[n], r = 7 + 15 * Math.sqrt(p), far = graph.distances[n];
       const [disc, ring] = g.querySelectorAll("circle"), share = g.querySelector(".share");
       disc.setAttribute("r", r); ring.setAttribute("r", r + 4);
-      disc.style.fill = `color-mix(in oklab, var(--high) ${Math.round(100 * p)}%, var(--low))`;
-      g.querySelector(".name").setAttribute("y", Math.max(33, r + 17));
+      // As the radius: a probability spread over several concepts is still seen.
+      const shade = Math.sqrt(p);
+      disc.style.fill = `color-mix(in oklab, var(--high) ${Math.round(100 * shade)}%, var(--low))`;
+      g.querySelector(".name").setAttribute("y", Math.max(30, r + 16));
       g.classList.toggle("frontier", far === state.k);
       g.dataset.p = p;
       share.textContent = p >= 0.005 ? `${Math.round(100 * p)}` : "";
-      share.style.fill = p > 0.45 ? "var(--onhigh)" : "var(--ink)";
+      share.style.fill = shade > 0.55 ? "var(--onhigh)" : "var(--ink)";
       share.style.fontSize = p >= 0.1 ? "12px" : "9px";
       const place = far === null ? "not reached from the asked name" : hops(far);
       const choice = n === graph.right ? ", right choice" : graph.choices.includes(n) ? ", other choice" : "";
@@ -154,21 +167,23 @@
   function words() {
     const { thoughts: all, stops, segments, n_sentences, graph } = item();
     const thought = all[state.k - 1], stop = stops[state.k];
+    const most = thought ? Math.max(...thought.attention.slice(0, n_sentences)) : 0;
     const spans = segments.slice(0, n_sentences).flatMap((sentence, s) => {
       const span = el("span", {}, sentence);
-      if (thought) span.style.background = `color-mix(in oklab, var(--bar) ${Math.round(100 * Math.min(1, 2.5 * thought.attention[s]))}%, transparent)`;
+      if (thought) span.style.background = `color-mix(in oklab, var(--bar) ${Math.round((100 * thought.attention[s]) / (most || 1))}%, transparent)`;
       return [span, " "];
     });
     $("question").replaceChildren(...spans);
-    $("shade").textContent = thought ? `Shaded: what the latent of thought ${state.k} attends to.` : "";
+    $("shade").textContent = thought ? `Shaded: what the latent of thought ${state.k} attends to; the darkest sentence has ${percent(most)} of it.` : "Nothing is shaded before the first thought.";
+    [...$("ticks").children].forEach((tick, k) => { tick.className = k === state.k ? "here" : ""; });
     const other = stop.text.trim().slice(0, 80);
     const says = stop.answer ? `“${stop.answer}”` : other ? `no answer, but “${other}”` : "nothing";
     $("now").replaceChildren(el("b", {}, `After ${thoughts(state.k)}`), ` it says ${says} `, mark(stop.is_correct),
       stop.certainty === null ? "" : `, certain to ${percent(stop.certainty)}`, stop.is_trained ? "" : " (outside of its training)");
     $("k").setAttribute("aria-valuetext", `after ${thoughts(state.k)}`);
     if (thought) {
-      const near = thought.cosines.map((c, i) => `${c.toFixed(2)} with ${i + 1}`).join(", ");
-      $("vector").textContent = `Thought ${state.k}: ${thought.norm_ratio.toFixed(1)} times as long as a token's embedding` + (near ? `; cosine ${near}.` : ".");
+      const near = thought.cosines.map((c, i) => `${i + 1}: ${c.toFixed(2)}`).join(", ");
+      $("vector").textContent = `Thought ${state.k}: ${thought.norm_ratio.toFixed(1)} times as long as a token's embedding.${near ? ` Cosine with thought ${near}.` : ""} ␣ is a space.`;
       $("read").replaceChildren(table(["token", "probability"], thought.top.map(([text, p]) => ({ cells: [el("code", {}, token(text)), percent(p)], bar: p })), [1]));
       const rows = segments.map((segment, s) => ({ s, cells: [segment, percent(thought.attention[s]), `${percent(thought.attention_max[s])} at ${thought.attention_at[s].map((i) => i + 1).join(".")}`], bar: thought.attention[s] }))
         .filter(({ s }) => thought.attention_max[s] > 0).sort((a, b) => b.bar - a.bar);
@@ -186,6 +201,8 @@
     const choices = graph ? graph.choices.map((n) => graph.nodes[n]) : [];
     const rows = stops.map((s) => ({ here: s.n_thoughts === state.k, cells: [s.n_thoughts + (s.is_trained ? "" : " *"), s.answer || "none", mark(s.is_correct),
       s.certainty === null ? "" : percent(s.certainty), ...(s.choices ?? []).map(percent)] }));
+    $("stopwords").textContent = "The answer it writes after so many thoughts, and how probable that answer was to it." +
+      (graph ? " Then each choice, were it made to answer at once." : "");
     const names = ["after", "answer", "", "certainty", ...choices];
     $("stops").replaceChildren(table(names, rows, [3, 4, 5]), stops.every((s) => s.is_trained) ? "" : el("p", { class: "quiet" }, "* outside of what its method trains"));
     chains();
@@ -220,9 +237,14 @@
     state.at = at;
     $("view").hidden = false;
     $("picker").value = at;
-    const { notes, stops } = item();
+    const { warnings, notes, stops, segments, n_sentences } = item();
+    // What is asked comes last; a long sentence stays in its place below.
+    const asks = segments[n_sentences - 1] ?? "";
+    $("asks").textContent = asks.length <= 120 ? asks : "";
+    $("warning").textContent = warnings.length ? `Its answers mean nothing here: ${warnings.join("; ")}.` : "";
     $("notes").replaceChildren(...notes.map((note) => el("li", {}, note)));
     $("k").max = stops.length - 1;
+    $("ticks").replaceChildren(...(stops.length > 13 ? [] : stops.map((s) => el("span", {}, s.n_thoughts))));
     draw();
     move(stops.length - 1);
   }
@@ -236,6 +258,11 @@
   }
   function stop() { clearInterval(timer); timer = null; $("play").textContent = "Play"; }
   $("k").addEventListener("input", () => { stop(); move(Number($("k").value)); });
+  addEventListener("keydown", ({ key, target }) => {
+    const step = { ArrowLeft: -1, ArrowRight: 1 }[key];
+    // Whatever has the focus has its own use for the arrows.
+    if (step && target === document.body && data.items.length) { stop(); move(state.k + step); }
+  });
   $("less").addEventListener("click", () => { stop(); move(state.k - 1); });
   $("more").addEventListener("click", () => { stop(); move(state.k + 1); });
   $("play").addEventListener("click", () => {

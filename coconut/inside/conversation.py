@@ -25,8 +25,8 @@ from coconut.console import Console
 from coconut.curriculum import Sample, question_row
 from coconut.errors import UserError
 from coconut.evaluate import markers_of
-from coconut.graph import read_graph
-from coconut.lens import Lens
+from coconut.inside.graph import read_graph
+from coconut.inside.lens import Lens
 from coconut.tokens import MARKERS
 
 if TYPE_CHECKING:
@@ -150,16 +150,8 @@ class Chat:
         """Raise UserError for text that this model can make nothing of."""
         self.lens.n_thoughts = self.n_thoughts
         self.lens.check(question, 1)
-        if not self.lens.knows_only_prosqa:
-            return
-        graph = read_graph(question)
-        if graph is None:
-            raise UserError(
-                "question",
-                "not a ProsQA question, and this model knows no others; /example shows one",
-            )
-        if problem := self.lens.unknown_words(graph):
-            raise UserError("question", problem)
+        if problem := self.lens.strangeness(read_graph(question)):
+            raise UserError("question", f"{problem}; /example shows one")
 
     # --- commands
 
@@ -214,10 +206,11 @@ class Chat:
         _, thoughts = self.lens.thoughts(question, N_TOP)
         if not thoughts:
             raise UserError("command", "/thoughts: 0 thoughts; /k N asks for some")
-        rows = [
-            [t.number, "  ".join(f"{_visible(token)} {p:.2f}" for token, p in t.top)]
-            for t in thoughts
-        ]
+        rows = []
+        for t in thoughts:
+            # The first whatever it has, the others if two digits show something of them.
+            said = [(token, p) for i, (token, p) in enumerate(t.top) if i == 0 or p >= 0.005]
+            rows.append([t.number, "  ".join(f"{_visible(token)} {p:.2f}" for token, p in said)])
         self._table("read by the output head", ["thought", "most probable tokens"], rows)
 
     def _example(self, text: str) -> None:

@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any
 
 from coconut.cli import guarded
 from coconut.errors import UserError
-from coconut.inspect import Asked, add_options, asked_questions, look
-from coconut.lens import Lens
-from coconut.page import page, page_item
+from coconut.inside.inspect import Asked, add_options, asked_questions, look
+from coconut.inside.lens import Lens
+from coconut.inside.page import page, page_item
 
 if TYPE_CHECKING:
     from coconut.runner import MakeBackend

@@ -6,11 +6,19 @@ import io
 import math
 from typing import Any
 
-from coconut.answers import OUTCOMES
 from coconut.drawing import INK, colours_of, figure_of
 
 DPI = 130
 ACCURACIES = (("as_asked", "as asked"), ("swapped", "swapped"), ("both", "both"))
+OUTCOME_COLOURS = {
+    "Correct Path": "#1a9e77",
+    "Longer Path": "#86cdb2",
+    "Correct Label": "#3b82c4",
+    "Hallucination": "#999999",
+    "Wrong Target": "#e07b00",
+    "Incorrect Label": "#f2b36b",
+}
+"""What is right first, so that a bar's green and blue end at the accuracy."""
 
 
 def _png(figure: Any) -> bytes:
@@ -25,13 +33,15 @@ def _error(count: int, n: int) -> float:
     return 100 * math.sqrt(p * (1 - p) / n)
 
 
-def _title(ax: Any, text: str) -> None:
-    ax.set_title(text, loc="left", fontweight="bold", fontsize=10)
+def _title(ax: Any, text: str, pad: float = 6) -> None:
+    ax.set_title(text, loc="left", fontweight="bold", fontsize=10, pad=pad)
 
 
-def _say_lead(ax: Any, reading: str, share: float) -> None:
-    word = "all concepts" if reading == "thought" else "P(lead)"
-    ax.annotate(f"{word} {share:.2g}", (0.03, 0.93), xycoords="axes fraction", fontsize=8)
+def _say_lead(ax: Any, reading: str, share: float, y: float = 1.025) -> None:
+    """y: on the line of the title unless there is room inside, where curves might pass."""
+    word = "all concepts together" if reading == "thought" else "P(lead)"
+    where = {"xycoords": "axes fraction", "ha": "right", "fontsize": 8}
+    ax.annotate(f"{word}: {share:.2f}", (1, y), **where)
 
 
 def _grid(ax: Any, axis: str = "y") -> None:
@@ -56,11 +66,11 @@ def forced_k(found: dict[str, Any]) -> bytes:
         left.set_xlabel("thoughts before the answer (forced)")
         left.set_ylabel("% right, ± 1 s.e.")
         left.legend(fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.17), ncols=2)
-        _title(left, "Accuracy")
+        _title(left, "Right answers")
         _grid(left)
         bottom = [0.0] * len(ks)
-        for name, colour in zip(OUTCOMES, colours_of(len(OUTCOMES)), strict=True):
-            shares = [100 * row["outcomes"].get(name, 0) / row["n"] for row in rows]
+        for name, colour in OUTCOME_COLOURS.items():
+            shares = [100 * row["outcomes"][name] / row["n"] for row in rows]
             if any(shares):
                 right.bar(ks, shares, 0.75, bottom, color=colour, label=name)
                 bottom = [b + s for b, s in zip(bottom, shares, strict=True)]
@@ -101,6 +111,7 @@ def height(found: dict[str, Any]) -> bytes:
     """Mean value against height; right nodes solid, wrong ones dashed."""
     rows = found["rows"]
     ks = sorted({row["thoughts"] for row in rows}) or [1]
+    most = max((row["mean"] + row["standard_error"] for row in rows), default=0.8)
     with figure_of(4.4 * len(ks), 3.6, len(ks), len(ks)) as (figure, axes):
         for ax, k in zip(axes, ks, strict=True):
             for is_right, style, colour in ((True, "-o", "#1a9e77"), (False, "--s", "#cc5fa0")):
@@ -121,13 +132,13 @@ def height(found: dict[str, Any]) -> bytes:
                         fontsize=7,
                         color=colour,
                     )
-            ax.set_ylim(-0.08, 1.04)
+            ax.set_ylim(0, 1.25 * most)  # the top fifth is for the words
             ax.set_xticks(sorted({row["height"] for row in rows}))
             ax.margins(x=0.15)
             ax.set_xlabel("height: hops down to the nearest leaf")
             lead = found["lead_probability"][k]
             _title(ax, f"nodes {k} hop{'s' * (k > 1)} down, after {k} thought{'s' * (k > 1)}")
-            _say_lead(ax, found["reading"], lead)
+            _say_lead(ax, found["reading"], lead, 0.94)
             _grid(ax)
         axes[0].set_ylabel(f"mean value ({found['reading']} reading), ± 1 s.e.")
         axes[0].legend(fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.17), ncols=2)
@@ -138,7 +149,7 @@ def ablate(found: dict[str, Any]) -> bytes:
     """Both right, and the answer of the other name, for each kind of thoughts."""
     rows = found["rows"]
     places = list(range(len(rows)))[::-1]
-    with figure_of(8, 0.34 * len(rows) + 1.1, 1, 1) as (figure, [ax]):
+    with figure_of(8, 0.38 * len(rows) + 1.3, 1, 1) as (figure, [ax]):
         for offset, (name, word), colour in (
             (0.27, ACCURACIES[0], "#3b82c4"),
             (0.0, ACCURACIES[2], "#1a9e77"),
@@ -148,13 +159,14 @@ def ablate(found: dict[str, Any]) -> bytes:
             at = [place + offset for place in places]
             ax.barh(at, shares, 0.25, color=colour, label=word)
             for y, share in zip(at, shares, strict=True):
-                ax.annotate(f"{share:.0f}", (share + 0.6, y), va="center", fontsize=6)
+                ax.annotate(f"{share:.0f}", (share + 0.6, y), va="center", fontsize=7)
         labels = [f"{row['about']}" for row in rows]
         ax.set_yticks(places, labels, fontsize=8)
         ax.set_ylim(-0.6, len(rows) - 0.4)
         ax.set_xlim(0, 106)
         ax.set_xlabel(f"% of {rows[0]['n']} questions")
         ax.legend(fontsize=8, ncols=3, loc="lower left", bbox_to_anchor=(0, 1.0))
+        _title(ax, "Answers with other thoughts in the place of the model's own", pad=24)
         _grid(ax, "x")
         return _png(figure)
 
@@ -180,5 +192,6 @@ def ood(found: dict[str, Any]) -> bytes:
         ax.set_ylim(0, 108)
         ax.set_ylabel("% right, ± 1 s.e.")
         ax.legend(fontsize=8, ncols=4, loc="lower left", bbox_to_anchor=(0, 1.0))
+        _title(ax, "Right answers on sets that are unlike the data in one way", pad=24)
         _grid(ax)
         return _png(figure)

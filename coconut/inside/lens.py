@@ -26,7 +26,7 @@ from coconut.config import WITH_FEEDBACK, WITH_LATENTS
 from coconut.curriculum import Row, Sample, plan, question_row
 from coconut.errors import UserError
 from coconut.evaluate import markers_of
-from coconut.graph import Graph, read_graph, sentences
+from coconut.inside.graph import Graph, read_graph, sentences
 from coconut.source import open_source
 from coconut.tokens import END_OF_TEXT, PROSQA_CONCEPTS, PROSQA_NAMES, START, Tokenizer
 
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from coconut.runner import MakeBackend
 
 _ANSWER_SIGN = re.compile("#{3,}")
+_FORM = "Every X is a Y. NAME is a X. ... Is NAME a X or Y?"
 _PROSQA_WORDS = frozenset((*PROSQA_NAMES, *PROSQA_CONCEPTS))
 
 READINGS = {
@@ -120,6 +121,8 @@ class Inspection:
     idx: the item's number in its file, None for a question typed in. gold: the right answer, None
     if not known. segments: the parts of the prompt that attention is summed over: the sentences,
     the start marker, then the thoughts. graph: None if the question is not of ProsQA's form.
+    warnings: of the question, why its answers mean nothing. notes: of the checkpoint, what to know
+    before believing the numbers.
     """
 
     question: str
@@ -131,6 +134,7 @@ class Inspection:
     thoughts: list[Thought]
     stops: list[Stop]
     readings: list[Reading]
+    warnings: list[str]
     notes: list[str]
 
     def as_json(self) -> dict[str, Any]:
@@ -207,6 +211,7 @@ class Lens:
             thoughts=thoughts,
             stops=self.stops(question, graph, gold, max_new_tokens),
             readings=[] if graph is None else [self.reading(question, graph, k) for k in READINGS],
+            warnings=self.warnings(graph),
             notes=self.notes(graph),
         )
 
@@ -390,31 +395,35 @@ class Lens:
             )
         if self.n_thoughts > self.own_thoughts:
             found.append(f"Trained with {self.own_thoughts} thoughts; more are outside of it.")
-        if graph is None:
-            found.append(
-                "Not a ProsQA question (Every X is a Y. NAME is a X. ... Is NAME a X or Y?), so"
-                " there is no graph to look for."
-            )
-        elif graph.right is None:
-            found.append("By its statements the asked name is both of the choices, or neither.")
-        if graph is not None and (problem := self.unknown_words(graph)):
-            found.append(f"{problem[0].upper()}{problem[1:]}.")
+        if graph is None and not self._knows_only_prosqa:
+            found.append(f"Not a ProsQA question ({_FORM}), so there is no graph to look for.")
         return found
 
-    @property
-    def knows_only_prosqa(self) -> bool:
-        """The model has our small encoding, so ProsQA is all it was ever shown."""
-        return self.tokenizer.name == "prosqa"
+    def warnings(self, graph: Graph | None) -> list[str]:
+        """Why this question's answers mean nothing, if they do."""
+        found = [] if (problem := self.strangeness(graph)) is None else [problem]
+        if graph is not None and graph.right is None:
+            found.append("by its statements the asked name is both of the choices, or neither")
+        return found
 
-    def unknown_words(self, graph: Graph) -> str | None:
-        """What to say of a question's words that a model of ProsQA alone was never shown."""
+    def strangeness(self, graph: Graph | None) -> str | None:
+        """What is unlike anything this model was ever shown; None if nothing is known to be."""
+        if not self._knows_only_prosqa:
+            return None
+        if graph is None:
+            return f"not a ProsQA question ({_FORM}), and this model knows no others"
         unknown = [word for word in graph.nodes if word not in _PROSQA_WORDS]
-        if not unknown or not self.knows_only_prosqa:
+        if not unknown:
             return None
         return (
             f"words that this model was not trained on: {', '.join(unknown)}; it knows"
             f" {len(_PROSQA_WORDS)}, such as {PROSQA_NAMES[0]} and {PROSQA_CONCEPTS[-1]}"
         )
+
+    @property
+    def _knows_only_prosqa(self) -> bool:
+        """The model has our small encoding, so ProsQA is all it was ever shown."""
+        return self.tokenizer.name == "prosqa"
 
     @property
     def _prints_steps(self) -> bool:

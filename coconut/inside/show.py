@@ -11,7 +11,7 @@ import rich.console
 import rich.table
 import rich.text
 
-from coconut.lens import READINGS, Inspection, Reading
+from coconut.inside.lens import READINGS, Inspection, Reading
 
 PIPED_WIDTH = 240
 """Columns of a line that no terminal cuts."""
@@ -29,6 +29,8 @@ class Tables:
         stream = stream or sys.stdout
         self._rich = rich.console.Console(file=stream, highlight=False, markup=False, emoji=False)
         self._is_plain = not self._rich.is_terminal
+        # NO_COLOR asks for no colour; without bold too, a captured terminal stays plain text.
+        self._has_styles = not self._is_plain and not self._rich.no_color
         if self._is_plain:
             self._rich.width = PIPED_WIDTH
 
@@ -38,6 +40,8 @@ class Tables:
         self._say(f"question{number}: {found.question}", "bold")
         if found.gold is not None:
             self._say(f"right answer: {found.gold}")
+        for warning in found.warnings:
+            self._say(f"warning: {warning}", "bold yellow")
         for note in found.notes:
             self._say(f"note: {note}", "yellow")
         self._stops(found)
@@ -158,7 +162,7 @@ class Tables:
         self._say(title, "bold")
         box = None if self._is_plain else rich.box.SIMPLE_HEAD
         table = rich.table.Table(
-            box=box, collapse_padding=True, header_style="" if self._is_plain else None
+            box=box, collapse_padding=True, header_style=None if self._has_styles else ""
         )
         for i, column in enumerate(columns):
             text = rich.text.Text(column)
@@ -168,6 +172,7 @@ class Tables:
         self._rich.print(table)
 
     def _say(self, line: str, style: str = "") -> None:
+        style = style if self._has_styles else ""
         self._rich.print(rich.text.Text(_printable(line), style=style), soft_wrap=True)
 
 
