@@ -32,7 +32,7 @@ from bench.workload import (
     random_prompts,
     random_sequences,
 )
-from coconut.cli import guarded
+from coconut.errors import guarded
 
 ROOT = Path(__file__).parent.parent
 LOSS_TOLERANCE = 1e-4

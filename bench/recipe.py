@@ -23,15 +23,15 @@ import torch
 
 from bench.__main__ import machine
 from coconut.checkpoint import write_text
-from coconut.cli import guarded
 from coconut.config import RunConfig, check_config
+from coconut.errors import guarded
 from coconut.runner import Runner
 from cuda_coconut.backend import Backend
 from data import prosqa
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "bench" / "recipe.json"
-N_LAYERS, N_QUESTIONS = 4, 300
+N_LAYERS, N_QUESTIONS = 4, 500
 GRAPHS = {"nodes": 6, "min_hops": 1, "max_hops": 3, "swapped": 0.5}
 COMMON: dict[str, Any] = {
     "tokenizer": "prosqa",
@@ -55,29 +55,36 @@ BASE: dict[str, Any] = COMMON | {
 }
 STAGES: dict[str, Any] = COMMON | {
     "method": "coconut",
-    "generate": GRAPHS | {"items": 2176},
+    "generate": GRAPHS | {"items": 4352},
     "epochs_per_stage": 1,
     "num_epochs": 6,
     "lr": 0.003,
     "keep_checkpoints": 1,
 }
 """A stage an epoch: all steps told, one thought, two, three, and twice only thoughts."""
-FINER = {"generate": GRAPHS | {"items": 1088}, "num_epochs": 12, "c_thought": 2}
+FINER = {"generate": GRAPHS | {"items": 2176}, "num_epochs": 12, "c_thought": 2}
+ROUNDED = {"bf16": True, "rounds": True}
 ROWS: dict[str, dict[str, Any]] = {
     "last": {},
     "last, rms": {"feedback": "last|rms"},
-    "token": {"feedback": "token"},
-    "bf16 compute and weights": {"bf16": True, "rounds": True},
-    "bf16 compute": {"bf16": True},
-    "lr 0.01": {"lr": 0.01},
-    "lr 0.001": {"lr": 0.001},
-    "stage_mixing: item": {"stage_mixing": "item"},
+    "layer:-1": {"feedback": "layer:-1"},
     "layer:-1, rms": {"feedback": "layer:-1|rms"},
+    "depth:0.5": {"feedback": "depth:0.5"},
+    "depth:0.5, rms": {"feedback": "depth:0.5|rms"},
+    "last + suppressed, rms": {"feedback": "suppressed|rms"},
     "soft": {"feedback": "soft"},
     "last, mlp": {"feedback": "last|mlp"},
-    "zero": {"feedback": "zero"},
-    "last + prev_input, rms": {"feedback": "last+prev_input|rms"},
     "last, gate": {"feedback": "last|gate"},
+    "token": {"feedback": "token"},
+    "zero": {"feedback": "zero"},
+    "shuffle": {"feedback": "shuffle"},
+    "bf16 compute": {"bf16": True},
+    "bf16 compute and weights": ROUNDED,
+    "lr 0.01": {"lr": 0.01},
+    "lr 0.0003": {"lr": 0.0003},
+    "lr 0.0003, bf16 compute": {"lr": 0.0003, "bf16": True},
+    "lr 0.0003, bf16 compute and weights": ROUNDED | {"lr": 0.0003},
+    "stage_mixing: item": {"stage_mixing": "item"},
     "c_thought 2": FINER | {"epochs_per_stage": 2},
     "c_thought 2, growth by one": FINER | {"latent_growth": "one"},
 }

@@ -193,7 +193,8 @@ def check_twin(twin: str, lora: Lora | None, config: Mapping[str, Any], where: s
         raise UserError(
             "lora.quantize",
             "this twin does not quantise: bitsandbytes needs CUDA and its numbers are not MLX's;"
-            " remove the key, or train with python -m mlx_coconut.run",
+            " remove the key, or train with python -m mlx_coconut.run; of a checkpoint that has it"
+            " python -m mlx_coconut.fuse makes a float one",
         )
     if config.get("quantization"):
         raise UserError(

@@ -10,19 +10,17 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from coconut import checkpoint
-from coconut.backend import Backend, Decoding
-from coconut.batch import chunks, collate
+from coconut.backend import Backend, MakeBackend
+from coconut.checkpoint import write_text
 from coconut.config import RunConfig
-from coconut.console import Console
-from coconut.curriculum import Row
+from coconut.console import N_SHOWN, Console, tracker
 from coconut.dataset import check_lengths
 from coconut.latro_config import LatroConfig
 from coconut.questions import Questions
 from coconut.rationale_check import RationaleCheck
-from coconut.runner import N_SHOWN, MakeBackend, check_same, tracker, write_text
+from coconut.runner import check_same
+from coconut.sampling import decode_rows
 from coconut.source import open_source
 from coconut.world import World
 
@@ -195,46 +193,6 @@ def _judged(
         vote = majority(votes)
         prediction |= {"votes": votes, "maj_answer": vote, "maj_correct": vote == item["gold"]}
     return prediction
-
-
-def decode_rows(
-    backend: Backend,
-    config: RunConfig,
-    prompts: Sequence[Row],
-    questions: Questions,
-    k: int,
-    temperature: float,
-    most: int | None = None,
-    advance: Callable[[int], None] = lambda n: None,
-    world: World | None = None,
-) -> list[list[list[int]]]:
-    """k outputs of every prompt, which is read once for all of them. most: tokens of an output."""
-    longest = max(len(prompt.ids) for prompt in prompts)
-    room = math.inf if backend.n_positions is None else backend.n_positions - longest
-    decoding = Decoding(
-        int(min(most or config.new_tokens, room)),
-        questions.end_id,
-        temperature,
-        config.seed,
-        lambda tokens: tokens[-1] in questions.stop_ids,
-    )
-    # Like lengths go together, so that little is padded.
-    order = np.argsort([len(prompt.ids) for prompt in prompts], kind="stable")
-    source, sample = np.repeat(order, k), np.tile(np.arange(k), len(order))
-    out: list[list[list[int]]] = [[[]] * k for _ in prompts]
-
-    def said(part: np.ndarray) -> list[list[int]]:
-        used, of_row = np.unique(source[part], return_inverse=True)
-        batch = collate([prompts[i] for i in used], questions.tokenizer.pad_id)
-        # A number of its own for each sample names its random stream, whatever the batches.
-        streams = [(prompts[source[r]].idx * k + int(sample[r]),) for r in part]
-        return [row.tokens for row in backend.sample(batch, decoding, of_row, streams)]
-
-    parts = list(chunks(np.arange(len(source)), config.eval_batch_size))
-    for part, rows in zip(parts, (world or World()).deal(parts, said, advance), strict=True):
-        for r, tokens in zip(part, rows, strict=True):
-            out[source[r]][sample[r]] = tokens
-    return out
 
 
 def _summary(

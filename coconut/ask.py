@@ -12,16 +12,15 @@ from typing import TYPE_CHECKING
 from coconut.backend import Decoding
 from coconut.batch import collate
 from coconut.checkpoint import describe
-from coconut.cli import guarded
 from coconut.config import METHODS, RunConfig
 from coconut.curriculum import Sample, question_row
-from coconut.errors import UserError
+from coconut.errors import UserError, guarded
 from coconut.evaluate import markers_of
 from coconut.hub import fetch
 from coconut.source import open_source
 
 if TYPE_CHECKING:
-    from coconut.runner import MakeBackend
+    from coconut.backend import MakeBackend
 
 
 def main(twin: str, make_backend: MakeBackend, argv: Sequence[str] | None = None) -> None:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
@@ -19,6 +19,9 @@ from coconut.architectures import n_positions
 from coconut.batch import Batch
 from coconut.feedback import Setup
 from coconut.rollouts import RolloutBatch
+
+if TYPE_CHECKING:
+    from coconut.config import RunConfig
 
 
 @dataclass(frozen=True)
@@ -273,3 +276,6 @@ class Source:
     def n_positions(self) -> int | None:
         """Positions the model has, or of a borrowed one those within its sliding window."""
         return n_positions(self.config)
+
+
+MakeBackend = Callable[["RunConfig", Source], Backend]

@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING
 
 from coconut.config import DATASET_METHODS, RunConfig, load_config
-from coconut.errors import UserError
+from coconut.errors import UserError, guarded
 from coconut.latro_config import LatroConfig
 from coconut.reference import help_text
 from coconut.world import AgreedError, World
 
 if TYPE_CHECKING:
-    from coconut.backend import Backend
-    from coconut.runner import MakeBackend
+    from coconut.backend import Backend, MakeBackend
 
 
 def main(
@@ -128,19 +126,3 @@ def together(run: Callable[[World], None], make_world: Callable[[], World]) -> N
         sys.exit(130)
     finally:
         world.close()
-
-
-def guarded(run: Callable[[], None]) -> None:
-    """Call `run`; a UserError becomes its message on stderr and exit status 2."""
-    try:
-        run()
-    except UserError as error:
-        print(error, file=sys.stderr)
-        sys.exit(2)
-    except BrokenPipeError:
-        # The reader (`| head`) has seen enough; Python's own flush at exit must not complain.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(1)
-    except KeyboardInterrupt:
-        print("stopped; the same command continues from the last checkpoint", file=sys.stderr)
-        sys.exit(130)

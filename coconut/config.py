@@ -474,7 +474,10 @@ def _float(value: Any) -> float:
 
 
 def _str(value: Any) -> str:
-    if isinstance(value, (int, float)) and not isinstance(value, bool):
+    if isinstance(value, bool):
+        word = "on, yes or true" if value else "off, no or false"
+        raise ValueError(f"expected text; YAML takes {word} for {value}: write it in quotes")
+    if isinstance(value, (int, float)):
         value = str(value)
     if not isinstance(value, str):
         raise ValueError(f"expected text, got {_shown(value)}")

@@ -8,6 +8,7 @@ saved runs/prosqa-coconut/epoch_07 | 475 MB
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 import json
 import math
@@ -18,7 +19,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal, TextIO
+from typing import TYPE_CHECKING, Any, Literal, TextIO
 
 import rich.box
 import rich.console
@@ -28,7 +29,12 @@ import rich.text
 
 from coconut.errors import UserError
 
+if TYPE_CHECKING:
+    from coconut.config import RunConfig
+
 LOG = "log.jsonl"
+N_SHOWN = 5
+"""Answers that an evaluation shows on the terminal; all are in predictions.jsonl."""
 
 
 class Console:
@@ -365,3 +371,10 @@ _UNITS: dict[str, Callable[[Any], str]] = {
 _NUMBER = re.compile(r"[+-]?\d[\d.,]*(e[+-]?\d+)?%?")
 # Values that say themselves what they are.
 _BARE = ("message", "backend", "device", "dtype")
+
+
+def tracker(config: RunConfig) -> dict[str, Any] | None:
+    """Arguments of wandb.init; a debug run is not tracked."""
+    if config.debug:
+        return None
+    return {"project": config.project, "name": config.name, "config": dataclasses.asdict(config)}

@@ -1,4 +1,10 @@
-"""The one exception for input that the user can mend."""
+"""The one exception for input that the user can mend, and what a command makes of it."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
 
 
 class UserError(Exception):
@@ -16,3 +22,19 @@ class UserError(Exception):
         else:
             message = "\n  ".join([f"{where}: {len(problems)} problems", *problems])
         super().__init__(message)
+
+
+def guarded(run: Callable[[], None]) -> None:
+    """Call `run`; a UserError becomes its message on stderr and exit status 2."""
+    try:
+        run()
+    except UserError as error:
+        print(error, file=sys.stderr)
+        sys.exit(2)
+    except BrokenPipeError:
+        # The reader (`| head`) has seen enough; Python's own flush at exit must not complain.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+    except KeyboardInterrupt:
+        print("stopped; the same command continues from the last checkpoint", file=sys.stderr)
+        sys.exit(130)

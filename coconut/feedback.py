@@ -26,6 +26,8 @@ EPS = 1e-6
 """Smallest rms that a vector is divided by."""
 LN_EPS = 1e-5
 """Added to the variance by the transform `ln`."""
+WIDEST = 2**20
+"""Most hidden units of a projection: more is a slip of the keyboard, and no machine's memory."""
 FORK_ALIASES = {
     "-1": "last",
     "-2": "layer:-2",
@@ -68,7 +70,7 @@ class Option(NamedTuple):
     read: Callable[[str], Any]
 
 
-def _whole(low: int | None = None) -> Callable[[str], int]:
+def _whole(low: int | None = None, high: float = math.inf) -> Callable[[str], int]:
     def read(text: str) -> int:
         try:
             value = int(text)
@@ -76,6 +78,8 @@ def _whole(low: int | None = None) -> Callable[[str], int]:
             raise ValueError(f"expected a whole number, got {text!r}") from None
         if low is not None and value < low:
             raise ValueError(f"must be at least {low}, got {value}")
+        if value > high:
+            raise ValueError(f"must be at most {high}, got {value}")
         return value
 
     return read
@@ -87,7 +91,9 @@ def _number(low: float, high: float = math.inf, above: bool = False) -> Callable
             value = float(text)
         except ValueError:
             raise ValueError(f"expected a number, got {text!r}") from None
-        if not low <= value <= high or not math.isfinite(value) or (above and value == low):
+        if not math.isfinite(value):
+            raise ValueError(f"expected a finite number, got {text!r}")
+        if not low <= value <= high or (above and value == low):
             limits = f"{'above' if above else 'at least'} {low:g}"
             limits += f" and at most {high:g}" if math.isfinite(high) else ""
             raise ValueError(f"must be {limits}, got {text}")
@@ -185,12 +191,12 @@ TRANSFORMS: dict[str, dict[str, Option]] = {
         "lam": Option(1.0, _number(0)),
     },
     "mlp": {
-        "hidden": Option(0, _whole(1)),
+        "hidden": Option(0, _whole(1, WIDEST)),
         "phi": Option("gelu", _choice("gelu", "silu")),
         "norm_out": Option(False, _flag),
     },
     "mlp_plain": {
-        "hidden": Option(2048, _whole(1)),
+        "hidden": Option(2048, _whole(1, WIDEST)),
         "phi": Option("gelu", _choice("gelu", "silu")),
         "dropout": Option(0.0, _number(0, 0.999)),
     },
@@ -319,7 +325,11 @@ class Rule:
 def parse(text: str) -> Rule:
     """The rule a string stands for. Raises ValueError: unknown names or arguments, with advice."""
     head, bar, tail = text.partition("|")
-    text = FORK_ALIASES.get(head.strip(), head) + bar + tail
+    head = FORK_ALIASES.get(head.strip(), head)
+    if "[" in head:
+        advice = _nearest(head.strip(), FORK_ALIASES)
+        raise ValueError(f"unknown source {head.strip()!r}{advice}; docs/feedback.md has them all")
+    text = head + bar + tail
     first, *others = (piece.strip() for piece in text.split("|"))
     sources = [_part(piece, SOURCES, "source") for piece in first.split("+")]
     transforms = [_part(piece, TRANSFORMS, "transform") for piece in others]

@@ -12,12 +12,11 @@ from typing import TYPE_CHECKING
 from coconut.adapters import is_adapter
 from coconut.ask import checkpoint_config
 from coconut.checkpoint import COCONUT, describe, write_atomically
-from coconut.cli import guarded
-from coconut.errors import UserError
+from coconut.errors import UserError, guarded
 from coconut.source import open_source
 
 if TYPE_CHECKING:
-    from coconut.runner import MakeBackend
+    from coconut.backend import MakeBackend
 
 
 def main(twin: str, make_backend: MakeBackend, argv: Sequence[str] | None = None) -> None:

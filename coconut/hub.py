@@ -16,6 +16,7 @@ from coconut.checkpoint import (
     WEIGHTS_INDEX,
     index_files,
     read_json,
+    weight_files,
 )
 from coconut.errors import UserError
 from coconut.tokens import ENCODING_FILE, HF_COMPANIONS, HF_FILE, RANKS_FILE
@@ -42,7 +43,7 @@ def fetch(model_id: str, revision: str | None = None, with_weights: bool = True)
     revision: branch, tag or commit; None is the main branch. with_weights False: only what
     describes the model. The hub's client reads HF_TOKEN, HF_HOME and HF_HUB_OFFLINE.
     Raises UserError: no such model or revision, no access, no connection, no safetensors, damaged
-    or unsupported config.json.
+    files, unsupported config.json.
     """
     directory = _download(model_id, revision, DESCRIPTION, shows_progress=False)
     where = f"{model_id}/{CONFIG}"
@@ -55,11 +56,7 @@ def fetch(model_id: str, revision: str | None = None, with_weights: bool = True)
     except UserError as error:
         if error.where == where:
             raise
-        # A file of the cache: broken there or on the hub, and the cache would never ask again.
-        raise UserError(
-            f"{model_id}/{Path(error.where).name}",
-            f"{error.problems[0]}; delete {error.where} to fetch it anew",
-        ) from None
+        raise _damaged(model_id, error) from None
     if not with_weights:
         return directory
     # By its commit: what was just described, also if someone uploads meanwhile.
@@ -68,7 +65,19 @@ def fetch(model_id: str, revision: str | None = None, with_weights: bool = True)
     missing = [name for name in names if not (directory / name).exists()]
     if missing:
         raise UserError(model_id, _without_safetensors(model_id, commit, missing))
+    try:
+        weight_files(directory)
+    except UserError as error:
+        raise _damaged(model_id, error) from None
     return directory
+
+
+def _damaged(model_id: str, error: UserError) -> UserError:
+    """What to say of a file of the cache: broken there or on the hub, and never asked for again."""
+    path = Path(error.where)
+    # The content behind the link: the client would only make a lost link anew.
+    remedy = f"delete {path.resolve()} to fetch it anew"
+    return UserError(f"{model_id}/{path.name}", f"{error.problems[0]}; {remedy}")
 
 
 def missing_weights(model_id: str, revision: str | None = None) -> list[str] | None:

@@ -14,15 +14,16 @@ from collections.abc import Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from coconut import checkpoint
 from coconut.adapters import check_twin
-from coconut.backend import Decoding
+from coconut.backend import Decoding, MakeBackend
 from coconut.batch import chunks, collate, epoch_order
-from coconut.console import Console
+from coconut.checkpoint import write_text
+from coconut.console import Console, tracker
 from coconut.curriculum import IGNORED, Row
 from coconut.errors import UserError
 from coconut.evaluate import markers_of
@@ -38,12 +39,9 @@ from coconut.rollouts import (
     exchanged,
     make_rollout,
 )
-from coconut.runner import check_same, learning_rate, tracker, write_text
+from coconut.runner import check_same, learning_rate
 from coconut.source import open_source
 from coconut.world import World
-
-if TYPE_CHECKING:
-    from coconut.runner import MakeBackend
 
 WARM_START, BEST = "warm_start", "best"
 N_TABLE = 4

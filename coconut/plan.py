@@ -37,10 +37,12 @@ from coconut.errors import UserError
 from coconut.evaluate import markers_of
 from coconut.hub import HubUnreachable, missing_weights
 from coconut.latro_config import LatroConfig
+from coconut.preexperiment import scored
 from coconut.questions import DataSet, Questions
 from coconut.source import newest_checkpoint, open_source, progress_of
 from coconut.tokens import Tokenizer, load_tokenizer
 from coconut.training_data import DEBUG_VALIDATION, TrainingData
+from coconut.world import processes_in_words
 
 SPREAD, LONGEST = 1_000, 200
 """Of a larger data set, this many evenly spread and this many longest items are tokenised."""
@@ -361,8 +363,6 @@ def _data_set(config: RunConfig, model: Model) -> tuple[Data | None, Data]:
         if config.method == "sft":
             samples = questions.samples(items)
         elif isinstance(config, LatroConfig) and config.method == "preexperiment":
-            from coconut.preexperiment import scored  # imports the loop, which imports this file
-
             samples = [Sample(i, ids, [], []) for i, ids in scored(config, questions, items)]
         else:
             samples = [Sample(i["idx"], questions.prompt(i).ids, [], []) for i in items]
@@ -441,20 +441,6 @@ def _questions(config: RunConfig, val: Data, stage: int, model: Model) -> list[R
 
 
 # ---- what is said
-
-
-def processes_in_words(config: RunConfig, n: int) -> str:
-    """What a run of n processes does with its batches, or would do with several."""
-    b, g = config.batch_size_training, config.gradient_accumulation_steps
-    if n == 1:
-        return (
-            f"one process: an update is {g} micro-batches of {b} rows ({g * b}); N processes share"
-            f" N * {g} of them (docs/distributed.md), and the questions"
-        )
-    return (
-        f"{n} processes: an update is {n} * {g} micro-batches of {b} rows ({n * g * b}); one"
-        f" process computes the same with gradient_accumulation_steps: {n * g}"
-    )
 
 
 def _headline(config: RunConfig, twin: str, model: Model) -> str:

@@ -19,15 +19,16 @@ from typing import Any
 import numpy as np
 
 from coconut import checkpoint
-from coconut.backend import Backend
+from coconut.backend import Backend, MakeBackend
 from coconut.batch import chunks
-from coconut.console import Console
+from coconut.checkpoint import write_text
+from coconut.console import Console, tracker
 from coconut.dataset import check_lengths
 from coconut.errors import UserError
 from coconut.latro_config import LatroConfig
 from coconut.questions import Item, Questions
 from coconut.rollouts import Rollout, collate_rollouts
-from coconut.runner import MakeBackend, check_same, tracker, write_text
+from coconut.runner import check_same
 from coconut.source import open_source
 from coconut.world import World
 

@@ -24,9 +24,8 @@ from coconut.checkpoint import (
     verify,
     weight_files,
 )
-from coconut.cli import guarded
 from coconut.config import DATASET_METHODS
-from coconut.errors import UserError
+from coconut.errors import UserError, guarded
 from coconut.hub import DESCRIPTION, http_error, status_and_reason
 
 CARD, SUMMARY = "README.md", "summary.json"

@@ -23,6 +23,7 @@ from coconut.latro_runner import Data, check_room
 from coconut.preexperiment import answer_logprobs
 from coconut.questions import Item
 from coconut.rollouts import exchanged
+from coconut.sampling import decode_rows
 from coconut.tokens import Tokenizer
 from coconut.world import World
 
@@ -54,8 +55,6 @@ class RationaleCheck:
         outputs: what the model answered to each item, from which its rationale is cut. world: the
         processes that share the work.
         """
-        from coconut.answering import decode_rows
-
         data, questions = self.data, self.data.questions
         tokenizer = questions.tokenizer
         prompts = [data.prompt(item) for item in self.items]

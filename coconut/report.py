@@ -24,12 +24,11 @@ from pathlib import Path
 from typing import Any
 
 from coconut.checkpoint import write_text
-from coconut.cli import guarded
 from coconut.config import RunConfig
 from coconut.console import Console
 from coconut.curves import Curve, RunHistory, read_history
 from coconut.drawing import INK, colours_of, figure_of
-from coconut.errors import UserError
+from coconut.errors import UserError, guarded
 
 PAGE = "report.html"
 """Name of the page in a run directory; the picture is its name with .png."""
@@ -100,6 +99,7 @@ THOUGHTS = {
     "thoughts/scale": ("Scale of a thought", "rms over that of an embedding"),
     "thoughts/step_cosine": ("A thought and the one before", "cosine"),
     "thoughts/nearest_cosine": ("A thought and the nearest embedding", "cosine"),
+    "thoughts/lens_entropy": ("Entropy of the next token before a latent", "nats"),
     "thoughts/effective_rank": ("Effective rank of a thought", "over the questions of a batch"),
 }
 """(title, unit) of what each evaluation measures of the thoughts, a line a latent."""

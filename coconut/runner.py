@@ -2,24 +2,23 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import math
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from coconut import checkpoint
-from coconut.backend import Backend, Source
+from coconut.backend import MakeBackend, Source
 from coconut.batch import Batch, chunks, collate, epoch_order
 from coconut.checkpoint import write_text
 from coconut.config import RunConfig
-from coconut.console import Console
+from coconut.console import N_SHOWN, Console, tracker
 from coconut.curriculum import (
     Row,
     Sample,
@@ -36,18 +35,13 @@ from coconut.curriculum import (
 from coconut.dataset import check_lengths, read_items, tokenize
 from coconut.errors import UserError
 from coconut.evaluate import Evaluation, evaluate, markers_of
-from coconut.plan import processes_in_words
 from coconut.report import Reporter
 from coconut.source import LAST, newest_checkpoint, open_source
 from coconut.training_data import DEBUG_VALIDATION, TrainingData, TrainingSamples
-from coconut.world import World
+from coconut.world import World, processes_in_words
 
 N_FITTED = 512
 """Training items that a feedback rule's `linear` is fitted on, if it asks for that."""
-N_SHOWN = 5
-"""Answers that an evaluation shows on the terminal; all are in predictions.jsonl."""
-
-MakeBackend = Callable[[RunConfig, Source], Backend]
 
 
 class Runner:
@@ -545,10 +539,3 @@ def learning_rate(config: RunConfig, update: int, total: int) -> float:
         "cosine": 0.5 * (1 + math.cos(math.pi * done)),
     }
     return config.lr * max(factor[config.lr_schedule], 0.0)
-
-
-def tracker(config: RunConfig) -> dict[str, Any] | None:
-    """Arguments of wandb.init; a debug run is not tracked."""
-    if config.debug:
-        return None
-    return {"project": config.project, "name": config.name, "config": dataclasses.asdict(config)}

@@ -435,7 +435,8 @@ def _load_hugging_face(directory: Path) -> Tokenizer:
         engine = _engine_from_transformers(directory)
     else:
         raise UserError(
-            str(directory), f"holds no tokenizer: expected {HF_FILE} or {RANKS_FILE} (see save)"
+            str(directory),
+            f"holds no tokenizer: expected {HF_FILE} or {RANKS_FILE}; name one (key tokenizer)",
         )
     companions = {
         name: read_bytes(directory / name) for name in HF_COMPANIONS if (directory / name).exists()

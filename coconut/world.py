@@ -6,10 +6,13 @@ import json
 import platform
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from coconut import checkpoint
 from coconut.errors import UserError
+
+if TYPE_CHECKING:
+    from coconut.config import RunConfig
 
 Part = TypeVar("Part")
 
@@ -131,3 +134,17 @@ class World:
                 where = f"process {rank} of {self.size}, on {first['host']}: {where}"
             raise AgreedError(where, *first["problems"])
         return [m["value"] for m in messages]
+
+
+def processes_in_words(config: RunConfig, n: int) -> str:
+    """What a run of n processes does with its batches, or would do with several."""
+    b, g = config.batch_size_training, config.gradient_accumulation_steps
+    if n == 1:
+        return (
+            f"one process: an update is {g} micro-batches of {b} rows ({g * b}); N processes share"
+            f" N * {g} of them (docs/distributed.md), and the questions"
+        )
+    return (
+        f"{n} processes: an update is {n} * {g} micro-batches of {b} rows ({n * g * b}); one"
+        f" process computes the same with gradient_accumulation_steps: {n * g}"
+    )

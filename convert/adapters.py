@@ -53,9 +53,8 @@ from coconut.checkpoint import (
     write_atomically,
     write_json,
 )
-from coconut.cli import guarded
 from coconut.config import Lora
-from coconut.errors import UserError
+from coconut.errors import UserError, guarded
 from coconut.source import open_source
 from coconut.tokens import load_tokenizer
 from convert.tensors import read_file

@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from coconut.cli import guarded
+from coconut.errors import guarded
 from convert.read import read
 from convert.write import NO_TOKENIZER, Facts, write_directory, write_official
 

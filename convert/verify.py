@@ -25,10 +25,9 @@ if not __package__:  # run as `python convert/verify.py`
 from coconut.architectures import n_positions
 from coconut.batch import collate
 from coconut.checkpoint import CONFIG
-from coconut.cli import guarded
 from coconut.config import WITH_FEEDBACK
 from coconut.curriculum import Row
-from coconut.errors import UserError
+from coconut.errors import UserError, guarded
 from coconut.feedback import Setup, parse
 from convert.keymap import TWINS, WRAPPER_COPY
 from convert.read import FORK_IDS, Checkpoint, read

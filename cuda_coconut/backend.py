@@ -147,7 +147,8 @@ class Backend:
             # Latents stand in one run of columns, the same for all rows.
             first = int(np.argmax(has.any(axis=0)))
             has = has[:, first : first + len(state.thoughts)]
-            self.statistics.add(measure(self.model, state.thoughts), has)
+            sources = state.hidden[:, first - 1 : first - 1 + len(state.thoughts)]
+            self.statistics.add(measure(self.model, state.thoughts, sources), has)
             thoughts = torch.stack(state.thoughts).float().cpu().numpy()
             self.statistics.add_rank(thoughts, has)
 

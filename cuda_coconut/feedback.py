@@ -261,13 +261,18 @@ class Thinker:
 
     def note_entropy(self, logits: torch.Tensor, part: Part) -> None:
         """Count for how many latents a row has been sure; from `patience` on its latents end."""
-        p = logits.softmax(dim=-1)
-        entropy = -(p * p.clamp(min=1e-30).log()).sum(dim=-1)
+        entropy = entropy_of(logits)
         if self._n_sure is None or self.has_stopped is None:
             self._n_sure = torch.zeros_like(entropy)
             self.has_stopped = torch.zeros_like(entropy, dtype=torch.bool)
         self._n_sure = (self._n_sure + 1) * (entropy < part["stop"])
         self.has_stopped = self.has_stopped | (self._n_sure >= part["patience"])
+
+
+def entropy_of(logits: torch.Tensor) -> torch.Tensor:
+    """Entropy in nats (...) of the distribution that float32 logits (..., V) stand for."""
+    p = logits.softmax(dim=-1)
+    return -(p * p.clamp(min=1e-30).log()).sum(dim=-1)
 
 
 def rho(model) -> torch.Tensor:
@@ -607,11 +612,14 @@ def _distance(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
 
 
 @torch.no_grad()
-def measure(model, thoughts: Sequence[torch.Tensor]) -> dict[str, np.ndarray]:
+def measure(
+    model, thoughts: Sequence[torch.Tensor], sources: torch.Tensor
+) -> dict[str, np.ndarray]:
     """How thoughts (R times (B, D)) compare with embeddings and with each other.
 
+    sources (B, R, D): the states after the final norm that they were made from.
     Returns (R, B) each: scale, rms over rho; step_cosine to the thought before (NaN for the first);
-    nearest_cosine to the nearest embedding.
+    nearest_cosine to the nearest embedding; lens_entropy, nats of what the head reads off a source.
     """
     E = at_least_float32(model.embedding)
     a = at_least_float32(torch.stack(list(thoughts)))
@@ -619,8 +627,13 @@ def measure(model, thoughts: Sequence[torch.Tensor]) -> dict[str, np.ndarray]:
     steps = (unit[1:] * unit[:-1]).sum(dim=-1)
     nearest = [((u @ E.T) / norm(E)[:, 0]).max(dim=-1).values for u in unit]
     scale = rms(a)[..., 0] / rho(model)
+    # A latent at a time: all logits at once would be R times as large.
+    entropies = [
+        entropy_of(at_least_float32(model.head(sources[:, i]))) for i in range(len(thoughts))
+    ]
     return {
         "scale": scale.cpu().numpy(),
         "step_cosine": np.concatenate([np.full((1, a.shape[1]), np.nan), steps.cpu().numpy()]),
         "nearest_cosine": torch.stack(nearest).cpu().numpy(),
+        "lens_entropy": torch.stack(entropies).cpu().numpy(),
     }

@@ -144,7 +144,8 @@ class Backend:
             # Latents stand in one run of columns, the same for all rows.
             first = int(np.argmax(has.any(axis=0)))
             has = has[:, first : first + len(state.thoughts)]
-            self.statistics.add(measure(self.model, state.thoughts), has)
+            sources = state.hidden[:, first - 1 : first - 1 + len(state.thoughts)]
+            self.statistics.add(measure(self.model, state.thoughts, sources), has)
             thoughts = np.array(mx.stack(state.thoughts).astype(mx.float32))
             self.statistics.add_rank(thoughts, has)
 

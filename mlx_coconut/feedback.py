@@ -247,13 +247,18 @@ class Thinker:
 
     def note_entropy(self, logits: mx.array, part: Part) -> None:
         """Count for how many latents a row has been sure; from `patience` on its latents end."""
-        p = mx.softmax(logits, axis=-1)
-        entropy = -(p * mx.log(mx.maximum(p, 1e-30))).sum(axis=-1)
+        entropy = entropy_of(logits)
         if self._n_sure is None or self.has_stopped is None:
             self._n_sure = mx.zeros(entropy.shape)
             self.has_stopped = mx.zeros(entropy.shape, mx.bool_)
         self._n_sure = (self._n_sure + 1) * (entropy < part["stop"])
         self.has_stopped = self.has_stopped | (self._n_sure >= part["patience"])
+
+
+def entropy_of(logits: mx.array) -> mx.array:
+    """Entropy in nats (...) of the distribution that float32 logits (..., V) stand for."""
+    p = mx.softmax(logits, axis=-1)
+    return -(p * mx.log(mx.maximum(p, 1e-30))).sum(axis=-1)
 
 
 def rho(model) -> mx.array:
@@ -592,11 +597,12 @@ def _distance(a: mx.array, b: mx.array) -> mx.array:
 # ---- what thoughts look like
 
 
-def measure(model, thoughts: Sequence[mx.array]) -> dict[str, np.ndarray]:
+def measure(model, thoughts: Sequence[mx.array], sources: mx.array) -> dict[str, np.ndarray]:
     """How thoughts (R times (B, D)) compare with embeddings and with each other.
 
+    sources (B, R, D): the states after the final norm that they were made from.
     Returns (R, B) each: scale, rms over rho; step_cosine to the thought before (NaN for the first);
-    nearest_cosine to the nearest embedding.
+    nearest_cosine to the nearest embedding; lens_entropy, nats of what the head reads off a source.
     """
     E = model.embedding.astype(mx.float32)
     a = mx.stack(list(thoughts)).astype(mx.float32)
@@ -604,8 +610,13 @@ def measure(model, thoughts: Sequence[mx.array]) -> dict[str, np.ndarray]:
     steps = (unit[1:] * unit[:-1]).sum(axis=-1)
     nearest = [((u @ E.T) / norm(E)[:, 0]).max(axis=-1) for u in unit]
     scale = rms(a)[..., 0] / rho(model)
+    # A latent at a time: all logits at once would be R times as large.
+    entropies = [
+        entropy_of(model.head(sources[:, i]).astype(mx.float32)) for i in range(len(thoughts))
+    ]
     return {
         "scale": np.array(scale),
         "step_cosine": np.concatenate([np.full((1, a.shape[1]), np.nan), np.array(steps)]),
         "nearest_cosine": np.array(mx.stack(nearest)),
+        "lens_entropy": np.array(mx.stack(entropies)),
     }

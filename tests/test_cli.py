@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from coconut.cli import guarded, main
+from coconut.cli import main
 from coconut.config import RunConfig
-from coconut.errors import UserError
+from coconut.errors import UserError, guarded
 
 ROOT = Path(__file__).parents[1]
 

@@ -221,6 +221,7 @@ def test_unknown_key_suggests_the_nearest(valid: dict, key: object, guess: str |
         ("lr", -0.1, "must be at least 0, got -0.1"),
         ("lr", "x" * 500, f"expected a number, got '{'x' * 59}..."),
         ("project", ["a"], "expected text, got ['a']"),
+        ("name", False, "expected text; YAML takes off, no or false for False: write it in quotes"),
         ("project", "a\0b", r"holds characters that cannot be printed: 'a\x00b'"),
         ("project", "a\nb", r"holds characters that cannot be printed: 'a\nb'"),
         ("generate", [1], "expected `key: value` lines, got [1]"),

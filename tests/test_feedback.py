@@ -116,6 +116,7 @@ TWIN_THOUGHTS, TWIN_GRADIENTS = 1e-4, 1e-3
 RECOMPUTED = 1e-3  # of a gradient's norm
 BF16, BF16_CUT = 0.1, 0.5  # of the thoughts' norm; seen 0.034 and 0.28
 BF16_LOSS = 0.05
+FORK_LOSS, FORK_GRADIENTS = 1e-5, 1e-3  # relative; 2.5e-7 and 1.8e-5
 
 
 def setup_of(rule: str, **changes) -> Setup:
@@ -222,6 +223,9 @@ def test_a_rule_is_saved_by_a_string_that_reads_as_the_same_rule(rule):
         ("layer:x", "layer: n: expected a whole number, got 'x'"),
         ("depth:1.5", "depth: f: must be at least 0 and at most 1, got 1.5"),
         ("soft:tau=0", "soft: tau: must be above 0"),
+        ("ie+suppressed[0.5:]|rms", "did you mean ie+supressed[0.5:]?"),
+        ("last|mlp:2000000", "mlp: hidden: must be at most 1048576"),
+        ("last|gate:nan", "gate: c: expected a finite number, got 'nan'"),
         ("soft:1,tau=2", "soft: tau is given twice"),
         ("zero:3", "zero: unknown argument '3'; takes no argument"),
         ("last|noise:0.1|rms", "noise: comes last"),
@@ -289,7 +293,8 @@ def gradients_of(twin, model, module, batch, training=True):
     def loss(model):
         plan = (batch.first_latent, batch.n_passes)
         out = twin.latent.latent_forward(model, inputs, *plan, prepared=prepared)
-        hidden = out.hidden.reshape(-1, 64)[array(twin, batch.target_index)]
+        hidden = out.hidden.reshape(-1, out.hidden.shape[-1])
+        hidden = hidden[array(twin, batch.target_index)]
         logits = model.head(hidden)
         if twin.__name__ == "cuda_coconut":  # keeps float64, which the product's loss does not
             import torch.nn.functional as F
@@ -358,6 +363,29 @@ def test_the_forks_thoughts_hold_where_its_mathematics_is_kept(twin, model):
             assert np.abs(ours[1:] - expected[1:]).max() > 1
             ours, expected = ours[:1], expected[:1]
         np.testing.assert_allclose(ours, expected, atol=2e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("model", sorted({case["model"] for case in CASES}))
+def test_the_forks_losses_and_gradients_hold_where_its_mathematics_is_kept(twin, model):
+    batches = {b["name"]: golden_batch(b["inputs"]) for b in golden("feedback")["batches"]}
+    cases = [c for c in CASES if c["model"] == model and not c["variant"].startswith("ie+")]
+    n_gradients = 0
+    for case in cases:
+        batch, expected = batches[case["batch"]], case["outputs"]
+        where = f"{case['variant']} {case['batch']}"
+        loaded, module = load(twin, case["variant"], MODELS / model)
+        logits = think(twin, loaded, batch)[0].astype(np.float64)
+        logits = logits.reshape(-1, logits.shape[-1])[batch.target_index]
+        picked = logits[np.arange(len(logits)), batch.target_ids]
+        loss = (np.log(np.exp(logits).sum(axis=1)) - picked).mean()
+        assert loss == pytest.approx(expected["loss"], rel=FORK_LOSS), where
+        if not expected["grad_norms"]:
+            continue
+        n_gradients += 1
+        grads = module.to_hf(dict(gradients_of(twin, loaded, module, batch)))
+        ours = {n: np.linalg.norm(g.astype(np.float64)) / batch.n_targets for n, g in grads.items()}
+        assert ours == pytest.approx(expected["grad_norms"], rel=FORK_GRADIENTS), where
+    assert n_gradients >= 2
 
 
 # ---- algebra
@@ -633,6 +661,60 @@ def test_twins_agree_on_thoughts_and_gradients_of_qwen2(rule):
     for name, g in others.items():
         limit = TWIN_GRADIENTS * max(np.linalg.norm(g), 1e-3 * scale)
         assert np.linalg.norm(grads[name] - g) < limit, name
+
+
+def test_thoughts_are_measured_as_they_are_defined(twin):
+    model, _ = load(twin, "last", MODELS / "qwen2-tiny-untied")
+    E, W = (to_numpy(w).astype("f8") for w in (model.embedding, model.unembedding))
+    rng = np.random.default_rng(0)
+    thoughts, sources = rng.standard_normal((3, 2, 64)), rng.standard_normal((2, 3, 64))
+    given = [array(twin, t.astype("f4")) for t in thoughts]
+    found = twin.feedback.measure(model, given, array(twin, sources.astype("f4")))
+    rms = np.sqrt((thoughts**2).mean(axis=-1))
+    unit, rows = (a / np.linalg.norm(a, axis=-1, keepdims=True) for a in (thoughts, E))
+    p = naive.softmax(sources.swapaxes(0, 1) @ W.T)
+    expected = {
+        "scale": rms / np.sqrt((E**2).mean(axis=-1)).mean(),
+        "step_cosine": (unit[1:] * unit[:-1]).sum(axis=-1),
+        "nearest_cosine": (unit @ rows.T).max(axis=-1),
+        "lens_entropy": -(p * np.log(p)).sum(axis=-1),
+    }
+    assert found.keys() == expected.keys() and np.isnan(found["step_cosine"][0]).all()
+    found["step_cosine"] = found["step_cosine"][1:]
+    for name, values in expected.items():
+        np.testing.assert_allclose(found[name], values, rtol=1e-4, atol=1e-5, err_msg=name)
+
+
+def test_what_an_evaluation_measures_is_of_the_rows_that_have_the_latent(uncompiled):
+    twin, batch = uncompiled, ragged_batch(1, (0, 1, 3))
+    source = Source(json.loads((MODEL / "config.json").read_text()), MODEL, 200, range(0), None)
+    engine = twin.run.make_backend(RunConfig(method="coconut"), source)
+    engine.generate(batch, Decoding(1, TOKENS["eos"]))
+    means = engine.statistics.means()
+    logits, thoughts = think(twin, engine.model, batch)
+    thoughts = np.array(thoughts)
+    # Row 1 has one latent, row 2 has three; in both the first stands in the same column.
+    first = logits[1:, batch.first_latent - 1]
+    p = naive.softmax(first)
+    assert means["lens_entropy"][0] == pytest.approx(-(p * np.log(p)).sum() / 2, rel=1e-3)
+    rho = np.sqrt((to_numpy(engine.model.embedding) ** 2).mean(axis=-1)).mean()
+    scale = np.sqrt((thoughts**2).mean(axis=-1)) / rho
+    expected = [scale[0, 1:].mean(), scale[1, 2], scale[2, 2]]
+    np.testing.assert_allclose(means["scale"], expected, rtol=1e-4)
+    # Two rows lie on a line, one row nowhere.
+    assert means["effective_rank"] == [pytest.approx(1, abs=1e-3), None, None]
+
+
+def test_effective_rank_counts_the_directions_that_are_used_alike():
+    def rank(rows):
+        statistics = rules.ThoughtStatistics()
+        statistics.add_rank(np.array([rows], "f4"), np.ones((len(rows), 1), bool))
+        return statistics.means()["effective_rank"][0]
+
+    square = [[1, 0, 0], [-1, 0, 0], [0, 1, 0], [0, -1, 0]]
+    assert rank(square) == pytest.approx(2)
+    flat = [[1, 0, 0], [-1, 0, 0], [0, 0.1, 0], [0, -0.1, 0]]
+    assert 1 < rank(flat) < 1.5
 
 
 # ---- compiled, recomputed, in bfloat16

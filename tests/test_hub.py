@@ -374,6 +374,19 @@ def test_what_is_wrong_with_a_repository_is_named(hub, tmp_path, file, content, 
     assert not any(name.endswith(("safetensors", "bin")) for name in hub.fetched())
 
 
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors"])
+def test_a_damaged_file_of_the_cache_is_fetched_anew_once_deleted_as_told(hub, tmp_path, name):
+    hub.add("someone/model", model(tmp_path / "files"))
+    path = fetch("someone/model") / name
+    whole = path.read_bytes()
+    path.resolve().write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(UserError, match=f"someone/model/{name}: .*; delete .* anew") as raised:
+        fetch("someone/model")
+    told = str(raised.value).rpartition("; delete ")[2].removesuffix(" to fetch it anew")
+    Path(told).unlink()
+    assert (fetch("someone/model") / name).read_bytes() == whole
+
+
 # ---- runs that ship, with a model of the hub
 
 

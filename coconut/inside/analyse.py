@@ -21,18 +21,17 @@ from coconut.ask import add_model
 from coconut.backend import Decoding
 from coconut.batch import collate
 from coconut.checkpoint import sha256, write_text
-from coconut.cli import guarded
 from coconut.config import WITH_FEEDBACK
 from coconut.console import Console
 from coconut.curriculum import Sample, question_row
-from coconut.errors import UserError
+from coconut.errors import UserError, guarded
 from coconut.evaluate import markers_of
 from coconut.inside import figures
 from coconut.inside.graph import Graph, read_graph
 from coconut.inside.lens import READINGS, Lens
 
 if TYPE_CHECKING:
-    from coconut.runner import MakeBackend
+    from coconut.backend import MakeBackend
 
 SEED = 20_241
 """Of the generated sets; no training run of this project has it."""
@@ -529,7 +528,7 @@ def _shifts(items: Sequence[dict[str, Any]]) -> list[tuple[str, str, dict[str, A
         ("denser", "one parent more for each node", base | {"more_parents": 1}),
         ("equal depth", "both concepts equally deep", base | {"equal_depth": True}),
     ]
-    for more in (2, 4, nodes):
+    for more in (4, 8, nodes):
         if nodes + more <= _most_nodes():
             about = f"{nodes + more} raw nodes for {nodes}"
             shifts.append((f"{nodes + more} nodes", about, base | {"nodes": nodes + more}))

@@ -20,17 +20,16 @@ from coconut.answers import exact_match
 from coconut.ask import add_model
 from coconut.backend import Decoding
 from coconut.batch import collate
-from coconut.cli import guarded
 from coconut.console import Console
 from coconut.curriculum import Sample, question_row
-from coconut.errors import UserError
+from coconut.errors import UserError, guarded
 from coconut.evaluate import markers_of
 from coconut.inside.graph import read_graph
 from coconut.inside.lens import Lens
 from coconut.tokens import MARKERS
 
 if TYPE_CHECKING:
-    from coconut.runner import MakeBackend
+    from coconut.backend import MakeBackend
 
 PROMPT = "> "
 HELP = """\

@@ -12,16 +12,15 @@ from typing import TYPE_CHECKING
 
 from coconut.ask import add_model
 from coconut.checkpoint import write_text
-from coconut.cli import guarded
 from coconut.dataset import read_items
-from coconut.errors import UserError
+from coconut.errors import UserError, guarded
 from coconut.inside.graph import read_graph
 from coconut.inside.lens import READINGS, Inspection, Lens
 from coconut.inside.page import page
 from coconut.inside.show import Tables
 
 if TYPE_CHECKING:
-    from coconut.runner import MakeBackend
+    from coconut.backend import MakeBackend
 
 
 @dataclass(frozen=True)

@@ -31,7 +31,7 @@ from coconut.source import open_source
 from coconut.tokens import END_OF_TEXT, PROSQA_CONCEPTS, PROSQA_NAMES, START, Tokenizer
 
 if TYPE_CHECKING:
-    from coconut.runner import MakeBackend
+    from coconut.backend import MakeBackend
 
 _ANSWER_SIGN = re.compile("#{3,}")
 _FORM = "Every X is a Y. NAME is a X. ... Is NAME a X or Y?"

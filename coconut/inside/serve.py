@@ -12,14 +12,13 @@ from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import TYPE_CHECKING, Any
 
-from coconut.cli import guarded
-from coconut.errors import UserError
+from coconut.errors import UserError, guarded
 from coconut.inside.inspect import Asked, add_options, asked_questions, look
 from coconut.inside.lens import Lens
 from coconut.inside.page import page, page_item
 
 if TYPE_CHECKING:
-    from coconut.runner import MakeBackend
+    from coconut.backend import MakeBackend
 
 HOST = "127.0.0.1"
 MAX_BODY = 64 * 1024
