@@ -68,12 +68,11 @@ class LatroRunner:
         given, self.world = config, world or World()
         config = whole_update(config, self.world.size)
         self.config, self.twin, self.run_dir = config, twin, config.run_dir
-        warm = self.run_dir / WARM_START
         # As the first process sees it.
-        (is_warm, found), *_ = self.world.exchange([warm.is_dir(), str(newest(self.run_dir) or "")])
-        last = found or config.checkpoint_path
+        found = [str(path or "") for path in (resumed_from(config), warm_weights(config))]
+        (last, warm), *_ = self.world.exchange(found)
         self.resumed = Path(last) if last else None
-        opened = open_source(config, warm if is_warm else None)
+        opened = open_source(config, Path(warm) if warm else None)
         self.tokenizer, self.feedback = opened.tokenizer, opened.source.feedback
         self.data = Data(config, self.tokenizer)
         self.warm_rows = self.data.written_rows() if config.warm_start_updates else []
@@ -85,7 +84,7 @@ class LatroRunner:
         self.backend = make_backend(config, opened.source)
         self.update, self.best, self.seconds = 0, 0.0, 0.0
         self.speed: dict[str, float] = {}
-        self.is_warm = is_warm or self.resumed is not None
+        self.is_warm = bool(last or warm)
         if self.is_warm:
             self._keep_reference()
         if self.resumed is not None:
@@ -481,7 +480,6 @@ class LatroRunner:
             )
 
     def _restore(self, directory: Path) -> None:
-        checkpoint.verify(directory)
         state = checkpoint.read_json(directory / "trainer_state.json")
         if state["seed"] != self.config.seed:
             raise UserError(
@@ -499,7 +497,9 @@ class LatroRunner:
             )
         self.backend.restore(directory)
         self.backend.load_optimizer(directory)
-        self.update, self.best = state["n_updates"], state["best_accuracy"]
+        self.update = state["n_updates"]
+        if directory.parent == self.run_dir:  # what another run found best is not kept here
+            self.best = state["best_accuracy"]
 
 
 class Data:
@@ -607,6 +607,43 @@ def newest(run_dir: Path) -> Path | None:
     return max(found, key=lambda p: int(p.name[7:]), default=None)
 
 
+def resumed_from(config: LatroConfig) -> Path | None:
+    """The checkpoint a run goes on from: its own newest one, or else checkpoint_path.
+
+    Raises UserError if it is damaged or none of LaTRO's.
+    """
+    found = newest(config.run_dir)
+    if found is None and config.checkpoint_path:
+        found = Path(config.checkpoint_path)
+    if found is not None:
+        checkpoint.verify(found)
+        made_with = checkpoint.read_json(found / checkpoint.COCONUT).get("method")
+        if made_with != "latro":
+            raise UserError(
+                str(found),
+                f"was trained by {made_with}, so LaTRO cannot go on from it; begin with its weights"
+                " (load_model_path instead of checkpoint_path)",
+            )
+    return found
+
+
+def warm_weights(config: LatroConfig) -> Path | None:
+    """The weights a warm start ended with: this run's, or those of the run of checkpoint_path.
+
+    They are the reference. Raises UserError if that run has them no more.
+    """
+    runs = [config.run_dir]
+    if config.checkpoint_path:
+        runs.append(Path(config.checkpoint_path).resolve().parent)
+    found = next((run / WARM_START for run in runs if (run / WARM_START).is_dir()), None)
+    if found is None and config.checkpoint_path and config.warm_start_updates and config.kl_coef:
+        raise UserError(
+            str(runs[1] / WARM_START),
+            "gone, and with it the reference of the KL term; bring it back, or set kl_coef: 0",
+        )
+    return found
+
+
 def whole_update(config: LatroConfig, n_processes: int) -> LatroConfig:
     """The run that one process would have to do for the result of several."""
     steps = config.gradient_accumulation_steps * n_processes
@@ -635,7 +672,8 @@ def print_latro_plan(config: LatroConfig, twin: str, n_processes: int = 1) -> No
     """
     from coconut.plan import evaluation_bytes, find_model, to_fetch, training_bytes
 
-    last, config = newest(config.run_dir), whole_update(config, n_processes)
+    last, config = resumed_from(config), whole_update(config, n_processes)
+    warm_weights(config)
     model, console = find_model(config, last), Console()
     shape = model.shape
     if model.source is not None:

@@ -16,7 +16,13 @@ from coconut.config import PUBLISHED_NAMES, check_config, load_config
 from coconut.curves import read_history
 from coconut.errors import UserError
 from coconut.latro_config import LatroConfig
-from coconut.latro_runner import LatroRunner, plan_lines, read_curve
+from coconut.latro_runner import (
+    LatroRunner,
+    plan_lines,
+    print_latro_plan,
+    read_curve,
+    resumed_from,
+)
 from coconut.report import panels_of
 
 REPOSITORY = Path(__file__).parent.parent
@@ -152,6 +158,29 @@ def test_a_resumed_run_is_an_unbroken_one(twin, tmp_path, monkeypatch):
         for p in (tmp_path / "part", tmp_path / "whole")
     )
     assert max(float(abs(ours[n] - w).max()) for n, w in theirs.items()) < 1e-4
+
+
+def test_a_run_goes_on_from_another_run_with_its_reference(twin, tmp_path):
+    whole = run(twin, config(tmp_path, save_steps=1, run_name="whole"))
+    directory = tmp_path / "whole/update_0001"
+    elsewhere = {"run_name": "elsewhere", "checkpoint_path": str(directory)}
+    resumed = run(twin, config(tmp_path, **elsewhere))
+    assert [r["step"] for r in resumed] == [2, 3]
+    for name in ("objective/reward", "objective/kl", "grad_norm"):
+        rest = [r[name] for r in whole[1:]]
+        np.testing.assert_allclose([r[name] for r in resumed], rest, rtol=1e-3)
+    (tmp_path / "whole/warm_start").rename(tmp_path / "gone")
+    with pytest.raises(UserError, match="reference of the KL term"):
+        run(twin, config(tmp_path, **elsewhere | {"run_name": "third"}))
+    assert not (tmp_path / "third").exists()
+
+
+@pytest.mark.parametrize("of", ["data/checkpoints/prosqa", "data"])
+def test_only_a_run_of_latro_can_be_gone_on_from(tmp_path, of):
+    made = config(tmp_path, checkpoint_path=str(REPOSITORY / of))
+    for start in (resumed_from, lambda made: print_latro_plan(made, "mlx_coconut")):
+        with pytest.raises(UserError, match=r"cannot go on from it|not a finished"):
+            start(made)
 
 
 @pytest.mark.parametrize(
