@@ -61,7 +61,7 @@ def main(
 
 def _check(config: RunConfig, twin: str, world: World) -> None:
     """Print the plan of a run."""
-    from coconut.latro_runner import print_latro_plan
+    from coconut.latro_plan import print_latro_plan
     from coconut.plan import print_plan
 
     if world.is_first and isinstance(config, LatroConfig) and not config.only_eval:

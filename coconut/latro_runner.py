@@ -8,46 +8,39 @@ from __future__ import annotations
 
 import json
 import math
-import re
 import time
 from collections.abc import Sequence
-from dataclasses import replace
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from coconut import checkpoint
-from coconut.adapters import check_twin
 from coconut.backend import Decoding, MakeBackend
 from coconut.batch import chunks, collate, epoch_order
 from coconut.checkpoint import write_text
 from coconut.console import Console, tracker
-from coconut.curriculum import IGNORED, Row
 from coconut.errors import UserError
 from coconut.evaluate import markers_of
 from coconut.latro_config import LatroConfig
-from coconut.questions import DataSet, Questions
+from coconut.latro_data import Data, check_room, passes
+from coconut.latro_plan import WARM_START, plan_lines, resumed_from, warm_weights, whole_update
 from coconut.report import Reporter
 from coconut.rollouts import (
     Rollout,
     RolloutBatch,
-    Stops,
     collate_rollouts,
     credit,
     exchanged,
-    make_rollout,
 )
 from coconut.runner import check_same, learning_rate
 from coconut.source import open_source
 from coconut.world import World
 
-WARM_START, BEST = "warm_start", "best"
+BEST = "best"
 N_TABLE = 4
 """Rollouts of an update that go into the log as texts."""
 SPEED = ("samples_per_second", "tokens_per_second", "rollout_seconds", "peak_memory_bytes")
-_UPDATE = re.compile(r"update_(\d+)", re.ASCII)
 
 
 class LatroRunner:
@@ -147,10 +140,10 @@ class LatroRunner:
         for u in range(n):
             order = [
                 i
-                for e in range(*_epochs(u, size, len(rows)))
+                for e in range(*passes(u, size, len(rows)))
                 for i in epoch_order(len(rows), config.seed, e)
             ]
-            start = u * size - _epochs(u, size, len(rows))[0] * len(rows)
+            start = u * size - passes(u, size, len(rows))[0] * len(rows)
             # Micro-batches of an update of LaTRO, so that several processes can share them.
             parts = list(chunks(np.array(order[start : start + size]), config.batch_size_training))
             batches = [
@@ -500,216 +493,6 @@ class LatroRunner:
         self.update = state["n_updates"]
         if directory.parent == self.run_dir:  # what another run found best is not kept here
             self.best = state["best_accuracy"]
-
-
-class Data:
-    """The items of a run, their prompts, and where a rationale ends."""
-
-    def __init__(self, config: LatroConfig, tokenizer: Any):
-        self.config, self.tokenizer = config, tokenizer
-        self.questions = Questions(config, tokenizer)
-        by_text = config.stop_matching == "text"
-        sequences = () if by_text else tuple(tuple(tokenizer.encode(s)) for s in config.stop_seqs)
-        self.stops = Stops(
-            self.questions.stop_ids,
-            tokenizer.decode,
-            tuple(config.stop_seqs) if by_text else (),
-            sequences,
-        )
-        self.separator_ids = tokenizer.encode(config.separator) if config.separator else []
-
-    @cached_property
-    def train(self) -> list[dict[str, Any]]:
-        """The items trained on. Raises UserError if they are fewer than an update takes."""
-        items, wanted = self.items("train"), self.config.n_prompts
-        if len(items) < wanted:
-            raise UserError(
-                self.questions.path("train"),
-                f"{len(items)} prompts are fewer than the {wanted} of one update; lower"
-                " batch_size_training or gradient_accumulation_steps, or raise rloo_k",
-            )
-        return items
-
-    @cached_property
-    def validation(self) -> list[dict[str, Any]]:
-        """The items held out for choosing the best checkpoint."""
-        return self.items("validation")
-
-    def items(self, split: str) -> list[dict[str, Any]]:
-        """The items of a split."""
-        return self.questions.items(split)
-
-    def prompt(self, item: dict[str, Any]) -> Row:
-        """The prompt's tokens, thoughts behind them if the run has any."""
-        return self.questions.prompt(item)
-
-    def rollout(self, prompt: Row, tokens: Sequence[int], item: dict[str, Any]) -> Rollout:
-        """A sampled rationale with the item's answer behind it."""
-        config = self.config
-        return make_rollout(
-            prompt,
-            tokens,
-            item["response_ids"],
-            self.stops,
-            config.separator,
-            self.tokenizer.encode,
-            config.include_stop,
-        )
-
-    def prompts_of(self, u: int) -> list[dict[str, Any]]:
-        """The items of an update: passes over train in shuffled order, joined end to end."""
-        n, size = len(self.train), self.config.n_prompts
-        first, stop = _epochs(u, size, n)
-        order = [i for e in range(first, stop) for i in epoch_order(n, self.config.seed, e)]
-        start = u * size - first * n
-        return [self.train[i] for i in order[start : start + size]]
-
-    def written_rows(self) -> list[Row]:
-        """What the warm start learns: items with a rationale, all behind the prompt labelled."""
-        written = [i for i in self.train if i.get("rationales", "").strip()]
-        if not written:
-            raise UserError(
-                self.questions.path("train"),
-                "warm_start_updates: no item has a rationale to learn from; set it to 0",
-            )
-        rows = []
-        for item in written[: self.config.warm_start_items]:
-            prompt = self.prompt(item)
-            rationale = self.tokenizer.encode(item["rationales"].rstrip())
-            target = [*rationale, *self.separator_ids, *item["response_ids"]]
-            labels = [IGNORED] * len(prompt.ids) + target
-            rows.append(replace(prompt, ids=[*prompt.ids, *target], labels=labels))
-        return rows
-
-
-def check_room(
-    data: Data, items: Sequence[dict[str, Any]], n_positions: int | None, where: str
-) -> None:
-    """Raise UserError unless prompt, rationale, separator and answer have positions."""
-    longest = max(len(data.prompt(item).ids) + len(item["response_ids"]) for item in items)
-    room = (n_positions or math.inf) - longest - len(data.separator_ids)
-    if room < data.config.response_length:
-        raise UserError(
-            where,
-            f"response_length: the longest question and answer leave {room} of {n_positions}"
-            f" positions; lower it from {data.config.response_length}",
-        )
-
-
-def _epochs(u: int, size: int, n: int) -> tuple[int, int]:
-    """(first, behind the last) pass over n items that update u of `size` items reads from."""
-    return u * size // n, ((u + 1) * size - 1) // n + 1
-
-
-def newest(run_dir: Path) -> Path | None:
-    """The checkpoint of a LaTRO run that got furthest."""
-    found = [p for p in run_dir.glob("update_*") if p.is_dir() and _UPDATE.fullmatch(p.name)]
-    return max(found, key=lambda p: int(p.name[7:]), default=None)
-
-
-def resumed_from(config: LatroConfig) -> Path | None:
-    """The checkpoint a run goes on from: its own newest one, or else checkpoint_path.
-
-    Raises UserError if it is damaged or none of LaTRO's.
-    """
-    found = newest(config.run_dir)
-    if found is None and config.checkpoint_path:
-        found = Path(config.checkpoint_path)
-    if found is not None:
-        checkpoint.verify(found)
-        made_with = checkpoint.read_json(found / checkpoint.COCONUT).get("method")
-        if made_with != "latro":
-            raise UserError(
-                str(found),
-                f"was trained by {made_with}, so LaTRO cannot go on from it; begin with its weights"
-                " (load_model_path instead of checkpoint_path)",
-            )
-    return found
-
-
-def warm_weights(config: LatroConfig) -> Path | None:
-    """The weights a warm start ended with: this run's, or those of the run of checkpoint_path.
-
-    They are the reference. Raises UserError if that run has them no more.
-    """
-    runs = [config.run_dir]
-    if config.checkpoint_path:
-        runs.append(Path(config.checkpoint_path).resolve().parent)
-    found = next((run / WARM_START for run in runs if (run / WARM_START).is_dir()), None)
-    if found is None and config.checkpoint_path and config.warm_start_updates and config.kl_coef:
-        raise UserError(
-            str(runs[1] / WARM_START),
-            "gone, and with it the reference of the KL term; bring it back, or set kl_coef: 0",
-        )
-    return found
-
-
-def whole_update(config: LatroConfig, n_processes: int) -> LatroConfig:
-    """The run that one process would have to do for the result of several."""
-    steps = config.gradient_accumulation_steps * n_processes
-    return replace(config, gradient_accumulation_steps=steps)
-
-
-def plan_lines(config: LatroConfig, n_items: int, n_processes: int = 1) -> list[str]:
-    """Updates and both ways of counting epochs, in words. config: of all processes together."""
-    total = config.n_updates(n_items)
-    P, B = config.n_prompts, config.local_batch
-    shared = f", dealt out to {n_processes} processes" if n_processes > 1 else ""
-    return [
-        f"{total:,} updates of {P:,} prompts x {config.rloo_k} rationales = {B:,} rollouts"
-        f" ({config.batch_size_training} rows x {config.gradient_accumulation_steps}"
-        f" micro-batches{shared})",
-        f"epochs: {total * P / n_items:.2f} passes over {n_items:,} prompts;"
-        f" counted in rollouts, as released, {total * B / n_items:.2f}",
-    ]
-
-
-def print_latro_plan(config: LatroConfig, twin: str, n_processes: int = 1) -> None:
-    """Check everything that needs no weights and print the plan of a LaTRO run.
-
-    n_processes: how many the run is spread over. Of a model of the hub only what describes it is
-    fetched. Raises UserError.
-    """
-    from coconut.plan import evaluation_bytes, find_model, to_fetch, training_bytes
-
-    last, config = resumed_from(config), whole_update(config, n_processes)
-    warm_weights(config)
-    model, console = find_model(config, last), Console()
-    shape = model.shape
-    if model.source is not None:
-        check_twin(twin, config.adapter, model.source.config, model.name)
-    size = f"{shape.n_params / 1e6:.1f}M params" if shape else "size unknown"
-    lines = [f"{twin} | {model.name} | {size} | run {config.name} | latro, preset {config.preset}"]
-    lines += filter(None, (model.note, to_fetch(config, last)))
-    if model.tokenizer is None:
-        lines += plan_lines(config, len(DataSet(config).numbered("train")), n_processes)
-    else:
-        data = Data(config, model.tokenizer)
-        lines += plan_lines(config, len(data.train), n_processes)
-        lines.append(
-            f"evaluates {min(config.evaluation_items, len(data.validation)):,} of"
-            f" {len(data.validation):,} items of {data.questions.path('validation')}"
-            + (" held out of train" if data.questions.is_held_out else "")
-        )
-        longest = max(len(data.prompt(i).ids) + len(i["response_ids"]) for i in data.train)
-        L = config.response_length
-        lines.append(
-            f"longest row {longest + L} tokens: prompt and answer {longest}, rationale {L}"
-        )
-        if shape is not None:
-            asked = data.train + data.validation
-            check_room(data, asked, shape.n_positions, str(config.run_dir))
-            rows = config.batch_size_training
-            options = (config.bf16, config.gradient_checkpointing)
-            step = training_bytes(shape, rows, longest + L, rows * (L + longest), *options)
-            step += 4 * shape.n_params * (config.kl_coef > 0)
-            draw = evaluation_bytes(shape, config.rollout_batch_size, longest, L, config.bf16)
-            lines.append(
-                f"estimated peak memory: update {step / 1e9:.2f} GB, sampling {draw / 1e9:.2f} GB"
-            )
-    for line in lines:
-        console.say(line)
-    console.say("checked: no model was built, no weights were downloaded, nothing was written")
 
 
 def _eval_line(title: str, found: dict[str, Any]) -> str:

@@ -19,7 +19,7 @@ import numpy as np
 from coconut.backend import Backend
 from coconut.errors import UserError
 from coconut.latro_config import LatroConfig
-from coconut.latro_runner import Data, check_room
+from coconut.latro_data import Data, check_room
 from coconut.preexperiment import answer_logprobs
 from coconut.questions import Item
 from coconut.rollouts import exchanged

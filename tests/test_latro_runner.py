@@ -16,13 +16,8 @@ from coconut.config import PUBLISHED_NAMES, check_config, load_config
 from coconut.curves import read_history
 from coconut.errors import UserError
 from coconut.latro_config import LatroConfig
-from coconut.latro_runner import (
-    LatroRunner,
-    plan_lines,
-    print_latro_plan,
-    read_curve,
-    resumed_from,
-)
+from coconut.latro_plan import plan_lines, print_latro_plan, resumed_from
+from coconut.latro_runner import LatroRunner, read_curve
 from coconut.report import panels_of
 
 REPOSITORY = Path(__file__).parent.parent

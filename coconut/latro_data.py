@@ -1,0 +1,115 @@
+"""The data of a LaTRO run: its items, their prompts, where a rationale ends, what fits."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import cached_property
+from typing import Any
+
+from coconut.batch import epoch_order
+from coconut.curriculum import IGNORED, Row
+from coconut.errors import UserError
+from coconut.latro_config import LatroConfig
+from coconut.questions import Questions
+from coconut.rollouts import Rollout, Stops, make_rollout
+
+
+class Data:
+    """The items of a run, their prompts, and where a rationale ends."""
+
+    def __init__(self, config: LatroConfig, tokenizer: Any):
+        self.config, self.tokenizer = config, tokenizer
+        self.questions = Questions(config, tokenizer)
+        by_text = config.stop_matching == "text"
+        sequences = () if by_text else tuple(tuple(tokenizer.encode(s)) for s in config.stop_seqs)
+        self.stops = Stops(
+            self.questions.stop_ids,
+            tokenizer.decode,
+            tuple(config.stop_seqs) if by_text else (),
+            sequences,
+        )
+        self.separator_ids = tokenizer.encode(config.separator) if config.separator else []
+
+    @cached_property
+    def train(self) -> list[dict[str, Any]]:
+        """The items trained on. Raises UserError if they are fewer than an update takes."""
+        items, wanted = self.items("train"), self.config.n_prompts
+        if len(items) < wanted:
+            raise UserError(
+                self.questions.path("train"),
+                f"{len(items)} prompts are fewer than the {wanted} of one update; lower"
+                " batch_size_training or gradient_accumulation_steps, or raise rloo_k",
+            )
+        return items
+
+    @cached_property
+    def validation(self) -> list[dict[str, Any]]:
+        """The items held out for choosing the best checkpoint."""
+        return self.items("validation")
+
+    def items(self, split: str) -> list[dict[str, Any]]:
+        """The items of a split."""
+        return self.questions.items(split)
+
+    def prompt(self, item: dict[str, Any]) -> Row:
+        """The prompt's tokens, thoughts behind them if the run has any."""
+        return self.questions.prompt(item)
+
+    def rollout(self, prompt: Row, tokens: Sequence[int], item: dict[str, Any]) -> Rollout:
+        """A sampled rationale with the item's answer behind it."""
+        config = self.config
+        return make_rollout(
+            prompt,
+            tokens,
+            item["response_ids"],
+            self.stops,
+            config.separator,
+            self.tokenizer.encode,
+            config.include_stop,
+        )
+
+    def prompts_of(self, u: int) -> list[dict[str, Any]]:
+        """The items of an update: passes over train in shuffled order, joined end to end."""
+        n, size = len(self.train), self.config.n_prompts
+        first, stop = passes(u, size, n)
+        order = [i for e in range(first, stop) for i in epoch_order(n, self.config.seed, e)]
+        start = u * size - first * n
+        return [self.train[i] for i in order[start : start + size]]
+
+    def written_rows(self) -> list[Row]:
+        """What the warm start learns: items with a rationale, all behind the prompt labelled."""
+        written = [i for i in self.train if i.get("rationales", "").strip()]
+        if not written:
+            raise UserError(
+                self.questions.path("train"),
+                "warm_start_updates: no item has a rationale to learn from; set it to 0",
+            )
+        rows = []
+        for item in written[: self.config.warm_start_items]:
+            prompt = self.prompt(item)
+            rationale = self.tokenizer.encode(item["rationales"].rstrip())
+            target = [*rationale, *self.separator_ids, *item["response_ids"]]
+            labels = [IGNORED] * len(prompt.ids) + target
+            rows.append(replace(prompt, ids=[*prompt.ids, *target], labels=labels))
+        return rows
+
+
+def check_room(
+    data: Data, items: Sequence[dict[str, Any]], n_positions: int | None, where: str
+) -> None:
+    """Raise UserError unless prompt, rationale, separator and answer have positions."""
+    longest = max(len(data.prompt(item).ids) + len(item["response_ids"]) for item in items)
+    room = (n_positions or math.inf) - longest - len(data.separator_ids)
+    if room < data.config.response_length:
+        raise UserError(
+            where,
+            f"response_length: the longest question and answer leave {room} of {n_positions}"
+            f" positions; lower it from {data.config.response_length}",
+        )
+
+
+def passes(u: int, size: int, n: int) -> tuple[int, int]:
+    """(first, behind the last) pass over n items that update u of `size` items reads from."""
+    return u * size // n, ((u + 1) * size - 1) // n + 1
