@@ -12,7 +12,8 @@ from coconut.console import Console
 from coconut.errors import UserError
 from coconut.latro_config import LatroConfig
 from coconut.latro_data import Data, check_room
-from coconut.plan import evaluation_bytes, find_model, to_fetch, training_bytes
+from coconut.memory import evaluation_bytes, training_bytes
+from coconut.plan import find_model, to_fetch
 from coconut.questions import DataSet
 
 WARM_START = "warm_start"

@@ -33,7 +33,7 @@ from coconut.checkpoint import describe
 from coconut.config import Lora, RunConfig
 from coconut.errors import UserError
 from coconut.feedback import Setup, parse
-from coconut.plan import shape_of
+from coconut.memory import shape_of
 
 EOS = TOKENS["eos"]
 LLAMA_LIKE = {

@@ -13,16 +13,8 @@ from test_source import IDS, MARKED, checkpoint
 
 from coconut.config import RunConfig, check_config
 from coconut.errors import UserError
-from coconut.plan import (
-    LONGEST,
-    PUBLISHED_SHAPES,
-    SPREAD,
-    evaluation_bytes,
-    print_plan,
-    resume_in_words,
-    shape_of,
-    training_bytes,
-)
+from coconut.memory import evaluation_bytes, shape_of, training_bytes
+from coconut.plan import LONGEST, PUBLISHED_SHAPES, SPREAD, print_plan, resume_in_words
 
 ROOT = Path(__file__).parents[1]
 TINY = ROOT / "args" / "models" / "tiny_gpt2.json"
