@@ -125,6 +125,7 @@ COMMANDS: dict[str, How] = {
     ),
     "python -m mlx_coconut.fuse *": How(),
     "python -m bench *": How(parse="takes half an hour"),
+    "python -m bench.recipe": How(parse="takes half an hour"),
     "python convert/adapters.py *": How(),
     "python -m mlx_coconut.inspect --model runs/*": How(),
     "python -m coconut.report *": How(swap={"runs/tiny-qwen": "runs/tiny-eval"}),
