@@ -355,7 +355,7 @@ def pair(tmp_path_factory) -> Callable[[str], tuple[Path, list[dict[str, Any]]]]
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
-            timeout=300,  # seconds: the two may have to share one busy core
+            timeout=900,  # seconds: the two may have to share one busy core
         )
         found = [folder / f"process_{rank}.json" for rank in (0, 1)]
         assert all(path.exists() for path in found), done.stdout + done.stderr
