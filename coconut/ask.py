@@ -48,20 +48,20 @@ def add_model(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--base", metavar="DIR", help="where an adapter's base is, if it was moved")
 
 
-def _answer(make_backend: MakeBackend, options: argparse.Namespace) -> None:
-    problems = [
-        f"--{name}: must be at least {low}, got {value}"
-        for name, value, low in (
-            ("latents", options.latents, 0),
-            ("max-new-tokens", options.max_new_tokens, 1),
-            ("batch-size", options.batch_size, 1),
-            ("temperature", options.temperature, 0),
-            ("seed", options.seed, 0),
-        )
+def too_low(options: argparse.Namespace, **least: int) -> list[str]:
+    """What is wrong with the options that have a least value; one that was not given is right."""
+    given = ((name, getattr(options, name), low) for name, low in least.items())
+    return [
+        f"--{name.replace('_', '-')}: must be at least {low}, got {value}"
+        for name, value, low in given
         # Not `value < low`: a NaN is not below anything.
         if value is not None and not value >= low
     ]
-    if problems:
+
+
+def _answer(make_backend: MakeBackend, options: argparse.Namespace) -> None:
+    least = {"latents": 0, "max_new_tokens": 1, "batch_size": 1, "temperature": 0, "seed": 0}
+    if problems := too_low(options, **least):
         raise UserError("command line", *problems)
     questions = options.question or [line.rstrip("\n") for line in sys.stdin]
     questions = [question for question in questions if question.strip()]

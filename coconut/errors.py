@@ -24,8 +24,14 @@ class UserError(Exception):
         super().__init__(message)
 
 
-def guarded(run: Callable[[], None]) -> None:
-    """Call `run`; a UserError becomes its message on stderr and exit status 2."""
+def guarded(
+    run: Callable[[], None],
+    stopped: str = "stopped; the same command continues from the last checkpoint",
+) -> None:
+    """Call `run`; a UserError becomes its message on stderr and exit status 2.
+
+    stopped: what to say if the user stops it; the status is then 130.
+    """
     try:
         run()
     except UserError as error:
@@ -36,5 +42,5 @@ def guarded(run: Callable[[], None]) -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
     except KeyboardInterrupt:
-        print("stopped; the same command continues from the last checkpoint", file=sys.stderr)
+        print(stopped, file=sys.stderr)
         sys.exit(130)

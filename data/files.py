@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import json
 import os
-import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TextIO
 
-from coconut.errors import UserError
+from coconut.errors import UserError, guarded
 
 Item = dict[str, Any]
 
@@ -97,11 +96,4 @@ def write_items(path: Path | str, items: Iterable[Item]) -> int:
 
 def command(main: Callable[[], None]) -> None:
     """Run a command's main: bad input is one message on stderr and exit status 2, no traceback."""
-    try:
-        main()
-    except UserError as error:
-        print(error, file=sys.stderr)
-        sys.exit(2)
-    except KeyboardInterrupt:
-        print("interrupted; nothing half-written is left", file=sys.stderr)
-        sys.exit(130)
+    guarded(main, "interrupted; nothing half-written is left")

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from coconut.answers import OUTCOMES, classify_chain, exact_match, extract
-from coconut.ask import add_model
+from coconut.ask import add_model, too_low
 from coconut.backend import Decoding
 from coconut.batch import collate
 from coconut.checkpoint import sha256, write_text
@@ -620,18 +620,8 @@ def main(twin: str, make_backend: MakeBackend, argv: Sequence[str] | None = None
 def _run(twin: str, make_backend: MakeBackend, given: argparse.Namespace) -> None:
     from data import prosqa
 
-    problems = [
-        f"--{name}: must be at least {low}, got {value}"
-        for name, value, low in (
-            ("items", given.items, 2),
-            ("latents", given.latents, 0),
-            ("batch-size", given.batch_size, 1),
-            ("max-new-tokens", given.max_new_tokens, 1),
-            ("seed", given.seed, 0),
-        )
-        if value is not None and value < low
-    ]
-    if problems:
+    least = {"items": 2, "latents": 0, "batch_size": 1, "max_new_tokens": 1, "seed": 0}
+    if problems := too_low(given, **least):
         raise UserError("command line", *problems)
     items = prosqa.read(given.data)[: given.items]
     lens = Lens(given.model, make_backend, given.latents, given.base)

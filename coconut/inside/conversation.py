@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, TextIO, cast
 import rich.console
 
 from coconut.answers import exact_match
-from coconut.ask import add_model
+from coconut.ask import add_model, too_low
 from coconut.backend import Decoding
 from coconut.batch import collate
 from coconut.console import Console
@@ -249,16 +249,7 @@ def main(twin: str, make_backend: MakeBackend, argv: Sequence[str] | None = None
     options = parser.parse_args(argv)
 
     def run() -> None:
-        problems = [
-            f"--{name}: must be at least {low}, got {value}"
-            for name, value, low in (
-                ("latents", options.latents, 0),
-                ("max-new-tokens", options.max_new_tokens, 1),
-                ("seed", options.seed, 0),
-            )
-            if value is not None and value < low
-        ]
-        if problems:
+        if problems := too_low(options, latents=0, max_new_tokens=1, seed=0):
             raise UserError("command line", *problems)
         lens = Lens(options.model, make_backend, options.latents, options.base)
         chat = Chat(lens, rich.console.Console(), options.max_new_tokens, options.seed)

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from coconut.ask import add_model
+from coconut.ask import add_model, too_low
 from coconut.checkpoint import write_text
 from coconut.dataset import read_items
 from coconut.errors import UserError, guarded
@@ -63,15 +63,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def asked_questions(options: argparse.Namespace) -> list[Asked]:
     """The questions the options name. Raises UserError for options that do not go together."""
-    problems = [
-        f"--{name}: must be at least {low}, got {value}"
-        for name, value, low in (
-            ("latents", options.latents, 0),
-            ("max-new-tokens", options.max_new_tokens, 1),
-            ("top", options.top, 1),
-        )
-        if value is not None and value < low
-    ]
+    problems = too_low(options, latents=0, max_new_tokens=1, top=1)
     if options.idx is not None and options.data is None:
         problems.append("--idx: chooses items of a file; give --data FILE too")
     if problems:
