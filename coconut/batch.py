@@ -121,6 +121,21 @@ def _round_up(n: int, multiple: int) -> int:
     return -(-n // multiple) * multiple
 
 
+def rows_of(source: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Rows sorted by the prompt they go on from: (prompts (P,), table (P, M), place (R,)).
+
+    source (R,): the prompt of each row. prompts: those in use, ascending. table: the rows of each,
+    filled up with row 0 to M, the most of any. place: where each row stands in the flat table.
+    """
+    prompts, prompt, counts = np.unique(source, return_inverse=True, return_counts=True)
+    order = np.argsort(prompt, kind="stable")
+    column = np.empty_like(order)
+    column[order] = np.arange(len(order)) - np.repeat(np.cumsum(counts) - counts, counts)
+    table = np.zeros((len(prompts), counts.max()), np.int64)
+    table[prompt, column] = np.arange(len(source))
+    return prompts, table, prompt * counts.max() + column
+
+
 def epoch_order(n: int, seed: int, epoch: int) -> np.ndarray:
     """The shuffled order of n items in an epoch; depends on nothing else."""
     return np.random.default_rng([seed, epoch]).permutation(n)

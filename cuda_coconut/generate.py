@@ -75,10 +75,8 @@ def sample(
     hidden = state.hidden[to_device(source, device), to_device(last, device)]
     # Only real tokens are keys: a pad behind a short prompt must stay unseen.
     seen = to_device((~mask[source]).astype(np.float32) * NEVER, device)
-    cache = DecodeCache(state.cache)
+    cache = DecodeCache(state.cache, source, model.shares_prompts)
     del state
-    if not np.array_equal(source, np.arange(len(batch.ids))):
-        cache.keep(to_device(source, device))
     positions = numbers[source, last]
     uniforms = decoding.uniforms(streams)
     out = [Sampled([], []) for _ in source]
@@ -97,7 +95,7 @@ def sample(
         if writing.mean() < COMPACT_AT:
             keep = np.flatnonzero(writing)
             rows, tokens, positions = rows[keep], tokens[keep], positions[keep]
-            cache.keep(to_device(keep, device))
+            cache.keep(keep)
             seen = seen[to_device(keep, device)]
         positions = positions + 1
         seen = torch.cat([seen, seen.new_zeros((len(rows), 1))], dim=1)

@@ -82,8 +82,7 @@ def continuation_logprobs(
         hides = [np.broadcast_to(~batch.mask[prompts, None], (len(chunk), n, T))]
         hides.append(np.broadcast_to(future, (len(chunk), n, n)))
         positions = batch.positions[prompts, last[prompts], None] + 1 + np.arange(n)
-        cache = DecodeCache(state.cache)
-        cache.keep(to_device(prompts, device))
+        cache = DecodeCache(state.cache, prompts, model.shares_prompts)
         x = model.embed(to_device(ids, device))
         hidden_keys = np.concatenate(hides, axis=2)[:, None] * np.float32(NEVER)
         mask = to_device(hidden_keys, device).to(x.dtype)

@@ -74,10 +74,8 @@ def sample(
     hidden = state.hidden[mx.array(source), mx.array(last)]
     # Only real tokens are keys: a pad behind a short prompt must stay unseen.
     seen = mx.array((~mask[source]).astype(np.float32) * NEVER)
-    cache = DecodeCache(state.cache)
+    cache = DecodeCache(state.cache, source, model.shares_prompts)
     del state
-    if not np.array_equal(source, np.arange(len(batch.ids))):
-        cache.keep(mx.array(source))
     positions = numbers[source, last]
     uniforms = decoding.uniforms(streams)
     out = [Sampled([], []) for _ in source]
@@ -96,7 +94,7 @@ def sample(
         if writing.mean() < COMPACT_AT:
             keep = np.flatnonzero(writing)
             rows, tokens, positions = rows[keep], tokens[keep], positions[keep]
-            cache.keep(mx.array(keep))
+            cache.keep(keep)
             seen = seen[mx.array(keep)]
         positions = positions + 1
         seen = mx.concatenate([seen, mx.zeros((len(rows), 1))], axis=1)

@@ -78,8 +78,7 @@ def continuation_logprobs(
         hides = [np.broadcast_to(~batch.mask[prompts, None], (len(chunk), n, T))]
         hides.append(np.broadcast_to(future, (len(chunk), n, n)))
         positions = batch.positions[prompts, last[prompts], None] + 1 + np.arange(n)
-        cache = DecodeCache(state.cache)
-        cache.keep(mx.array(prompts))
+        cache = DecodeCache(state.cache, prompts, model.shares_prompts)
         x = model.embed(mx.array(ids))
         hidden_keys = np.concatenate(hides, axis=2)[:, None] * np.float32(NEVER)
         mask = mx.array(hidden_keys).astype(x.dtype)

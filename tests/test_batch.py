@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from golden_models import TOKENS, as_row, golden
 
-from coconut.batch import TARGET_MULTIPLE, chunks, collate, epoch_order
+from coconut.batch import TARGET_MULTIPLE, chunks, collate, epoch_order, rows_of
 from coconut.curriculum import IGNORED, Row
 
 EOS, LATENT = TOKENS["eos"], TOKENS["latent"]
@@ -150,3 +150,16 @@ def test_chunks_cover_the_order_and_the_last_may_be_short() -> None:
     parts = list(chunks(np.arange(10), 4))
     assert [len(part) for part in parts] == [4, 4, 2]
     assert np.concatenate(parts).tolist() == list(range(10))
+
+
+@pytest.mark.parametrize(
+    "source",
+    [[0], [3, 3, 3], [0, 0, 2, 2], [5, 1, 5, 5, 0, 1]],
+    ids=["one", "three", "even", "mixed"],
+)
+def test_rows_are_found_by_their_prompt_and_back(source):
+    used, table, place = rows_of(np.array(source))
+    assert used.tolist() == sorted(set(source))
+    assert table.shape == (len(used), max(source.count(prompt) for prompt in used))
+    assert table.reshape(-1)[place].tolist() == list(range(len(source)))
+    assert used[place // table.shape[1]].tolist() == source

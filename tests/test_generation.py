@@ -299,3 +299,68 @@ def test_a_row_ends_where_the_caller_says_so(twin):
     free = decode(twin, rows, Decoding(N_NEW, eos_id=-1))
     decoding = Decoding(N_NEW, eos_id=-1, stops=lambda tokens: tokens == free[0][:4])
     assert decode(twin, rows, decoding) == [free[0][:4], free[1]]
+
+
+# ---- rows that share a prompt
+
+SOURCES = {
+    "even": [0, 0, 1, 1, 2, 2],
+    "uneven": [0, 0, 0, 1, 2, 2, 2, 2],
+    "mixed": [2, 0, 2, 1, 0, 2],
+    "one each": [1, 0, 2],
+}
+ALIKE = 5e-5
+"""Largest gap of a log-probability; observed 4e-6."""
+
+
+@pytest.mark.parametrize("compact_at", [0.0, 0.75, 1.01])
+@pytest.mark.parametrize("name", ["gpt2-tiny", "qwen2-tiny"])
+@pytest.mark.parametrize("source", SOURCES.values(), ids=SOURCES)
+def test_rows_of_a_prompt_say_what_each_says_alone(twin, monkeypatch, name, source, compact_at):
+    monkeypatch.setattr(twin.generate, "COMPACT_AT", compact_at)
+    monkeypatch.setattr(twin.generate.DecodeCache, "STEP", 3)
+    model, _, _ = twin.weights.load_model(MODELS / name)
+    rows = prompts(14, (2, 0, 1))
+    # Rows end at different times.
+    decoding = Decoding(9, -1, temperature=1.0, seed=2, stops=lambda tokens: tokens[-1] % 5 == 0)
+
+    def sample(rows, source, streams):
+        batch = collate(rows, EOS)
+        return twin.generate.sample(
+            model, batch, batch.n_passes, decoding, np.array(source), streams
+        )
+
+    together = sample(rows, source, [(i,) for i in range(len(source))])
+    alone = [sample([rows[prompt]], [0], [(i,)])[0] for i, prompt in enumerate(source)]
+    assert [row.tokens for row in together] == [row.tokens for row in alone]
+    assert len({len(row.tokens) for row in together}) > 1
+    for row, own in zip(together, alone, strict=True):
+        np.testing.assert_allclose(row.logprobs, own.logprobs, atol=ALIKE)
+
+
+def test_the_keys_of_a_prompt_are_kept_once_and_leave_with_its_last_row(twin, monkeypatch):
+    monkeypatch.setattr(twin.generate, "COMPACT_AT", 1.01)
+    model, _, _ = twin.weights.load_model(MODEL)
+    batch = collate(prompts(15, (2, 0)), EOS)
+    caches, kept = [], []
+    cls = twin.generate.DecodeCache
+    monkeypatch.setattr(
+        twin.generate, "DecodeCache", lambda *a: caches.append(cls(*a)) or caches[0]
+    )
+
+    def watched(tokens):
+        (cache,) = caches
+        kept.append((len(cache.prompt_keys[0]), len(cache.keys[0])))
+        # The rows of the first prompt end after two tokens.
+        return len(tokens) == 2 and len(kept) in (6, 7, 8)
+
+    source = np.array([0, 0, 0, 1, 1])
+    decoding = Decoding(4, eos_id=-1, stops=watched)
+    rows = twin.generate.sample(
+        model, batch, batch.n_passes, decoding, source, [(i,) for i in range(5)]
+    )
+    assert [len(row.tokens) for row in rows] == [2, 2, 2, 4, 4]
+    assert kept == [(2, 5)] * 10 + [(1, 2)] * 4
+    width = batch.ids.shape[1]
+    assert caches[0].prompt_keys[0].shape[2] == width
+    assert caches[0].used == [3] * len(caches[0].used)  # new tokens alone

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch.utils.checkpoint import checkpoint
 
-from cuda_coconut.cache import SegmentCache
+from cuda_coconut.cache import Segment, SegmentCache, Shared
 
 NEVER = -1e9
 """Added to the score of a key that must not be seen; finite, so that no row can become NaN."""
@@ -63,8 +63,8 @@ def additive_mask(
 
 def attend(
     q: torch.Tensor,
-    keys: Sequence[torch.Tensor],
-    values: Sequence[torch.Tensor],
+    keys: Sequence[Segment],
+    values: Sequence[Segment],
     mask: Mask,
     dropout_rate: float = 0.0,
     key: Key | None = None,
@@ -85,7 +85,7 @@ def attend(
     if (record := _RECORD.get()) is not None:
         record.append(attention_weights(q, keys, mask))
     B, H, T, d = q.shape
-    G = keys[0].shape[1]
+    G = keys[-1].shape[1]
     causal = isinstance(mask, str)
     if len(keys) == 1 and not drops:
         return F.scaled_dot_product_attention(
@@ -99,16 +99,23 @@ def attend(
     if causal:
         mask = torch.full((T, T), NEVER, dtype=q.dtype, device=q.device).triu_(1)
     grouped = (q * d**-0.5).reshape(B, G, H // G * T, d)
-    parts = [grouped @ k.transpose(-1, -2) for k in keys]
+    parts = [_multiply(grouped, k, transposed=True) for k in keys]
     scores = parts[0] if len(parts) == 1 else torch.cat(parts, dim=-1)
     if mask is not None:
-        scores = (scores.view(B, H, T, -1) + mask).view(scores.shape)
-    p = scores.softmax(dim=-1, dtype=torch.float32).to(values[0].dtype)
+        scores = (scores.reshape(B, H, T, -1) + mask).view(scores.shape)
+    p = scores.softmax(dim=-1, dtype=torch.float32).to(values[-1].dtype)
     if drops:
         p = dropout(p, dropout_rate, key)
-    shares = p.split([v.shape[2] for v in values], dim=-1)
-    out = sum(share @ v for share, v in zip(shares, values, strict=True))
-    return out.view(B, H, T, d)
+    shares = p.split([part.shape[-1] for part in parts], dim=-1)
+    out = sum(_multiply(share, v) for share, v in zip(shares, values, strict=True))
+    return out.reshape(B, H, T, d)
+
+
+def _multiply(x: torch.Tensor, segment: Segment, transposed: bool = False) -> torch.Tensor:
+    shared = isinstance(segment, Shared)
+    matrix = segment.array if shared else segment
+    matrix = matrix.transpose(-1, -2) if transposed else matrix
+    return segment.sharing.multiply(x, matrix) if shared else x @ matrix
 
 
 def attention_weights(q: torch.Tensor, keys: Sequence[torch.Tensor], mask: Mask) -> torch.Tensor:

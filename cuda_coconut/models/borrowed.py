@@ -152,6 +152,8 @@ class Borrowed:
 
     scale = 1.0
     """What the model multiplies its embeddings by."""
+    shares_prompts = False
+    """Its own code reads keys as one array of all rows; see `DecodeCache`."""
 
     def embed(self, ids: torch.Tensor) -> torch.Tensor:
         """What the first block reads, which thoughts replace: ids (B, T) -> (B, T, D)."""

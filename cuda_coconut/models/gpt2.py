@@ -99,6 +99,9 @@ class Block(nn.Module):
 class Model(nn.Module):
     """GPT-2 in the three verbs that latent passes need."""
 
+    shares_prompts = True
+    """Whether attention reads the keys of a prompt that several rows go on from; see `Shared`."""
+
     def __init__(self, args: ModelArgs):
         super().__init__()
         self.args = args

@@ -8,7 +8,7 @@ from contextvars import ContextVar
 
 import mlx.core as mx
 
-from mlx_coconut.cache import SegmentCache
+from mlx_coconut.cache import Segment, SegmentCache, Shared
 from mlx_coconut.cpu import replaces, softmax
 
 NEVER = -1e9
@@ -43,8 +43,8 @@ def additive_mask(
 
 def attend(
     q: mx.array,
-    keys: Sequence[mx.array],
-    values: Sequence[mx.array],
+    keys: Sequence[Segment],
+    values: Sequence[Segment],
     mask: mx.array | None,
     dropout_rate: float = 0.0,
     key: mx.array | None = None,
@@ -63,9 +63,9 @@ def attend(
     B, H, T, d = q.shape
     if len(keys) == 1 and not drops and not replaces(q.dtype, B * H * T * keys[0].shape[2]):
         return mx.fast.scaled_dot_product_attention(q, keys[0], values[0], scale=scale, mask=mask)
-    G = keys[0].shape[1]
+    G = keys[-1].shape[1]
     grouped = (q * scale).reshape(B, G, H // G * T, d)
-    parts = [grouped @ k.swapaxes(-1, -2) for k in keys]
+    parts = [_multiply(grouped, k, transposed=True) for k in keys]
     scores = parts[0] if len(parts) == 1 else mx.concatenate(parts, axis=-1)
     if mask is not None:
         scores = (scores.reshape(B, H, T, -1) + mask).reshape(scores.shape)
@@ -73,11 +73,18 @@ def attend(
     if drops:
         p = dropout(p, dropout_rate, key)
     out, start = None, 0
-    for v in values:
-        part = p[..., start : start + v.shape[2]] @ v
+    for v, of_v in zip(values, parts, strict=True):
+        part = _multiply(p[..., start : start + of_v.shape[-1]], v)
         out = part if out is None else out + part
-        start += v.shape[2]
+        start += of_v.shape[-1]
     return out.reshape(B, H, T, d)
+
+
+def _multiply(x: mx.array, segment: Segment, transposed: bool = False) -> mx.array:
+    shared = isinstance(segment, Shared)
+    matrix = segment.array if shared else segment
+    matrix = matrix.swapaxes(-1, -2) if transposed else matrix
+    return segment.sharing.multiply(x, matrix) if shared else x @ matrix
 
 
 def attention_weights(q: mx.array, keys: Sequence[mx.array], mask: mx.array | None) -> mx.array:

@@ -168,6 +168,8 @@ class Borrowed:
 
     scale = 1.0
     """What the model multiplies its embeddings by."""
+    shares_prompts = False
+    """Its own code reads keys as one array of all rows; see `DecodeCache`."""
 
     def embed(self, ids: mx.array) -> mx.array:
         """What the first block reads, which thoughts replace: ids (B, T) -> (B, T, D)."""
