@@ -130,7 +130,7 @@ def _judge(
         "gold": item["answer"],
         "correct": exact_match(answer, item["answer"]),
         "correct_as_number": numeric_match(answer, item["answer"]),
-        "cot_match": cot_match(chain, expected),
+        "cot_match": cot_match(chain, expected) if expected else None,
         "new_tokens": len(new_tokens),
         "ended": bool(new_tokens) and new_tokens[-1] == tokenizer.eos_id,
     }
@@ -143,11 +143,14 @@ def _judge(
 def _count(predictions: Sequence[dict[str, Any]], seconds: float) -> dict[str, Any]:
     n = len(predictions)
     accuracy = sum(p["correct"] for p in predictions) / n
+    # Where all steps are in latents there is no chain to get right or wrong.
+    chains = [p["cot_match"] for p in predictions if p["cot_match"] is not None]
     return {
         "accuracy": accuracy,
         "standard_error": math.sqrt(accuracy * (1 - accuracy) / n),
         "accuracy_as_number": sum(p["correct_as_number"] for p in predictions) / n,
-        "cot_match": sum(p["cot_match"] for p in predictions) / n,
+        "cot_match": sum(chains) / len(chains) if chains else None,
+        "chains": len(chains),
         "n": n,
         "seconds": seconds,
         "samples_per_second": n / seconds,

@@ -130,16 +130,10 @@ def panels_of(runs: Sequence[RunHistory]) -> list[Panel]:
     found = [Panel(title, unit, tuple(series)) for (title, unit), series in others.items()]
     shown = []
     for panel in (*PANELS, *found):
-        series = tuple((n, word) for n, word in panel.series if n in names and _says(n, runs))
+        series = tuple((n, word) for n, word in panel.series if n in names)
         if series:
             shown.append(Panel(panel.title, panel.unit, series, panel.is_share, panel.is_log))
     return shown
-
-
-def _says(name: str, runs: Sequence[RunHistory]) -> bool:
-    # With all steps in latents there is no chain left to get wrong: a line along 100 %.
-    values = [y for run in runs if name in run.curves for y in run.curves[name].y]
-    return name != "eval/cot" or any(y < 1 for y in values)
 
 
 def _natural(name: str) -> list[tuple[int, str]]:

@@ -342,10 +342,9 @@ class Runner:
         lines = [json.dumps(p, ensure_ascii=False) for p in result.predictions]
         self._write("predictions.jsonl", "\n".join(lines) + "\n")
         self._write("summary.json", json.dumps(s, indent=2) + "\n")
-        n = s["n"]
 
-        def share(name: str) -> tuple[int, int] | None:
-            return (round(s[name] * n), n) if name in s else None
+        def share(name: str, n: int = s["n"]) -> tuple[int, int] | None:
+            return (round(s[name] * n), n) if s.get(name) is not None else None
 
         self.console.event(
             "eval",
@@ -356,7 +355,7 @@ class Runner:
             answer=share("accuracy"),
             swapped=share("swapped_accuracy"),
             both=share("both_accuracy"),
-            cot=share("cot_match"),
+            cot=share("cot_match", s["chains"]),
             new_tokens=s["new_tokens_per_question"],
             samples_per_second=s["samples_per_second"],
             peak_memory_bytes=s["peak_memory_bytes"],

@@ -138,6 +138,13 @@ def test_chain_is_compared_with_the_steps_left_at_the_stage(tmp_path, items):
     assert result.summary["accuracy"] == 1.0
 
 
+def test_where_all_steps_are_latents_no_chain_is_counted(tmp_path, items):
+    result, _ = judge(tmp_path, items, answer_of(items, chain=False), stage=99)
+    assert result.summary["accuracy"] == 1.0
+    assert (result.summary["cot_match"], result.summary["chains"]) == (None, 0)
+    assert all(p["cot_match"] is None for p in result.predictions)
+
+
 # ---- the swap test
 
 

@@ -142,15 +142,6 @@ def test_thoughts_of_an_evaluation_are_drawn_a_line_a_latent(tmp_path):
     assert [word for _, word in panels["A thought and the one before"].series] == ["2"]
 
 
-def test_a_chain_that_cannot_be_wrong_is_not_drawn(tmp_path):
-    def words(*cots: float) -> list[str]:
-        events = [evaluation(i, 0.5, cot={"share": cot}) for i, cot in enumerate(cots, start=1)]
-        run = read_history(run_directory(tmp_path / str(cots), events))
-        return [word for _, word in panels_of([run])[1].series]
-
-    assert words(1.0, 1.0) == ["as asked"] and words(1.0, 0.9) == ["as asked", "chain"]
-
-
 def test_a_long_curve_keeps_its_mean_and_range(tmp_path):
     from coconut.curves import Curve
     from coconut.report import _thinned
