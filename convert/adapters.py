@@ -87,8 +87,13 @@ def main(argv: Sequence[str] | None = None) -> None:
         refuse_existing(target)
         settings = read_json(source / ADAPTER_CONFIG)
         if "coconut" in settings:
-            to_peft(source, target)
+            bits = to_peft(source, target)
             print(f"wrote {target}: peft's layout")
+            if bits:
+                print(
+                    f"note: trained beside {bits}-bit weights; peft's layout cannot say so, and on"
+                    " the base in full precision answers may differ a little"
+                )
         else:
             to_ours(source, target, settings, options.base)
             print(f"wrote {target}: a checkpoint of ours, which mlx_lm opens too")
@@ -96,8 +101,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     guarded(run)
 
 
-def to_peft(source: Path, target: Path) -> None:
-    """A checkpoint of ours -> what `peft.PeftModel.from_pretrained(base, DST)` opens."""
+def to_peft(source: Path, target: Path) -> int | None:
+    """A checkpoint of ours -> what `peft.PeftModel.from_pretrained(base, DST)` opens.
+
+    Returns the bits of the base's weights in training; None: they were not quantised.
+    """
     adapter, config = read_adapter(source), describe(source)["config"]
     arrays = from_mlx_lm(adapter, config, _read(source / ADAPTERS)) | _read(source / TRAINED)
     check_arrays({n: w.shape for n, w in arrays.items()}, config, adapter)
@@ -129,6 +137,7 @@ def to_peft(source: Path, target: Path) -> None:
         for name in (COCONUT, FEEDBACK):
             if (source / name).exists():
                 shutil.copy(source / name, partial / name)
+    return lora.quantize or (config.get("quantization") or {}).get("bits")
 
 
 def to_ours(source: Path, target: Path, settings: dict[str, Any], given: str | None) -> None:

@@ -375,6 +375,20 @@ def test_rows_that_a_quantised_base_is_given_leave_the_others_alone(quantized, b
         np.testing.assert_array_equal(np.array(new[name][:n]), np.array(old[name]))
 
 
+@needs_mlx
+@pytest.mark.parametrize("place", ["lora.quantize", "base"])
+def test_pefts_layout_is_said_to_forget_quantised_weights(
+    quantized, base, tmp_path, capsys, place
+):
+    lora, keys = (LORA | {"quantize": 4}, {}) if place == "lora.quantize" else (LORA, {})
+    keys = keys if place == "lora.quantize" else {"model_id": str(quantized)}
+    config = adapter_run(tmp_path, base, lora, num_epochs=1, **keys)
+    start(load_twin("mlx"), config).train()
+    convert([str(config.run_dir / "epoch_01"), str(tmp_path / "out")])
+    assert "trained beside 4-bit weights" in capsys.readouterr().out
+    convert([str(tmp_path / "out"), str(tmp_path / "back")])
+
+
 def test_quantised_weights_are_not_trained_whole(quantized, base, tmp_path):
     with pytest.raises(UserError, match="quantised weights cannot be trained; train beside them"):
         open_source(adapter_run(tmp_path, base, {}, model_id=str(quantized)))
