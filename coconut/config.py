@@ -6,6 +6,7 @@ import difflib
 import importlib
 import math
 import os
+import re
 import stat
 import types
 import typing
@@ -259,6 +260,9 @@ class RunConfig:
     maj_temperature: float = key(1.0, "temperature of the votes", low=0)
     test_at_end: bool = key(False, "latro, sft: the best checkpoint answers the test split, once")
 
+    where = "configuration"
+    """What a message about a key names: the file it was read from."""
+
     @property
     def run_dir(self) -> Path:
         """Directory of the run."""
@@ -320,8 +324,16 @@ def load_config(path: str | Path, overrides: typing.Sequence[str] = ()) -> RunCo
             nested = values.get(group) or {}
             values[group] = {**nested, inner: value} if isinstance(nested, dict) else {inner: value}
         else:
+            values = {given: v for given, v in values.items() if not _gives_way(given, name)}
             values[name] = value
     return check_config(values, where, problems)
+
+
+def _gives_way(given: Any, override: str) -> bool:
+    """Whether a key of the file says what an override says anew, under another name."""
+    if given in PUBLISHED_SWITCHES and override == "method":
+        return True
+    return PUBLISHED_NAMES.get(given, given) == PUBLISHED_NAMES.get(override, override)
 
 
 def check_config(
@@ -337,6 +349,8 @@ def check_config(
     known = {f.name: f for f in fields(kind)}
     hints = typing.get_type_hints(kind)
     config = kind()
+    config.where = where
+    failed = set()
     for given, value in values.items():
         name = PUBLISHED_NAMES.get(given, given) if isinstance(given, str) else given
         if name != given and name in values:
@@ -350,13 +364,18 @@ def check_config(
             setattr(config, name, _convert(name, value, hints[name], known[name].metadata))
         except ValueError as error:
             problems.append(f"{given}: {error}")
-    problems += _resolve_method(config)
-    problems += _combinations(config)
-    problems += _data_set_problems(config, values)
-    problems += _generate_problems(config)
-    problems += _lora_problems(config)
-    problems += _missing_files(config)
-    problems += config.problems(values)
+            failed.add(name)
+    together = [
+        *_resolve_method(config),
+        *_combinations(config),
+        *_data_set_problems(config, values),
+        *_generate_problems(config),
+        *_lora_problems(config),
+        *_missing_files(config),
+        *config.problems(values),
+    ]
+    # A key that could not be read has its default here, about which nothing need be said.
+    problems += [line for line in together if failed.isdisjoint(re.findall(r"\w+", line))]
     if problems:
         raise UserError(where, *problems)
     return config

@@ -136,10 +136,10 @@ def _download(
         raise HubUnreachable(
             named,
             "not whole in the local cache, and HF_HUB_OFFLINE forbids the network; run once"
-            " without it, or give a directory as model_id"
+            " without it, or name a directory instead"
             if constants.HF_HUB_OFFLINE
-            else "not in the local cache and the hub cannot be reached; connect once, or give a"
-            " directory as model_id",
+            else "not in the local cache and the hub cannot be reached; connect once, or name a"
+            " directory instead",
         ) from None
     except (connection_error, OSError) as error:
         status, reason = status_and_reason(error)

@@ -247,7 +247,7 @@ def _feedback(
     markers = (tokenizer.start_id, tokenizer.end_id, tokenizer.latent_id)
     if config.method == "latro" and asked.unscored:
         raise UserError(
-            (config.feedback and "configuration") or str(directory),
+            config.where if config.feedback else str(directory),
             f"feedback {asked}: latro cannot score {', '.join(asked.unscored)}; set feedback to a"
             " rule without (and replace_feedback: True if the checkpoint has another)",
         )
@@ -255,14 +255,14 @@ def _feedback(
     is_trained = own is not None and asked.without_noise == own.without_noise
     if config.method == "latro" and asked.is_fitted and not is_trained:
         raise UserError(
-            (config.feedback and "configuration") or str(directory),
+            config.where if config.feedback else str(directory),
             f"feedback {asked}: latro fits no linear; start from a checkpoint that has it",
         )
     setup = Setup(asked, markers, tokenizer.eos_id, len(tokenizer), is_trained)
     n_layers = model.get("n_layer", model.get("num_hidden_layers"))
     n_rows = max(model.get("vocab_size") or 0, len(tokenizer))
     if type(n_layers) is int and (problems := setup.problems(n_layers, n_rows)):
-        raise UserError((config.feedback and "configuration") or str(directory), *problems)
+        raise UserError(config.where if config.feedback else str(directory), *problems)
     return setup
 
 

@@ -377,9 +377,7 @@ def test_rows_that_a_quantised_base_is_given_leave_the_others_alone(quantized, b
 
 @needs_mlx
 @pytest.mark.parametrize("place", ["lora.quantize", "base"])
-def test_pefts_layout_is_said_to_forget_quantised_weights(
-    quantized, base, tmp_path, capsys, place
-):
+def test_pefts_layout_is_said_to_forget_quantised_weights(quantized, base, tmp_path, capsys, place):
     lora, keys = (LORA | {"quantize": 4}, {}) if place == "lora.quantize" else (LORA, {})
     keys = keys if place == "lora.quantize" else {"model_id": str(quantized)}
     config = adapter_run(tmp_path, base, lora, num_epochs=1, **keys)

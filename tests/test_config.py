@@ -362,6 +362,24 @@ def test_overrides_replace_single_keys(folder: Path) -> None:
     assert (config.lr, config.name, config.bf16) == (1e-3, "other", True)
 
 
+def test_an_override_replaces_what_the_file_says_under_another_name(folder: Path) -> None:
+    path = published(folder, PROSQA)  # name: ..., coconut: True
+    config = load_config(path, ["run_name=other", "learning_rate=0.5", "method=no_cot"])
+    assert (config.name, config.lr, config.method) == ("other", 0.5, "no_cot")
+    assert load_config(path, ["run_name=one", "name=two"]).name == "two"
+    with pytest.raises(UserError, match="contradicts"):
+        load_config(path, ["method=no_cot", "cot=True"])
+
+
+def test_a_value_that_cannot_be_read_is_one_line(valid: dict) -> None:
+    # Of 0 rows no update is made up, so nothing is said of what they would make together.
+    keys = {"method": "latro", "dataset_name": "gsm8k", "rloo_k": 3}
+    whole = {k: v for k, v in valid.items() if k not in ("coconut", "train_path", "val_path")}
+    with pytest.raises(UserError) as caught:
+        check_config(whole | keys | {"batch_size_training": 0, "lr": "x"})
+    assert [line.split(":")[0] for line in caught.value.problems] == ["batch_size_training", "lr"]
+
+
 def test_an_override_may_hold_an_equals_sign_and_may_be_broken(folder: Path) -> None:
     path = published(folder, PROSQA)
     assert load_config(path, ["name=a=b"]).name == "a=b"

@@ -834,9 +834,9 @@ def test_a_run_goes_back_to_a_rule_it_saved(uncompiled, tmp_path, lora):
 )
 def test_latro_refuses_what_it_cannot_score_again(rule):
     assert parse(rule).unscored
-    config = SimpleNamespace(method="latro", has_latents=True, feedback=rule)
+    config = SimpleNamespace(method="latro", has_latents=True, feedback=rule, where="a.yaml")
     tokenizer = SimpleNamespace(start_id=1, end_id=2, latent_id=3)
-    with pytest.raises(UserError, match="latro cannot score"):
+    with pytest.raises(UserError, match=r"a\.yaml: .*latro cannot score"):
         _feedback(config, {}, None, tokenizer, None)
 
 
