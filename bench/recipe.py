@@ -28,6 +28,7 @@ from coconut.errors import guarded
 from coconut.runner import Runner
 from cuda_coconut.backend import Backend
 from data import prosqa
+from data.generated import write
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "bench" / "recipe.json"
@@ -121,7 +122,7 @@ def train_base(directory: Path) -> Path:
     """The checkpoint that all rows start from; made once."""
     if not (directory / "val.json").exists():
         asked = prosqa.Options(**GRAPHS | {"swapped": 0.0})
-        prosqa.write(directory / "val.json", asked, 9, N_QUESTIONS, [])
+        write(directory / "val.json", prosqa.generate, prosqa.keys, asked, 9, N_QUESTIONS, [])
     tiny = json.loads((ROOT / "args/models/tiny_qwen2.json").read_text())
     model = directory / "model.json"
     write_text(model, json.dumps(tiny | {"num_hidden_layers": N_LAYERS}))

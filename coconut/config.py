@@ -41,6 +41,8 @@ WITH_LATENTS = ("coconut", "coconut_no_curriculum", "pause", "pause_as_thought")
 """Methods whose rows hold the markers and latent positions."""
 WITH_FEEDBACK = ("coconut", "coconut_no_curriculum", "latro")
 """Methods whose latent positions receive a hidden state instead of a token's embedding."""
+TASKS = ("prosqa", "hops")
+"""What `generate` can make; the first is the default. Each is a file of data/."""
 SHOWN = 60
 """Characters of a wrong value that a message repeats."""
 CURRICULUM_KEYS = (
@@ -178,8 +180,9 @@ class RunConfig:
     )
     generate: dict[str, Any] = key(
         {},
-        "training data made by data/prosqa.py: items, fresh, and its options; with fresh an option"
-        " may be a list, a value an epoch, the last of which stays",
+        "training data made as it is needed: task (prosqa or hops, a file of data/), items, seed,"
+        " fresh, and the task's options; with fresh an option may be a list, a value an epoch, the"
+        " last of which stays",
     )
     max_new_tokens: int | None = key(
         None, "longest answer; otherwise 64 if val_path contains gsm, else 128", low=1
@@ -680,14 +683,18 @@ def not_read(config: RunConfig, names: typing.Iterable[str]) -> list[str]:
 
 
 def _generate_problems(config: RunConfig) -> list[str]:
-    """What is wrong with the keys under `generate`: ours, and the options of data/prosqa.py."""
+    """What is wrong with the keys under `generate`: ours, and the options of the task's file."""
     if not config.generate:
         return []
-    from data import prosqa
-
     values = dict(config.generate)
+    task = values.pop("task", TASKS[0])
+    if task not in TASKS:
+        return [f"generate.task: expected one of {', '.join(TASKS)}, got {_shown(task)}"]
+    from data.generated import of_epoch
+
+    maker = importlib.import_module(f"data.{task}")
     problems = []
-    known = {"items", "fresh", "seed"} | {f.name for f in fields(prosqa.Options)}
+    known = {"task", "items", "fresh", "seed"} | {f.name for f in fields(maker.Options)}
     for name in [name for name in values if name not in known]:
         del values[name]
         advice = _nearest(name, known) or f"known: {', '.join(sorted(known))}"
@@ -718,7 +725,7 @@ def _generate_problems(config: RunConfig) -> list[str]:
         return problems
     for epoch in range(max(map(len, lists.values()), default=1)):
         try:
-            prosqa.Options.of_epoch(values, epoch)
+            of_epoch(maker.Options, values, epoch)
         except UserError as error:
             problems += [f"generate.{problem}" for problem in error.problems]
     return list(dict.fromkeys(problems))

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import importlib
 from pathlib import Path
 from typing import Any, Protocol
 
-from coconut.config import RunConfig
+from coconut.config import TASKS, RunConfig
 from coconut.curriculum import Sample
 from coconut.dataset import SHOWN_PROBLEMS, read_items, tokenize
 from coconut.errors import UserError
@@ -48,7 +49,7 @@ class TrainingData:
         self.fresh = self.generated.pop("fresh", False)
         self.n_items = int(self.generated.pop("items", 0))
         self.seed = int(self.generated.pop("seed", config.seed))
-        self.has_graphs = all("edges" in item for item in val_items)
+        self.maker = maker(self.generated.pop("task", TASKS[0]))
         self.cached: tuple[int, list[Sample]] | None = None
 
     @property
@@ -106,26 +107,32 @@ class TrainingData:
         return items
 
     def _generate(self, start: int, n_items: int, epoch: int) -> Any:
-        from data import prosqa
+        from data.generated import read_keys
 
-        exclude = {key for path in self._held_out() for key in prosqa.read_keys(path)}
-        return prosqa.generate(self._options(epoch), self.seed, n_items, start, exclude)
+        exclude = {key for path in self._held_out() for key in read_keys(path, self.maker.keys)}
+        return self.maker.generate(self._options(epoch), self.seed, n_items, start, exclude)
 
     def _write(self, path: Path) -> None:
-        from data import prosqa
+        from data.generated import write
 
-        prosqa.write(path, self._options(0), self.seed, self.n_items, self._held_out())
+        what = (self._options(0), self.seed, self.n_items, self._held_out())
+        write(path, self.maker.generate, self.maker.keys, *what)
 
     def _options(self, epoch: int) -> Any:
-        from data import prosqa
+        from data.generated import of_epoch
 
-        return prosqa.Options.of_epoch(self.generated, epoch)
+        return of_epoch(self.maker.Options, self.generated, epoch)
 
     def _held_out(self) -> list[Path]:
-        """ProsQA files that no training item may come from: those that ship, and val_path."""
+        """Files that no training item may come from: those that ship, and val_path."""
         shipped = Path(__file__).parents[1] / "data"
         paths = [shipped / "prosqa_valid.json", shipped / "prosqa_test.json"]
-        return paths + [Path(str(self.config.val_path))] * self.has_graphs
+        return [*paths, Path(str(self.config.val_path))]
+
+
+def maker(task: str) -> Any:
+    """The module that makes items of a task, with `Options`, `generate` and `keys`."""
+    return importlib.import_module(f"data.{task}")
 
 
 def sentences(question: str) -> list[str]:

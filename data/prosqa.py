@@ -14,7 +14,7 @@ from __future__ import annotations
 import argparse
 import sys
 from bisect import bisect_right
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
 from itertools import accumulate, pairwise
@@ -27,7 +27,8 @@ if not __package__:  # run as `python data/prosqa.py`
 
 from coconut.errors import UserError
 from data.explore import explore, name_thoughts
-from data.files import Item, command, field, parse_json, read_text, write_items
+from data.files import Item, command, field, parse_json, read_text
+from data.generated import digest_of_facts, draw_words, write
 from data.graphs import distances, shortest_path
 
 NAMES = tuple(
@@ -106,17 +107,6 @@ class Options:
                 )
         if problems:
             raise UserError("ProsQA options", *problems)
-
-    @classmethod
-    def of_epoch(cls, values: Mapping[str, Any], epoch: int) -> Options:
-        """The options of an epoch, counted from 0, of a training set made anew for each.
-
-        values: field names to a value, or to a list with a value an epoch, the last of which stays.
-        """
-        one = {
-            n: v[min(epoch, len(v) - 1)] if isinstance(v, list) else v for n, v in values.items()
-        }
-        return cls(**one)
 
 
 class _Raw(NamedTuple):
@@ -198,16 +188,6 @@ def _raw_graph(draw: Callable[[], float], options: Options) -> _Raw | None:
     return _Raw(parents, is_parent, target, neg_target, root)
 
 
-def _sample(draw: Callable[[], float], words: Sequence[str], n: int) -> list[str]:
-    """n distinct words, uniformly, in random order."""
-    pool = list(words)
-    size = len(pool)
-    for i in range(n):
-        j = i + int(draw() * (size - i))
-        pool[i], pool[j] = pool[j], pool[i]
-    return pool[:n]
-
-
 def _sentences(path: Sequence[int], symbols: Sequence[str]) -> list[str]:
     """The sentences along a path that starts at a name."""
     return [
@@ -243,8 +223,8 @@ def _write(draw: Callable[[], float], raw: _Raw, options: Options) -> Item | Non
         return None
     number = {node: i for i, node in enumerate(kept)}
     edges = [[number[parent], number[node]] for node in kept for parent in raw.parents[node]]
-    names = iter(_sample(draw, NAMES, n_names))
-    concepts = iter(_sample(draw, CONCEPTS, len(kept) - n_names))
+    names = iter(draw_words(draw, NAMES, n_names))
+    concepts = iter(draw_words(draw, CONCEPTS, len(kept) - n_names))
     symbols = [next(concepts if raw.parents[node] else names) for node in kept]
     subjects = [
         f"Every {symbol}" if raw.parents[node] else symbol
@@ -280,11 +260,7 @@ def _write(draw: Callable[[], float], raw: _Raw, options: Options) -> Item | Non
 def keys(item: Item) -> tuple[bytes, bytes]:
     """Digests of the item's text and of its graph (sentences in any order, whatever is asked)."""
     *facts, _ = item["question"].split(". ")
-    graph = ". ".join(sorted(facts))
-    return (
-        blake2b(item["question"].encode(), digest_size=16).digest(),
-        blake2b(graph.encode(), digest_size=16, person=b"graph").digest(),
-    )
+    return blake2b(item["question"].encode(), digest_size=16).digest(), digest_of_facts(facts)
 
 
 def generate(
@@ -393,39 +369,6 @@ def _check(item: Any, where: str) -> None:
 # --- What an item looks like: statistics and shortcut rules ---------------------------------------
 
 
-def read_keys(path: Path | str) -> set[bytes]:
-    """The keys of all items of a file (only `question` is needed)."""
-    items = parse_json(read_text(path), str(path))
-    if not isinstance(items, list):
-        raise UserError(str(path), "expected a JSON list of items")
-    found: set[bytes] = set()
-    for index, item in enumerate(items):
-        field(item, "question", str, f"{path} item {index}")
-        found.update(keys(item))
-    return found
-
-
-def write(
-    path: Path | str,
-    options: Options,
-    seed: int,
-    n_items: int,
-    disjoint: Iterable[Path | str] = (),
-) -> None:
-    """Generate a file, disjoint by text and by graph from the given ones, with a progress bar.
-
-    The file appears whole or not at all. Raises UserError on bad options or unreadable files.
-    """
-    from rich.console import Console
-    from rich.progress import Progress
-
-    exclude = frozenset[bytes]().union(*(read_keys(other) for other in disjoint))
-    items = generate(options, seed, n_items, exclude=exclude)
-    console = Console(stderr=True)
-    with Progress(console=console, disable=not console.is_terminal) as progress:
-        write_items(path, progress.track(items, total=n_items, description=str(path)))
-
-
 def _hops(text: str) -> tuple[int, int]:
     low, _, high = text.partition("-")
     return int(low), int(high or low)
@@ -478,7 +421,7 @@ def main() -> None:
         equal_depth=args.equal_depth,
         steps=args.steps,
     )
-    write(args.out, options, args.seed, args.items, args.disjoint)
+    write(args.out, generate, keys, options, args.seed, args.items, args.disjoint)
     print(f"wrote {args.items:,} items | {args.out} | seed {args.seed}")
 
 

@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 
 from coconut.errors import UserError
 from data import prosqa
+from data.generated import read_keys, write
 from data.graphs import shortest_path
 from data.prosqa import Options, generate, keys, swap
 from data.prosqa_stats import shortcut_accuracies, shortcuts, statistics
@@ -303,19 +304,19 @@ def test_more_graphs_than_there_are_is_an_error(monkeypatch):
 
 
 def test_shipped_files_share_no_item_and_no_graph_with_each_other():
-    valid = prosqa.read_keys(ROOT / "data" / "prosqa_valid.json")
-    test = prosqa.read_keys(ROOT / "data" / "prosqa_test.json")
+    valid = read_keys(ROOT / "data" / "prosqa_valid.json", keys)
+    test = read_keys(ROOT / "data" / "prosqa_test.json", keys)
     assert (len(valid), len(test)) == (600, 1000)
     assert not valid & test
 
 
 @pytest.mark.slow
 def test_training_set_shares_nothing_with_the_official_validation_file():
-    official = prosqa.read_keys(shared("prosqa_valid.json"))
+    official = read_keys(shared("prosqa_valid.json"), keys)
     train = generate(Options(), TRAIN_SEED, 17_886)
     assert not official & {key for item in train for key in keys(item)}
     for name in ("valid", "test"):
-        assert not official & prosqa.read_keys(ROOT / "data" / f"prosqa_{name}.json")
+        assert not official & read_keys(ROOT / "data" / f"prosqa_{name}.json", keys)
 
 
 def test_swapped_share_asks_the_other_head_on_the_same_graphs():
@@ -543,7 +544,7 @@ def test_command_keeps_a_new_file_disjoint_from_given_ones(tmp_path):
     first, second = tmp_path / "first.json", tmp_path / "second.json"
     for path, more in ((first, []), (second, ["--disjoint", first])):
         assert run("data/prosqa.py", "--items", 5, "--seed", 4, "--out", path, *more).stdout
-    assert not prosqa.read_keys(first) & prosqa.read_keys(second)
+    assert not read_keys(first, keys) & read_keys(second, keys)
 
 
 STATS_FILES = (HERE / "prosqa_official.json", ROOT / "data" / "prosqa_valid.json")
@@ -584,7 +585,7 @@ def test_command_answers_bad_input_with_one_message_and_status_2(tmp_path, argum
 
 def test_a_write_that_breaks_off_leaves_the_old_file_and_nothing_else(tmp_path, monkeypatch):
     path = tmp_path / "set.json"
-    prosqa.write(path, Options(), 1, 3)
+    write(path, generate, keys, Options(), 1, 3)
     before = path.read_bytes()
 
     def breaks(*_):
@@ -593,7 +594,7 @@ def test_a_write_that_breaks_off_leaves_the_old_file_and_nothing_else(tmp_path, 
 
     monkeypatch.setattr(prosqa, "_generate", breaks)
     with pytest.raises(KeyboardInterrupt):
-        prosqa.write(path, Options(), 2, 3)
+        write(path, generate, keys, Options(), 2, 3)
     assert path.read_bytes() == before
     assert list(tmp_path.iterdir()) == [path]
 
