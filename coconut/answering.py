@@ -111,9 +111,7 @@ def answer(
     votes: list[list[list[int]]] = [[] for _ in items]
     if config.maj_k:
         votes = decode_rows(*asked, config.maj_k, config.maj_temperature, **shared)
-    predictions = [
-        _judged(config, questions, *asked) for asked in zip(items, greedy, votes, strict=True)
-    ]
+    predictions = [_judged(questions, *asked) for asked in zip(items, greedy, votes, strict=True)]
     summary = _summary(config, predictions, time.perf_counter() - start)
     summary |= {
         "stage": 0,
@@ -163,7 +161,6 @@ def _say(console: Console, summary: dict[str, Any], predictions: Sequence[dict[s
 
 
 def _judged(
-    config: RunConfig,
     questions: Questions,
     item: dict[str, Any],
     tokens: list[int],
@@ -172,19 +169,11 @@ def _judged(
     """The prediction of an item from its greedy tokens and those of the votes."""
     decode, data = questions.tokenizer.decode, questions.data
     output = decode(tokens)
-    said = data.answer(output, item)
-    corrected = said == item["gold"]
-    rule = getattr(data, "released", None)
-    released = corrected if rule is None else rule(output, item)
     prediction = {
         "idx": item["idx"],
         "prompt_tokens": len(questions.prompt(item).ids),
         "output": output,
-        "answer": said,
-        "gold": item["gold"],
-        "correct": corrected if config.answer_rule == "corrected" else released,
-        "correct_corrected": corrected,
-        "correct_released": released,
+        **questions.judge(output, item),
         "new_tokens": len(tokens),
         "ended": bool(tokens) and tokens[-1] in questions.stop_ids,
     }

@@ -17,7 +17,7 @@ import math
 import os
 import re
 import shutil
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -30,6 +30,7 @@ CONFIG, COCONUT, CHECKSUMS = "config.json", "coconut.json", "checksums.json"
 WEIGHTS, WEIGHTS_INDEX = "model.safetensors", "model.safetensors.index.json"
 ADAPTERS = "adapters.safetensors"
 FEEDBACK = "feedback.safetensors"
+OPTIMIZER = "optimizer.safetensors"
 """A feedback rule's own weights: beside the model's, so that other programs open these alone."""
 
 _CHECKPOINT_NAME = re.compile(r"epoch_(\d{2,})", re.ASCII)
@@ -140,15 +141,15 @@ def latest(run_dir: Path) -> Path | None:
     return found[-1] if found else None
 
 
-def prune(run_dir: Path, keep: int, spare: Collection[Path] = ()) -> list[Path]:
-    """Delete all but the newest `keep` checkpoints, and those in `spare` (the best one).
+def prune(found: Sequence[Path], keep: int, spare: Collection[Path] = ()) -> list[Path]:
+    """Delete all but the last `keep` of these checkpoints, and those in `spare` (the best one).
 
     Returns the deleted ones. Each goes by a rename first, so no half of one keeps its name.
     """
     if keep < 1:
         raise ValueError(f"keep must be at least 1, got {keep}")
     spared = {Path(path).resolve() for path in spare}
-    doomed = [path for path in checkpoints(run_dir)[:-keep] if path.resolve() not in spared]
+    doomed = [path for path in found[:-keep] if path.resolve() not in spared]
     for path in doomed:
         hidden = _hidden(path, "deleted")
         try:

@@ -344,6 +344,12 @@ def check_config(
 ) -> RunConfig:
     """Turn a mapping into a RunConfig. Raises UserError with all problems at once."""
     problems = list(problems or [])
+    if values.get("method") is not None and values["method"] not in METHODS:
+        # All else depends on it.
+        guess = _nearest(values["method"], METHODS)
+        shown = _shown(values["method"]) + (f"; {guess}" if guess else "")
+        problems.append(f"method: expected one of {', '.join(METHODS)}, got {shown}")
+        raise UserError(where, *problems)
     kind: type[RunConfig] = RunConfig
     if values.get("method") in ("latro", "preexperiment"):
         from coconut.latro_config import LatroConfig, with_preset
@@ -428,7 +434,8 @@ def _convert(name: str, value: Any, hint: Any, metadata: Mapping[str, Any]) -> A
     if metadata["any_text"]:
         texts = [value] if hint is str else value
         if not isinstance(texts, list) or not all(isinstance(t, str) for t in texts):
-            raise ValueError(f"expected text, got {_shown(value)}")
+            wanted = "text" if hint is str else "a list of texts"
+            raise ValueError(f"expected {wanted}, got {_shown(value)}")
         return value
     if name == "reset_optimizer" and isinstance(value, bool):
         return "epoch" if value else "never"
@@ -581,11 +588,11 @@ def _combinations(config: RunConfig) -> list[str]:
         "stage_mixing: cannot be combined with uniform_prob; set one of them",
     )
     check(
-        c.n_latents is not None and not latent,
+        c.n_latents is not None and not latent and c.method != "latro",
         f"n_latents: {c.method} has no latents; remove the key",
     )
     check(
-        c.n_latents is not None and not c.only_eval,
+        c.n_latents is not None and not c.only_eval and latent,
         "n_latents: forces an evaluation only; set only_eval: True or remove the key",
     )
     check(
@@ -597,7 +604,7 @@ def _combinations(config: RunConfig) -> list[str]:
         "load_model_path: only_eval needs the checkpoint to evaluate (or model_id, of the hub)",
     )
     check(
-        not c.only_eval and c.resume >= c.num_epochs,
+        not c.only_eval and c.method != "latro" and c.resume >= c.num_epochs,
         f"resume: {c.resume} skips all {c.num_epochs} epochs, nothing is left to train",
     )
     check(

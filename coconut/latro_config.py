@@ -141,6 +141,8 @@ class LatroConfig(RunConfig):
         if any(not s for s in self.stop_seqs):
             found.append("stop_seqs: an empty text would end every rationale at once")
         if self.only_eval:
+            if self.test_at_end:
+                found.append("test_at_end: is of training; an evaluation names its split")
             return found
         if self.rloo_k < 2:
             found.append("rloo_k: must be at least 2: a single sample has no siblings to compare")
@@ -150,6 +152,16 @@ class LatroConfig(RunConfig):
                 f" micro-batches make {self.local_batch} rollouts an update, which must be a"
                 f" multiple of rloo_k ({self.rloo_k}); change batch_size_training or"
                 " gradient_accumulation_steps"
+            )
+        if self.num_epochs == 0 and self.total_episodes is None and self.total_updates is None:
+            found.append(
+                "num_epochs: 0 trains nothing; for a warm start alone set total_updates: 0"
+            )
+        if self.feedback and not self.latro_latents:
+            found.append("feedback: nothing is fed back without thoughts; set latro_latents too")
+        if self.adapter and self.adapter.dropout:
+            found.append(
+                "lora.dropout: rationales are scored as they were drawn, without; remove it"
             )
         if self.temperature == 0:
             found.append("temperature: rationales are sampled; it must be above 0")

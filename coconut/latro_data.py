@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from typing import Any
@@ -48,6 +47,17 @@ class Data:
     def validation(self) -> list[dict[str, Any]]:
         """The items held out for choosing the best checkpoint."""
         return self.items("validation")
+
+    @cached_property
+    def test(self) -> list[dict[str, Any]]:
+        """The items of the test split."""
+        return self.items("test")
+
+    @property
+    def splits(self) -> dict[str, list[dict[str, Any]]]:
+        """The items of all splits that a training run reads."""
+        read = {"train": self.train, "validation": self.validation}
+        return read | ({"test": self.test} if self.config.test_at_end else {})
 
     def items(self, split: str) -> list[dict[str, Any]]:
         """The items of a split."""
@@ -97,17 +107,30 @@ class Data:
 
 
 def check_room(
-    data: Data, items: Sequence[dict[str, Any]], n_positions: int | None, where: str
+    data: Data, splits: Mapping[str, Sequence[dict[str, Any]]], n_positions: int | None
 ) -> None:
-    """Raise UserError unless prompt, rationale, separator and answer have positions."""
-    longest = max(len(data.prompt(item).ids) + len(item["response_ids"]) for item in items)
-    room = (n_positions or math.inf) - longest - len(data.separator_ids)
-    if room < data.config.response_length:
-        raise UserError(
-            where,
-            f"response_length: the longest question and answer leave {room} of {n_positions}"
-            f" positions; lower it from {data.config.response_length}",
-        )
+    """Raise UserError unless prompt, rationale, separator and answer of all items have positions.
+
+    splits: items by the split they are of.
+    """
+    if n_positions is None:
+        return
+    for split, items in splits.items():
+        needs = [len(data.prompt(item).ids) + len(item["response_ids"]) for item in items]
+        longest, item = max(zip(needs, items, strict=True), key=lambda pair: pair[0])
+        room = n_positions - longest - len(data.separator_ids)
+        wanted = data.config.response_length
+        if room < wanted:
+            thoughts = data.config.latro_latents
+            says = f" and {thoughts + 2} for its thoughts" if thoughts else ""
+            lower = f"lower response_length from {wanted} to {room}, " if room > 0 else ""
+            lower += "lower latro_latents, " if thoughts else ""
+            raise UserError(
+                data.questions.path(split),
+                f"item {item['idx']}: question and answer{says} take {longest} of the model's"
+                f" {n_positions} positions, which leaves {max(room, 0)} for a rationale of"
+                f" {wanted} tokens; {lower}take the item out, or choose a model with more",
+            )
 
 
 def passes(u: int, size: int, n: int) -> tuple[int, int]:

@@ -20,44 +20,57 @@ WARM_START = "warm_start"
 _UPDATE = re.compile(r"update_(\d+)", re.ASCII)
 
 
-def newest(run_dir: Path) -> Path | None:
-    """The checkpoint of a LaTRO run that got furthest."""
+def checkpoints(run_dir: Path) -> list[Path]:
+    """The checkpoints of a LaTRO run, in the order of their updates."""
     found = [p for p in run_dir.glob("update_*") if p.is_dir() and _UPDATE.fullmatch(p.name)]
-    return max(found, key=lambda p: int(p.name[7:]), default=None)
+    return sorted(found, key=lambda p: int(p.name[7:]))
 
 
 def resumed_from(config: LatroConfig) -> Path | None:
     """The checkpoint a run goes on from: its own newest one, or else checkpoint_path.
 
-    Raises UserError if it is damaged or none of LaTRO's.
+    Raises UserError if it is damaged, none of LaTRO's or with other thoughts, or weights alone.
     """
-    found = newest(config.run_dir)
-    if found is None and config.checkpoint_path:
-        found = Path(config.checkpoint_path)
-    if found is not None:
-        checkpoint.verify(found)
-        made_with = checkpoint.read_json(found / checkpoint.COCONUT).get("method")
-        if made_with != "latro":
-            raise UserError(
-                str(found),
-                f"was trained by {made_with}, so LaTRO cannot go on from it; begin with its weights"
-                " (load_model_path instead of checkpoint_path)",
-            )
+    own = checkpoints(config.run_dir)
+    found = own[-1] if own else Path(config.checkpoint_path) if config.checkpoint_path else None
+    if found is None:
+        return None
+    checkpoint.verify(found)
+    made = checkpoint.read_json(found / checkpoint.COCONUT)
+    begin = "begin with its weights (load_model_path instead of checkpoint_path)"
+    if made.get("method") != "latro":
+        raise UserError(
+            str(found),
+            f"was trained by {made.get('method')}, so LaTRO cannot go on from it; {begin}",
+        )
+    thoughts = made.get("c_thought", 0)
+    if thoughts != config.latro_latents:
+        raise UserError(
+            str(found),
+            f"was trained with latro_latents: {thoughts}, not {config.latro_latents}; choose"
+            f" another run_name for a new run, or {begin}",
+        )
+    if not (found / checkpoint.OPTIMIZER).exists():
+        raise UserError(
+            str(found),
+            f"holds weights alone, no optimizer to go on with; name an update_N, or {begin}",
+        )
     return found
 
 
 def warm_weights(config: LatroConfig) -> Path | None:
     """The weights a warm start ended with: this run's, or those of the run of checkpoint_path.
 
-    They are the reference. Raises UserError if that run has them no more.
+    They are the reference. Raises UserError if a run is gone on from that has them no more.
     """
     runs = [config.run_dir]
     if config.checkpoint_path:
         runs.append(Path(config.checkpoint_path).resolve().parent)
     found = next((run / WARM_START for run in runs if (run / WARM_START).is_dir()), None)
-    if found is None and config.checkpoint_path and config.warm_start_updates and config.kl_coef:
+    goes_on = config.checkpoint_path or checkpoints(config.run_dir)
+    if found is None and goes_on and config.warm_start_updates and config.kl_coef:
         raise UserError(
-            str(runs[1] / WARM_START),
+            str(runs[-1] / WARM_START),
             "gone, and with it the reference of the KL term; bring it back, or set kl_coef: 0",
         )
     return found
@@ -108,14 +121,27 @@ def print_latro_plan(config: LatroConfig, twin: str, n_processes: int = 1) -> No
             f" {len(data.validation):,} items of {data.questions.path('validation')}"
             + (" held out of train" if data.questions.is_held_out else "")
         )
+        if config.warm_start_updates and warm_weights(config) is None:
+            lines.append(
+                f"warm start: {config.warm_start_updates:,} updates of {config.warm_start_batch}"
+                f" rows on {len(data.written_rows()):,} written rationales"
+            )
+        if config.latro_latents:
+            lines.append(f"{config.latro_latents} thoughts before every rationale")
+        if config.adapter:
+            lines.append(f"trains {config.adapter.type} of rank {config.adapter.rank} alone")
+        if config.test_at_end:
+            lines.append(
+                f"the best checkpoint answers {len(data.test):,} items of"
+                f" {data.questions.path('test')}, once"
+            )
         longest = max(len(data.prompt(i).ids) + len(i["response_ids"]) for i in data.train)
         L = config.response_length
         lines.append(
             f"longest row {longest + L} tokens: prompt and answer {longest}, rationale {L}"
         )
         if shape is not None:
-            asked = data.train + data.validation
-            check_room(data, asked, shape.n_positions, str(config.run_dir))
+            check_room(data, data.splits, shape.n_positions)
             rows = config.batch_size_training
             options = (config.bf16, config.gradient_checkpointing)
             step = training_bytes(shape, rows, longest + L, rows * (L + longest), *options)

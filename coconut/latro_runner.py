@@ -6,6 +6,7 @@ checkpoint draws what an unbroken one draws.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import time
@@ -24,7 +25,14 @@ from coconut.errors import UserError
 from coconut.evaluate import markers_of
 from coconut.latro_config import LatroConfig
 from coconut.latro_data import Data, check_room, passes
-from coconut.latro_plan import WARM_START, plan_lines, resumed_from, warm_weights, whole_update
+from coconut.latro_plan import (
+    WARM_START,
+    checkpoints,
+    plan_lines,
+    resumed_from,
+    warm_weights,
+    whole_update,
+)
 from coconut.report import Reporter
 from coconut.rollouts import (
     Rollout,
@@ -70,9 +78,8 @@ class LatroRunner:
         self.data = Data(config, self.tokenizer)
         self.warm_rows = self.data.written_rows() if config.warm_start_updates else []
         self.total = config.n_updates(len(self.data.train))
-        asked = self.data.train + self.data.validation
-        check_room(self.data, asked, opened.source.n_positions, str(self.run_dir))
-        files = {self.data.questions.path(split) for split in ("train", "validation")}
+        check_room(self.data, self.data.splits, opened.source.n_positions)
+        files = {self.data.questions.path(split) for split in self.data.splits}
         check_same(self.world, given, opened.source, files)
         self.backend = make_backend(config, opened.source)
         self.update, self.best, self.seconds = 0, 0.0, 0.0
@@ -114,7 +121,7 @@ class LatroRunner:
             self.console.say(f"continuing {self.resumed}: after update {self.update}")
         if not self.is_warm:
             self._warm_start()
-        if self.update == 0:
+        if self.update == 0 and config.num_evaluations:
             self._evaluate()
         every = max(1, self.total // config.num_evaluations) if config.num_evaluations else 0
         while self.update < self.total:
@@ -152,10 +159,12 @@ class LatroRunner:
             ]
             lr = config.warm_start_lr * min(1.0, (u + 1) / 20)
             stats = self.backend.train_step(batches, lr, (config.seed, u))
+            self._check_finite(f"warm start, step {u + 1}", "warm_start_lr", stats.loss)
             say = self.console.event if u == 0 or (u + 1) % 100 == 0 else self.console.record
             say("warm_start", step=u + 1, n_steps=n, loss=stats.loss, grad_norm=stats.grad_norm)
         self.backend.reset_optimizer()
         if n:
+            self._check_weights("the warm start", "warm_start_lr")
             self._write(self.run_dir / WARM_START, with_optimizer=False)
         self._keep_reference()
 
@@ -235,11 +244,21 @@ class LatroRunner:
                 f" {n_sampled / seconds:.0f} tok/s | {fields['peak_memory_bytes'] / 1e9:.2f} GB"
             )
             self._log_table(rollouts, drawn, earned)
-        if not math.isfinite(stats.grad_norm) or not np.isfinite(rewards).all():
+        self._check_finite(f"update {u + 1}", "lr", stats.grad_norm, rewards.sum())
+
+    def _check_weights(self, when: str, rate: str) -> None:
+        """Raise UserError if the weights of now give no likelihoods: nothing is written of them."""
+        item = self.data.train[0]
+        rollout = self.data.rollout(self.data.prompt(item), [], item)
+        scores = self.backend.score(self._collate([rollout]))
+        self._check_finite(f"after {when}", rate, scores.logprobs.sum())
+
+    def _check_finite(self, when: str, rate: str, *values: float) -> None:
+        if not all(map(math.isfinite, values)):
             raise UserError(
                 str(self.run_dir),
-                f"update {u + 1}: the reward or gradient is not finite; lower lr or set"
-                " max_grad_norm: 1; the last checkpoint is untouched",
+                f"{when}: the loss, reward or gradient is not finite; lower {rate} or set"
+                " max_grad_norm: 1; checkpoints of before are untouched",
             )
 
     def _sample(
@@ -315,6 +334,7 @@ class LatroRunner:
                 "query": decode(r.prompt),
                 "response": decode(tokens),
                 "truncated": decode(tokens[: r.n_said]),
+                "answer": decode(r.answer),
                 "assembled": decode(r.prompt + r.shared + r.bridge + r.answer),
                 "reward": float(earned.rewards[i]),
                 "advantage": float(earned.advantages[i]),
@@ -326,6 +346,7 @@ class LatroRunner:
     # ---- evaluation
 
     def _evaluate(self) -> None:
+        self._check_weights(f"update {self.update}", "lr")
         found = self._answers(self.data.validation[: self.config.evaluation_items])
         rows = found.pop("rows")
         self.console.record("evaluations", step=self.update, rows=rows[:N_TABLE])
@@ -338,13 +359,15 @@ class LatroRunner:
 
     def _summarise(self, found: dict[str, Any]) -> None:
         """Write summary.json: where the run stands, on what, and how fast its updates are."""
+        data = self.data.questions.path("validation")
         summary = {
             "method": "latro",
             "backend": self.twin,
             "device": self.backend.device,
             "dtype": self.backend.dtype,
             "checkpoint": str(self.run_dir),
-            "data": self.data.questions.path("validation"),
+            "data": data,
+            "data_sha256": checkpoint.sha256(Path(data)),
             "update": self.update,
             "n_updates": self.total,
             "n": found["n"],
@@ -364,14 +387,23 @@ class LatroRunner:
         path, best = self.run_dir / "test.json", self.run_dir / BEST
         (is_done, has_best), *_ = self.world.exchange([path.exists(), best.is_dir()])
         if is_done:
+            self.console.say(f"{path} is there already: the test split is answered once for a run")
             return
         if has_best:
             self.backend.restore(best)
-        self.world.check_same_file(Path(self.data.questions.path("test")))
-        found = self._answers(self.data.items("test"))
+        data = self.data.questions.path("test")
+        found = self._answers(self.data.test)
         del found["rows"]
         if self.world.is_first:
-            checkpoint.write_json(path, found | {"checkpoint": str(best) if has_best else "last"})
+            about = {
+                "checkpoint": str(best) if has_best else "last",
+                "backend": self.twin,
+                "device": self.backend.device,
+                "dtype": self.backend.dtype,
+                "data": data,
+                "data_sha256": checkpoint.sha256(Path(data)),
+            }
+            checkpoint.write_json(path, found | about)
         self.console.event(
             "test", path=str(path), n=found["n"], accuracy=found["eval/zero_shot_acc"]
         )
@@ -397,20 +429,30 @@ class LatroRunner:
         kinds = exchanged(own, d.separator_ids).values()
         rewards = [self._score(kind)[1].mean() for kind in kinds]
         texts = [self.tokenizer.decode(tokens) for tokens in outputs]
-        right = [
-            d.questions.data.answer(text, item) == item["gold"]
-            for text, item in zip(texts, items, strict=True)
-        ]
+        judged = [d.questions.judge(text, item) for text, item in zip(texts, items, strict=True)]
+        right = [one["correct"] for one in judged]
         return {
             "eval/zero_shot_acc": float(np.mean(right)),
+            "answer_rule": config.answer_rule,
+            "accuracy_corrected": float(np.mean([one["correct_corrected"] for one in judged])),
+            "accuracy_released": float(np.mean([one["correct_released"] for one in judged])),
             "objective/eval_reward": float(rewards[0]),
             "eval/reward_shuffled": float(rewards[1]),
             "eval/reward_empty": float(rewards[2]),
             "eval/finished": float(np.mean([r.is_finished for r in own])),
             "n": len(items),
             "rows": [
-                {"query": item["queries"], "response": text, "gold": item["gold"], "correct": ok}
-                for item, text, ok in zip(items, texts, right, strict=True)
+                {
+                    "query": item["queries"],
+                    "response": text,
+                    "truncated": self.tokenizer.decode(tokens[: r.n_said]),
+                    "gold": item["gold"],
+                    "answer": one["answer"],
+                    "correct": one["correct"],
+                }
+                for item, text, tokens, r, one in zip(
+                    items, texts, outputs, own, judged, strict=True
+                )
             ],
         }
 
@@ -423,15 +465,20 @@ class LatroRunner:
 
     def _save(self, directory: Path) -> None:
         start = time.perf_counter()
+        self._check_weights(f"update {self.update}", "lr")
         self._write(directory, with_optimizer=True)
-        if not self.world.is_first:
+        if not self.world.is_first or self.config.debug:
             return
+        if self.config.keep_checkpoints:
+            checkpoint.prune(checkpoints(self.run_dir), self.config.keep_checkpoints)
         size = sum(f.stat().st_size for f in directory.iterdir())
         self.console.event(
             "saved", path=str(directory), bytes=size, seconds=time.perf_counter() - start
         )
 
     def _write(self, directory: Path, with_optimizer: bool) -> None:
+        if self.config.debug:
+            return
         if self.world.is_first:
             self._write_first(directory, with_optimizer)
         else:
@@ -469,8 +516,14 @@ class LatroRunner:
                     "seed": config.seed,
                     "backend": self.twin,
                     "rows_per_update": config.local_batch,
+                    "held_out": self._held_out(),
                 },
             )
+
+    def _held_out(self) -> str:
+        """A digest of the validation questions."""
+        text = "\n".join(item["queries"] for item in self.data.validation)
+        return hashlib.sha256(text.encode()).hexdigest()
 
     def _restore(self, directory: Path) -> None:
         state = checkpoint.read_json(directory / "trainer_state.json")
@@ -488,10 +541,17 @@ class LatroRunner:
                 f" {self.config.local_batch}; batch_size_training * gradient_accumulation_steps *"
                 f" processes must be {rows} to go on with it",
             )
+        own = directory.parent == self.run_dir
+        if own and state.get("held_out", self._held_out()) != self._held_out():
+            raise UserError(
+                str(directory),
+                "was trained while other questions were held out for validation; put the data,"
+                " validation_items and split_seed back, or choose another run_name for a new run",
+            )
         self.backend.restore(directory)
         self.backend.load_optimizer(directory)
         self.update = state["n_updates"]
-        if directory.parent == self.run_dir:  # what another run found best is not kept here
+        if own:  # what another run found best is not kept here
             self.best = state["best_accuracy"]
 
 

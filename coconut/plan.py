@@ -229,7 +229,7 @@ def _steps(config: RunConfig, model: Model) -> tuple[Data | None, Data]:
     if config.debug:
         val_items = val_items[:DEBUG_VALIDATION]
     val = _tokenised(config.val_path, val_items, len(val_items), model.tokenizer)
-    return None if config.only_eval else _training_data(config, model, val_items), val
+    return None if config.only_eval else _training_data(config, model), val
 
 
 def _data_set(config: RunConfig, model: Model) -> tuple[Data | None, Data]:
@@ -253,6 +253,11 @@ def _data_set(config: RunConfig, model: Model) -> tuple[Data | None, Data]:
 
     if config.only_eval:
         return None, read(config.split)
+    if config.test_at_end:
+        test = read("test")
+        if model.tokenizer is not None and model.shape is not None:
+            lengths = {sample.idx: len(sample.question) + 1 for sample in test.samples}
+            check_lengths(lengths, model.shape.n_positions, test.where)
     return read("train"), read("validation")
 
 
@@ -267,8 +272,8 @@ def asked_for(config: RunConfig) -> str:
     return how + (checked if getattr(config, "rationale_check", False) else "")
 
 
-def _training_data(config: RunConfig, model: Model, val_items: list[dict[str, Any]]) -> Data:
-    training = TrainingData(config, model.tokenizer, val_items)
+def _training_data(config: RunConfig, model: Model) -> Data:
+    training = TrainingData(config, model.tokenizer)
     items, where, total = training.preview(SPREAD)
     return _tokenised(where, items[:total], total, model.tokenizer)
 

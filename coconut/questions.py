@@ -160,6 +160,20 @@ class Questions(DataSet):
         first = len(ids) + 1 if self.thoughts else -1
         return Row(item["idx"], [*ids, *self.thoughts], None, first, self.n_latents)
 
+    def judge(self, output: str, item: Item) -> dict[str, Any]:
+        """The answer of an output, and whether it is right, by both rules and by answer_rule's."""
+        said = self.data.answer(output, item)
+        corrected = said == item["gold"]
+        rule = getattr(self.data, "released", None)
+        released = corrected if rule is None else rule(output, item)
+        return {
+            "answer": said,
+            "gold": item["gold"],
+            "correct": corrected if self.config.answer_rule == "corrected" else released,
+            "correct_corrected": corrected,
+            "correct_released": released,
+        }
+
     def _prepared(self, numbered: Sequence[tuple[int, Item]], path: str) -> list[Item]:
         tokenizer, data = self.tokenizer, self.data
         end = tokenizer.spelled(self.end_id)

@@ -42,10 +42,10 @@ class RationaleCheck:
         n_positions: int | None,
     ):
         self.config, self.items, self.data = config, items, Data(config, tokenizer)
-        where = self.data.questions.path(config.split)
         if len(items) < 2:
+            where = self.data.questions.path(config.split)
             raise UserError(where, "rationale_check: needs at least two questions to exchange")
-        check_room(self.data, items, n_positions, where)
+        check_room(self.data, {config.split: items}, n_positions)
 
     def run(
         self, backend: Backend, outputs: Sequence[Sequence[int]], world: World | None = None

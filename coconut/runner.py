@@ -99,9 +99,7 @@ class Runner:
             self.val_items = self.val_items[:DEBUG_VALIDATION]
         self.val = tokenize(self.val_items, self.tokenizer, self.val_path)
         self.swapped = self._swap() if config.swap_test else None
-        self.data: TrainingSamples = TrainingData(
-            config, self.tokenizer, self.val_items, self.world
-        )
+        self.data: TrainingSamples = TrainingData(config, self.tokenizer, self.world)
 
     def _check_lengths(self, n_positions: int | None) -> None:
         """Raise UserError unless every row and question, at every stage to come, has a position."""
@@ -355,7 +353,7 @@ class Runner:
             answer=share("accuracy"),
             swapped=share("swapped_accuracy"),
             both=share("both_accuracy"),
-            cot=share("cot_match", s["chains"]),
+            cot=share("cot_match", s.get("chains", 0)),
             new_tokens=s["new_tokens_per_question"],
             samples_per_second=s["samples_per_second"],
             peak_memory_bytes=s["peak_memory_bytes"],
@@ -468,7 +466,7 @@ class Runner:
             return
         best = max(self.evaluations, key=lambda e: (self.evaluations[e]["accuracy"], -int(e)))
         spare = self.run_dir / checkpoint.checkpoint_name(int(best))
-        checkpoint.prune(self.run_dir, keep, [spare])
+        checkpoint.prune(checkpoint.checkpoints(self.run_dir), keep, [spare])
 
     # ---- words
 

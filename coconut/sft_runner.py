@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from coconut import checkpoint
-from coconut.answering import answer
+from coconut.answering import answer, check_room
 from coconut.console import Console
 from coconut.curriculum import Sample
 from coconut.evaluate import Evaluation
@@ -49,6 +49,14 @@ class SftRunner(Runner):
             self.world.check_same_file(Path(path))
         self.data = Written(self.questions.path("train"), train)
 
+    def _check_lengths(self, n_positions: int | None) -> None:
+        super()._check_lengths(n_positions)
+        if self.config.test_at_end:
+            # Now, not after hours of training.
+            path, self.test = self.questions.path("test"), self.questions.items("test")
+            check_room(self.questions, self.test, path, n_positions)
+            self.world.check_same_file(Path(path))
+
     def _evaluate(self, stage: int, title: str) -> Evaluation:
         with self.console.progress(title, len(self.val_items)) as bar:
             asked = (self.backend, self.config, self.questions, self.val_items)
@@ -67,12 +75,11 @@ class SftRunner(Runner):
             return
         if has_best:
             self.backend.restore(directory)
-        self.world.check_same_file(Path(self.questions.path("test")))
         with Console(self.run_dir, rank=self.world.rank) as console:
-            items, data = self.questions.items("test"), self.questions.path("test")
-            with console.progress("test", len(items)) as bar:
+            data = self.questions.path("test")
+            with console.progress("test", len(self.test)) as bar:
                 _, summary, _ = answer(
-                    self.backend, self.config, self.questions, items, bar.advance, self.world
+                    self.backend, self.config, self.questions, self.test, bar.advance, self.world
                 )
             summary |= {
                 "checkpoint": str(directory) if has_best else "last",

@@ -233,7 +233,9 @@ def _feedback(
         return None
     trained = made_with or {}
     own = None
-    if trained.get("method") in WITH_FEEDBACK:
+    # A LaTRO run without thoughts has fed nothing back.
+    thought = trained.get("method") != "latro" or trained.get("latent_ids")
+    if trained.get("method") in WITH_FEEDBACK and thought:
         own = parse(trained.get("feedback") or "last")
     asked = parse(config.feedback) if config.feedback else own or parse("last")
     if own is not None and asked != own and not config.replace_feedback:

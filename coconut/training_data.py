@@ -39,7 +39,6 @@ class TrainingData:
         self,
         config: RunConfig,
         tokenizer: Tokenizer | None,
-        val_items: list[dict[str, Any]],
         world: World | None = None,
     ):
         self.config, self.tokenizer = config, tokenizer

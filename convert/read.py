@@ -13,6 +13,7 @@ from coconut.checkpoint import (
     COCONUT,
     CONFIG,
     FEEDBACK,
+    OPTIMIZER,
     WEIGHTS,
     WEIGHTS_INDEX,
     describe,
@@ -37,7 +38,7 @@ from convert.keymap import (
 from convert.tensors import WEIGHT_TYPES, Tensor, read_file, read_safetensors, shown, some
 
 PICKLED, PICKLED_INDEX = "pytorch_model.bin", "pytorch_model.bin.index.json"
-OPTIMIZER, TRAINER_STATE = "optimizer.safetensors", "trainer_state.json"
+TRAINER_STATE = "trainer_state.json"
 FORK_IDS = ("bot_id", "eot_id", "latent_token_id")
 """Ids of start, end and latent in the fork's config.json."""
 

@@ -11,14 +11,13 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from coconut.adapters import check_twin
-from coconut.checkpoint import FEEDBACK, WEIGHTS, WEIGHTS_INDEX, weight_files
+from coconut.checkpoint import FEEDBACK, OPTIMIZER, WEIGHTS, WEIGHTS_INDEX, weight_files
 from coconut.errors import UserError
 from cuda_coconut import models
 from cuda_coconut.feedback import PREFIX
 from cuda_coconut.shard import spread_like, whole
 
 SHARD_BYTES = 5 * 2**30
-OPTIMIZER = "optimizer.safetensors"
 HEAD = "lm_head.weight"
 WRITTEN_OUT = ("num_key_value_heads", "rope_theta", "tie_word_embeddings")
 """Fields of config.json that readers know by different defaults, or in one spelling only."""

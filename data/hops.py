@@ -4,8 +4,8 @@
 
 Every concept has one successor, and all stand on one circle: `Every lempus is a rempus. … Tom is a
 lempus. … Is Tom?` is answered by the concept `hops` statements behind the name's. Each hop needs
-the one before it, and a transformer looks up only a few in a pass: without what its latents hold it is
-left guessing. Item i of a run depends on (seed, i) alone; the same seed gives the same bytes.
+the one before it, and a transformer looks up only a few in a pass: without what its latents hold it
+is left guessing. Item i of a run depends on (seed, i) alone; the same seed gives the same bytes.
 """
 
 from __future__ import annotations

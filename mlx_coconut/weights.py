@@ -11,13 +11,12 @@ import mlx.nn as nn
 import numpy as np
 from mlx.utils import tree_flatten, tree_unflatten
 
-from coconut.checkpoint import FEEDBACK, WEIGHTS, WEIGHTS_INDEX, weight_files
+from coconut.checkpoint import FEEDBACK, OPTIMIZER, WEIGHTS, WEIGHTS_INDEX, weight_files
 from coconut.errors import UserError
 from mlx_coconut import models
 from mlx_coconut.feedback import PREFIX
 
 SHARD_BYTES = 5 * 2**30
-OPTIMIZER = "optimizer.safetensors"
 HEAD = "lm_head.weight"
 WRITTEN_OUT = ("num_key_value_heads", "rope_theta", "tie_word_embeddings")
 """Fields of config.json that readers know by different defaults, or in one spelling only."""

@@ -157,7 +157,10 @@ def test_what_only_an_evaluation_does_is_refused_elsewhere(tmp_path, keys, compl
 
 @pytest.mark.parametrize(
     ("n_items", "n_positions", "complaint"),
-    [(1, 512, "at least two questions"), (6, 60, "response_length: .* leave 14 of 60 positions")],
+    [
+        (1, 512, "at least two questions"),
+        (6, 60, "item 0: .* take 45 of the model's 60 positions.* from 20 to 14"),
+    ],
 )
 def test_a_check_without_room_is_refused_before_anything_is_written(
     tmp_path, n_items, n_positions, complaint

@@ -172,11 +172,12 @@ def test_only_strict_names_are_checkpoints(tmp_path):
 def test_pruning_keeps_the_newest_and_the_spared(tmp_path):
     for epoch in range(1, 6):
         write(tmp_path / checkpoint.checkpoint_name(epoch), "x")
-    gone = checkpoint.prune(tmp_path, keep=2, spare=[tmp_path / "epoch_02"])
+    found = checkpoint.checkpoints(tmp_path)
+    gone = checkpoint.prune(found, keep=2, spare=[tmp_path / "epoch_02"])
     assert [path.name for path in gone] == ["epoch_01", "epoch_03"]
     assert names(tmp_path) == ["epoch_02", "epoch_04", "epoch_05"]
     with pytest.raises(ValueError, match="at least 1"):
-        checkpoint.prune(tmp_path, keep=0)
+        checkpoint.prune(found, keep=0)
 
 
 @pytest.mark.parametrize(

@@ -127,9 +127,9 @@ def test_an_item_too_long_for_the_model_is_named() -> None:
 # ---- training data
 
 
-def data(val_items: list | None = None, **keys) -> TrainingData:
+def data(**keys) -> TrainingData:
     keys = {"method": "coconut", "val_path": str(VALID), **keys}
-    return TrainingData(RunConfig(**keys), TOKENIZER, val_items or [GOOD])
+    return TrainingData(RunConfig(**keys), TOKENIZER)
 
 
 def texts(samples: list[Sample]) -> list[str]:
@@ -204,7 +204,7 @@ def test_no_generated_item_is_one_of_the_validation_file(tmp_path: Path) -> None
     held_out = list(prosqa.generate(options, 7, 10))
     path = file_of(tmp_path, held_out)
     generate = {"items": 10, "seed": 7, "nodes": 12}
-    made = data(held_out, val_path=str(path), generate=generate).samples(0)
+    made = data(val_path=str(path), generate=generate).samples(0)
     assert not {item["question"] for item in held_out} & {text.strip() for text in texts(made)}
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
+from conftest import CHOSEN, load_twin
 from safetensors.numpy import load_file
 
 from coconut import latro_runner
@@ -75,6 +76,11 @@ def run(twin, made: LatroConfig) -> list[dict]:
         ({"temperature": 0}, "must be above 0"),
         ({"rloo_kk": 4}, "did you mean rloo_k"),
         ({"penalty_mode": "harsh"}, "expected one of"),
+        ({"stop_seqs": "abc"}, "expected a list of texts"),
+        ({"feedback": "last"}, "set latro_latents too"),
+        ({"lora": {"dropout": 0.5}}, "scored as they were drawn"),
+        ({"num_train_epochs": 0, "total_updates": None}, "num_epochs: 0 trains nothing"),
+        ({"only_eval": True, "load_model_path": "x", "test_at_end": True}, "names its split"),
     ],
 )
 def test_a_wrong_key_is_one_clear_line(tmp_path, keys, complaint):
@@ -293,6 +299,95 @@ def test_test_split_is_asked_once_by_the_best_checkpoint(twin, tmp_path):
     run(twin, made)
     assert (made.run_dir / "test.json").stat().st_mtime_ns == first
     assert json.loads((made.run_dir / "test.json").read_text())["n"] == 12
+
+
+def test_without_evaluations_the_last_weights_answer_the_test(twin, tmp_path):
+    made = config(tmp_path, test_at_end=True, num_evaluations=0)
+    run(twin, made)
+    assert not (made.run_dir / "best").exists() and not read_curve(made.run_dir, "eval")
+    assert json.loads((made.run_dir / "test.json").read_text())["checkpoint"] == "last"
+
+
+@pytest.mark.parametrize("damage", ["gone", "broken", "long"])
+def test_a_test_split_that_cannot_be_asked_is_refused_before_training(twin, tmp_path, damage):
+    made = config(tmp_path, test_at_end=True)
+    test = Path(str(made.test_path))
+    if damage == "gone":
+        test.unlink()
+    elif damage == "broken":
+        test.write_text("{")
+    else:
+        test.write_text(json.dumps({"question": "1" * 70, "groundtruth": "2"}) + "\n")
+    for do in (run, lambda _, c: print_latro_plan(c, twin.__name__)):
+        with pytest.raises(UserError, match=r"test\.jsonl"):
+            do(twin, made)
+    assert not made.run_dir.exists()
+
+
+def test_a_row_too_long_is_named_with_what_takes_the_room(tmp_path):
+    for keys, complaint in (
+        ({"response_length": 60}, r"chains_train\.jsonl: item \d+: .* lower response_length from"),
+        ({"latro_latents": 60}, r"and 62 for its thoughts take .* lower latro_latents"),
+    ):
+        with pytest.raises(UserError, match=complaint):
+            print_latro_plan(config(tmp_path, **keys), "mlx_coconut")
+
+
+def test_thoughts_cannot_be_added_to_a_run_that_has_begun(twin, tmp_path):
+    run(twin, config(tmp_path, run_name="mine"))
+    more = config(tmp_path, run_name="mine", latro_latents=2, total_updates=5)
+    with pytest.raises(UserError, match="update_0003: was trained with latro_latents: 0, not 2"):
+        run(twin, more)
+    other = config(tmp_path, run_name="other", checkpoint_path=str(more.run_dir / "warm_start"))
+    with pytest.raises(UserError, match="holds weights alone"):
+        run(twin, other)
+
+
+def test_a_run_whose_reference_is_gone_does_not_take_another(twin, tmp_path):
+    made = config(tmp_path)
+    run(twin, made)
+    (made.run_dir / "warm_start").rename(tmp_path / "elsewhere")
+    with pytest.raises(UserError, match="warm_start: gone, and with it the reference"):
+        run(twin, config(tmp_path, total_updates=5))
+
+
+@pytest.mark.parametrize("keys", [{"warm_start_lr": 1e30}, {"learning_rate": 1e30}])
+def test_diverged_weights_are_one_line_and_never_written(twin, tmp_path, keys):
+    made = config(tmp_path, num_evaluations=0, total_updates=1, **keys)
+    with pytest.raises(UserError, match="not finite; lower"):
+        run(twin, made)
+    kept = {path.name for path in made.run_dir.iterdir() if path.is_dir()}
+    assert kept == (set() if "warm_start_lr" in keys else {"warm_start"})
+
+
+def test_the_answer_rule_of_the_run_judges_its_evaluations(tmp_path, monkeypatch):
+    from data.latro import chains
+
+    made = config(tmp_path, answer_rule="released", test_at_end=True)
+    monkeypatch.setattr(chains, "released", lambda output, item: True, raising=False)
+    run(load_twin(CHOSEN[0]), made)
+    assert [e["eval/zero_shot_acc"] for e in read_curve(made.run_dir, "eval")] == [1.0] * 3
+    found = json.loads((made.run_dir / "test.json").read_text())
+    assert found["eval/zero_shot_acc"] == found["accuracy_released"] == 1.0
+    assert found["accuracy_corrected"] < 1.0 and len(found["data_sha256"]) == 64
+
+
+def test_debug_runs_keep_nothing_and_others_as_many_as_asked_for(tmp_path):
+    twin = load_twin(CHOSEN[0])
+    made = config(tmp_path, run_name="debug", debug=True, save_steps=1)
+    run(twin, made)
+    assert not [path for path in made.run_dir.iterdir() if path.is_dir()]
+    made = config(tmp_path, run_name="kept", keep_checkpoints=2, save_steps=1)
+    run(twin, made)
+    found = sorted(path.name for path in made.run_dir.glob("update_*"))
+    assert found == ["update_0002", "update_0003"]
+
+
+def test_questions_held_out_stay_held_out_when_a_run_goes_on(tmp_path):
+    twin = load_twin(CHOSEN[0])
+    run(twin, config(tmp_path))
+    with pytest.raises(UserError, match="other questions were held out"):
+        run(twin, config(tmp_path, total_updates=5, split_seed=3))
 
 
 PUBLISHED_ARGUMENTS = {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,6 +12,8 @@ from tiny import data_set_config, read_log
 
 from coconut.config import RunConfig
 from coconut.curriculum import IGNORED
+from coconut.errors import UserError
+from coconut.plan import print_plan
 from coconut.questions import DataSet
 from coconut.sft_runner import SftRunner
 
@@ -96,8 +99,18 @@ def test_the_test_split_is_read_once_at_the_end_by_the_best_epoch(twin, tmp_path
     assert found["n"] == 6 and found["data"] == config.test_path
     again = SftRunner(config, twin.run.make_backend, twin.__name__)
     again.train()
-    assert read[3:] == ["validation", "train"]
+    assert read[3:] == ["validation", "train", "test"]  # checked, not asked again
     assert (config.run_dir / "test.json").read_text() == written
+
+
+def test_a_test_split_that_cannot_be_asked_is_refused_before_training(twin, tmp_path):
+    config = sft(tmp_path, test_at_end=True)
+    Path(config.test_path).write_text("{")
+    with pytest.raises(UserError, match="not JSON"):
+        SftRunner(config, twin.run.make_backend, twin.__name__)
+    assert not config.run_dir.exists()
+    with pytest.raises(UserError, match="not JSON"):
+        print_plan(config, twin.__name__)
 
 
 @pytest.mark.parametrize("name", ["sft_gsm8k", "sft_arc_challenge"])
