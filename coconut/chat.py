@@ -118,6 +118,10 @@ def stop_tokens(config: RunConfig, tokenizer: Tokenizer, uses_template: bool) ->
     """Every token that ends an output: the end of a turn, and stop_token_ids or stop_token's."""
     stops = {end_of_turn(tokenizer, uses_template)}
     if config.stop_token_ids is not None:
+        if beyond := [i for i in config.stop_token_ids if not 0 <= i < len(tokenizer)]:
+            raise UserError(
+                "stop_token_ids", f"{beyond[0]}: the tokenizer has tokens 0 to {len(tokenizer) - 1}"
+            )
         return frozenset(stops | set(config.stop_token_ids))
     if config.stop_token in ("eos", "both"):
         stops.add(tokenizer.eos_id)

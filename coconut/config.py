@@ -386,8 +386,16 @@ def check_config(
     # A key that could not be read has its default here, about which nothing need be said.
     problems += [line for line in together if failed.isdisjoint(re.findall(r"\w+", line))]
     if problems:
-        raise UserError(where, *problems)
+        raise UserError(where, *[_as_given(line, values) for line in problems])
     return config
+
+
+def _as_given(line: str, given: Mapping[Any, Any]) -> str:
+    """A complaint in the names that the keys were given by."""
+    for theirs, ours in PUBLISHED_NAMES.items():
+        if theirs in given and ours != "name":  # which is a word, too
+            line = re.sub(rf"\b{ours}\b", theirs, line)
+    return line
 
 
 def _read_yaml(path: str | Path) -> dict[Any, Any]:
@@ -408,10 +416,25 @@ def _read_yaml(path: str | Path) -> dict[Any, Any]:
     return values
 
 
+class _Loader(yaml.SafeLoader):
+    """Refuses a key that comes twice, of which the library would silently take the last."""
+
+    def construct_mapping(self, node, deep=False):  # type: ignore[no-untyped-def]
+        seen = set()
+        for key, _ in node.value if isinstance(node, yaml.MappingNode) else []:
+            if isinstance(key, yaml.ScalarNode) and key.tag != "tag:yaml.org,2002:merge":
+                if key.value in seen:
+                    raise yaml.constructor.ConstructorError(
+                        None, None, f"{_shown(key.value)} stands there twice", key.start_mark
+                    )
+                seen.add(key.value)
+        return super().construct_mapping(node, deep)
+
+
 def _parse_yaml(text: str) -> Any:
     """The value a YAML text stands for. Raises ValueError saying where it is broken."""
     try:
-        return yaml.safe_load(text)
+        return yaml.load(text, Loader=_Loader)
     # The library raises whatever a malformed scalar makes it stumble over: KeyError on
     # `!!bool x`, IndexError on `!!int`, AttributeError on `!!timestamp x`, and more.
     except Exception as error:

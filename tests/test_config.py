@@ -371,6 +371,22 @@ def test_an_override_replaces_what_the_file_says_under_another_name(folder: Path
         load_config(path, ["method=no_cot", "cot=True"])
 
 
+def test_a_key_that_stands_there_twice_is_refused(folder: Path) -> None:
+    path = published(folder, PROSQA)
+    path.write_text(path.read_text() + "generate: {items: 1, items: 2}\nseed: 0\nseed: 1\n")
+    with pytest.raises(
+        UserError, match=r"line \d+: not valid YAML: '(seed|items)' stands there twice"
+    ):
+        load_config(path)
+
+
+def test_a_complaint_names_keys_as_they_were_given(valid: dict) -> None:
+    keys = {"method": "latro", "dataset_name": "gsm8k", "per_device_train_batch_size": 3}
+    whole = {k: v for k, v in valid.items() if k not in ("coconut", "batch_size_training")}
+    with pytest.raises(UserError, match="change per_device_train_batch_size or"):
+        check_config(whole | keys | {"rloo_k": 5})
+
+
 def test_a_value_that_cannot_be_read_is_one_line(valid: dict) -> None:
     # Of 0 rows no update is made up, so nothing is said of what they would make together.
     keys = {"method": "latro", "dataset_name": "gsm8k", "rloo_k": 3}

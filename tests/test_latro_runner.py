@@ -333,6 +333,11 @@ def test_a_row_too_long_is_named_with_what_takes_the_room(tmp_path):
             print_latro_plan(config(tmp_path, **keys), "mlx_coconut")
 
 
+def test_a_stop_that_is_no_token_is_named(tmp_path):
+    with pytest.raises(UserError, match="stop_token_ids: 300: the tokenizer has tokens 0 to 256"):
+        print_latro_plan(config(tmp_path, stop_token_ids=[300]), "mlx_coconut")
+
+
 def test_thoughts_cannot_be_added_to_a_run_that_has_begun(twin, tmp_path):
     run(twin, config(tmp_path, run_name="mine"))
     more = config(tmp_path, run_name="mine", latro_latents=2, total_updates=5)
