@@ -18,8 +18,8 @@ from data.files import Item, field, parse_json, read_lines
 
 FILES = {"train": "data/chains_train.jsonl", "test": "data/chains_test.jsonl"}
 HOW = "python -m data.latro.chains"
-N_TRAIN, N_TEST, N_WRITTEN = 4000, 500, 600
-"""Items, and how many of train have a written rationale."""
+N_TRAIN, N_TEST, N_WRITTEN, N_SKIPPED = 4000, 500, 600, 500
+"""Items, how many of train have a written rationale, and how many are in neither file."""
 
 
 def read(path: Path | str) -> list[Item]:
@@ -49,24 +49,45 @@ def answer(output: str, item: Item) -> str:
     return output.rpartition("=")[2].strip() if "=" in output else ""
 
 
-def make(seed: int = 0) -> tuple[list[Item], list[Item]]:
-    """(train, test): different questions; the first N_WRITTEN of train have rationales."""
-    rng = random.Random(seed)
+def operation(rng: random.Random) -> tuple[list[list[int]], set[tuple[int, int]]]:
+    """(the table, the fifth of its entries that no rationale shows)."""
     table = [[rng.randrange(10) for _ in range(10)] for _ in range(10)]
-    hidden = set(rng.sample([(a, b) for a in range(10) for b in range(10)], 20))
+    return table, set(rng.sample([(a, b) for a in range(10) for b in range(10)], 20))
+
+
+def make(seed: int = 0) -> tuple[list[Item], list[Item]]:
+    """(train, test): different questions, equal shares of which need a hidden entry.
+
+    The first N_WRITTEN that need none have rationales and are of train.
+    """
+    rng = random.Random(seed)
+    table, hidden = operation(rng)
     questions = [tuple(map(int, f"{n:04d}")) for n in rng.sample(range(10_000), 10_000)]
-    items, written = [], []
+    written, others, needy = [], [], set()
     for a, b, c, d in questions:
         first = table[a][b]
         second = table[first][c]
         item = {"question": f"{a} {b} {c} {d}", "groundtruth": str(table[second][d])}
-        if len(written) < N_WRITTEN and not hidden & {(a, b), (first, c), (second, d)}:
+        if hidden & {(a, b), (first, c), (second, d)}:
+            needy.add(item["question"])
+        elif len(written) < N_WRITTEN:
             written.append(item | {"rationales": f"{first} {second}"})
-        else:
-            items.append(item)
-    train = written + items[N_TEST : N_TEST + N_TRAIN - N_WRITTEN]
+            continue
+        others.append(item)
+    # Until the written ones are complete, all others need a hidden entry: few of those are kept.
+    end = N_SKIPPED + N_TRAIN - N_WRITTEN
+    train = written + others[N_SKIPPED:end]
     rng.shuffle(train)
-    return train, items[:N_TEST]
+    # By kind: the written ones make train's share smaller than that of all questions.
+    n_needy = round(N_TEST * sum(item["question"] in needy for item in train) / N_TRAIN)
+    room = {True: n_needy, False: N_TEST - n_needy}
+    test = []
+    for item in others[end:]:
+        kind = item["question"] in needy
+        if room[kind]:
+            room[kind] -= 1
+            test.append(item)
+    return train, test
 
 
 if __name__ == "__main__":
