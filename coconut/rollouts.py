@@ -268,8 +268,9 @@ def collate_rollouts(
             from_, to = second + len(r.bridge), second + len(branch)
             columns = [*range(from_, to)]
             if reward_offset:
-                early = [c for c in range(first, split)] + [c for c in range(second, from_)]
-                columns = [*([first - 1, *early][reward_offset:]), *columns]
+                # Nothing stands before the first token of all, so nothing can score it.
+                early = [*range(begin + 1, split), *range(second, from_)]
+                columns = [*early[reward_offset:], *columns]
             for column in columns:
                 # The branch follows the shared tokens, wherever its first column stands.
                 before = split - 1 if column == second else column - 1

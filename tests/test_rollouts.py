@@ -186,17 +186,28 @@ def test_a_batch_holds_every_token_once_in_order_and_scores_the_named_spans(
         path = r.prompt + r.shared + branch
         scored = batch.target_ids[mine[answers]].tolist()
         first = len(path) - len(r.answer) + offset
-        if first > 0:
-            assert scored == path[first:]
+        # Nothing stands before a prompt's first token, so it is no target.
+        assert scored == path[max(first, 1) :]
         assert batch.target_ids[mine[~answers]].tolist() == r.said
         # What stands before a target is what the token was drawn or read after.
         before = batch.target_index[mine] - i * width
         expected = [*(r.prompt + r.said)[len(r.prompt) - 1 : -1]] if r.said else []
         assert batch.ids[i][before[~answers]].tolist() == expected
         positions = batch.positions[i][before[answers]].tolist()
-        if first > 0:
-            assert batch.ids[i][before[answers]].tolist() == path[first - 1 : -1]
-            assert positions == list(range(first - 1, len(path) - 1))
+        first = max(first, 1)
+        assert batch.ids[i][before[answers]].tolist() == path[first - 1 : -1]
+        assert positions == list(range(first - 1, len(path) - 1))
+        assert (before >= 0).all() and (before < width).all()
+
+
+def test_a_reward_that_begins_early_begins_behind_the_first_token_of_all():
+    short = rollouts.Rollout([4], [], [], [], [7, 8], 0, False)
+    longer = rollouts.Rollout([4], [5], [], [], [7, 8], 1, False)
+    batch = collate_rollouts([short, longer], pad_id=99, reward_offset=-1)
+    read = batch.target_ids[batch.target_is_answer]
+    assert read.tolist() == [7, 8, 5, 7, 8]
+    before = batch.ids.reshape(-1)[batch.target_index]
+    assert before[batch.target_is_answer].tolist() == [4, 7, 4, 5, 7]
 
 
 # ---- rewards
