@@ -15,7 +15,8 @@ The names in the plural are LaTRO's published ones.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+import re
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,7 @@ DEBUG_ITEMS = {"train": 5_000, "validation": 32, "test": 32}
 """What a debug run reads, as in Coconut's runs."""
 SANITY_ITEMS = 1_000
 """What is left of every split with sanity_check."""
+_SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 class DataSet:
@@ -56,6 +58,8 @@ class DataSet:
         if split != "test" and Path(path).resolve() == Path(self.path("test")).resolve():
             raise UserError(path, f"is the test split; another file has to be the {split} split")
         items = list(enumerate(self._read(path)))
+        if split == "validation" and part == "all" and not self.config.only_eval:
+            self._check_apart(items, path)
         if part != "all":
             held = self._held_out([item for _, item in items], path)
             items = [(i, item) for i, item in items if (i in held) == (part == "held out")]
@@ -97,6 +101,24 @@ class DataSet:
         raise_all(path, problems)
         return items
 
+    def _check_apart(self, items: Sequence[tuple[int, Item]], path: str) -> None:
+        """Raise UserError if items of validation, read from `path`, are trained on."""
+        train = self.path("train")
+        remedy = "name another file, or leave val_path out to hold validation_items of train out"
+        if Path(path).resolve() == Path(train).resolve():
+            raise UserError(path, f"is the train split too; {remedy}")
+        # As they are asked: options belong to a question.
+        trained = {self.data.prompt(item, False): i for i, item in enumerate(self._read(train))}
+        asked = ((i, trained.get(self.data.prompt(item, False))) for i, item in items)
+        shared = [(i, j) for i, j in asked if j is not None]
+        if shared:
+            i, j = shared[0]
+            raise UserError(
+                path,
+                f"{len(shared)} of its questions are trained on too, the first is item {i}, which"
+                f" is item {j} of {train}; take them out of one of the two files",
+            )
+
     def _held_out(self, items: Sequence[Item], path: str) -> set[int]:
         """Numbers of the items that validation takes out of train.
 
@@ -117,6 +139,8 @@ class DataSet:
 
 def _wrong(item: Item) -> list[str]:
     """What an item lacks that every data set's `read` has to give."""
+    if not isinstance(item, dict):
+        return [f"must be a dict with question and groundtruth, got {type(item).__name__}"]
     found = []
     for name in ("question", "groundtruth", "rationales"):
         text = item.get(name)
@@ -129,8 +153,20 @@ def _wrong(item: Item) -> list[str]:
         elif not text.strip() and name == "rationales":
             found.append("its rationale is empty; write one, or leave it out of the item")
         elif not text.strip():
-            found.append("its question is empty")
+            found.append("its question is empty; write one, or take the item out")
+    for name, value in item.items():
+        if any(map(_SURROGATE.search, _texts(value))):
+            found.append(f"{name} holds a lone surrogate, which no tokenizer can encode; repair it")
     return found
+
+
+def _texts(value: Any) -> Iterator[str]:
+    """The texts in a value of an item, those of lists and dicts too."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, list | tuple | dict):
+        for part in value.values() if isinstance(value, dict) else value:
+            yield from _texts(part)
 
 
 class Questions(DataSet):
@@ -190,6 +226,7 @@ class Questions(DataSet):
             query = self._asked(item)
             try:
                 query_ids = self._query_ids(query, item)
+                response_ids = [*tokenizer.encode(text), self.end_id]
             except UserError as error:
                 problems.append(f"item {idx}: {'; '.join(error.problems)}")
                 continue
@@ -200,7 +237,7 @@ class Questions(DataSet):
                     "queries": query,
                     "query_ids": query_ids,
                     "responses": text + end,
-                    "response_ids": [*tokenizer.encode(text), self.end_id],
+                    "response_ids": response_ids,
                     "gold": gold,
                 }
             )
@@ -232,10 +269,12 @@ class Questions(DataSet):
         }[self.wording]
 
     def _query_ids(self, query: str, item: Item) -> list[int]:
+        wording = self._asks()(item, self.uses_template)
+        if not wording.strip():
+            raise UserError("text", "its prompt is empty; correct prompt of the data set")
         if not self.uses_template:
             return self.tokenizer.encode_question(query)
         # Text never makes a control token; in a filled template it could.
-        wording = self._asks()(item, True)
         if any(map(self.tokenizer.is_control, self.tokenizer.encode_filled(wording))):
             raise UserError("text", "spells a control token of the tokenizer; take it out")
         return self.tokenizer.encode_filled(query)

@@ -48,8 +48,13 @@ def read_lines(path: Path | str) -> Iterator[tuple[str, str]]:
         raise UserError(str(path), "holds no items")
 
 
-def field(item: Any, name: str, kind: type, where: str) -> Any:
-    """`item[name]`, which must be of `kind` and, if a string or list, not empty."""
+def field(
+    item: Any, name: str, kind: type, where: str, remedy: str = "add one, or take the item out"
+) -> Any:
+    """`item[name]`, which must be of `kind` and, if a string or list, not empty.
+
+    remedy: what to do about an empty one.
+    """
     names = {str: "a string", list: "a list", dict: "an object", int: "a whole number"}
     if not isinstance(item, dict):
         raise UserError(where, f"expected an object, got {type(item).__name__}")
@@ -60,7 +65,7 @@ def field(item: Any, name: str, kind: type, where: str) -> Any:
     if not isinstance(value, kind) or isinstance(value, bool):
         raise UserError(where, f"field {name!r} must be {names[kind]}, got {type(value).__name__}")
     if kind is not int and not (value.strip() if isinstance(value, str) else value):
-        raise UserError(where, f"field {name!r} is empty")
+        raise UserError(where, f"field {name!r} is empty; {remedy}")
     return value
 
 

@@ -81,8 +81,8 @@ def test_the_example_makes_trains_and_evaluates(checkout, twin, capsys):
 
 
 def test_the_example_is_read_back_by_its_own_answer(checkout):
+    importlib.import_module("data.latro.sums").make()
     sums = latro.load("sums")
-    sums.make()
     for item in sums.read(sums.FILES["test"]):
         assert sums.answer(sums.response(item), item) == item["groundtruth"]
         ones, tens = map(int, item["rationales"].split())

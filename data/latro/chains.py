@@ -29,7 +29,8 @@ def read(path: Path | str) -> list[Item]:
         raw = parse_json(line, where)
         item = {name: field(raw, name, str, where) for name in ("question", "groundtruth")}
         if "rationales" in raw:
-            item["rationales"] = field(raw, "rationales", str, where)
+            remedy = "write one, or leave it out of the item"
+            item["rationales"] = field(raw, "rationales", str, where, remedy)
         items.append(item)
     return items
 
