@@ -69,13 +69,13 @@ def test_the_example_makes_trains_and_evaluates(checkout, twin, capsys):
         if "--check" in argv:
             assert "checked: no model was built" in capsys.readouterr().out
     kept = {path.name for path in (checkout / "runs").iterdir()}
-    assert kept >= {"sums-sft", "sums-latro", "sums-eval"}
+    assert kept >= {"sums-sft", "sums-latro", "sums-eval", "sums-preexperiment"}
     found = json.loads((checkout / "runs/sums-eval/summary.json").read_text())
     assert (found["n"], found["split"], found["maj_k"]) == (8, "test", 8)
     assert found["data"] == "data/cache/sums_test.jsonl"
     assert set(found["rationales"]) == {"own", "shuffled", "empty"}
     assert json.loads((checkout / "runs/sums-latro/test.json").read_text())["n"] == 8
-    pre = json.loads((checkout / "runs/latro-preexperiment-gsm8k/summary.json").read_text())
+    pre = json.loads((checkout / "runs/sums-preexperiment/summary.json").read_text())
     # All of train: a pre-experiment holds nothing out.
     assert (pre["n"], pre["dataset_name"]) == (60, "sums")
 
