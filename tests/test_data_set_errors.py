@@ -92,7 +92,11 @@ def replace_line(path: Path, number: int, **fields) -> None:
         ("test_path={dir}/none.jsonl", "{run}: test_path: no such file: {dir}/none.jsonl"),
         ("dataset_name=chains_8shot", "{run}: dataset_name: chains_8shot puts examples first"),
         ("pad_token='<nothing>'", "{dir}/model: pad_token: the tokenizer has no token '<nothing>'"),
-        ("response_length=600", "{dir}/runs/latro__0: response_length: the longest question and"),
+        (
+            "response_length=600",
+            "{dir}/train.jsonl: item 0: question and answer take 45 of the model's 512 positions,"
+            " which leaves 466 for a rationale of 600 tokens; lower response_length from 600 to",
+        ),
     ],
 )
 def test_a_wrong_key(run, capsys, override, said, flags):
@@ -192,6 +196,18 @@ def test_a_prompt_without_a_token(run, capsys, monkeypatch):
     monkeypatch.setattr(chains, "prompt", asks)
     for template in ("always", "never"):
         assert complaint(capsys, run, f"chat_template={template}").startswith(said)
+
+
+@pytest.mark.parametrize(
+    ("n", "latents", "says", "left", "lower"),
+    [(500, 0, "", 0, ""), (440, 60, " and 62 for its thoughts", 0, "lower latro_latents, ")],
+)
+def test_a_question_that_leaves_no_room_for_a_rationale(run, capsys, n, latents, says, left, lower):
+    path = run.parent / "train.jsonl"
+    replace_line(path, 4, question="1" * n)
+    found = complaint(capsys, run, f"latro_latents={latents}", "validation_items=1")
+    assert found.startswith(f"{path}: item 4: question and answer{says} take ")
+    assert f"which leaves {left} for a rationale of 6 tokens; {lower}take the item out" in found
 
 
 SUMS = """\
