@@ -141,8 +141,6 @@ class LatroConfig(RunConfig):
         if any(not s for s in self.stop_seqs):
             found.append("stop_seqs: an empty text would end every rationale at once")
         if self.only_eval:
-            if self.test_at_end:
-                found.append("test_at_end: is of training; an evaluation names its split")
             return found
         if self.rloo_k < 2:
             found.append("rloo_k: must be at least 2: a single sample has no siblings to compare")

@@ -9,6 +9,7 @@ from typing import Any
 
 from coconut.batch import epoch_order
 from coconut.curriculum import IGNORED, Row
+from coconut.dataset import check_lengths
 from coconut.errors import UserError
 from coconut.latro_config import LatroConfig
 from coconut.questions import Questions
@@ -111,7 +112,8 @@ def check_room(
 ) -> None:
     """Raise UserError unless prompt, rationale, separator and answer of all items have positions.
 
-    splits: items by the split they are of.
+    Rationales as long as may be sampled, and those that a warm start reads. splits: items by the
+    split they are of.
     """
     if n_positions is None:
         return
@@ -131,6 +133,9 @@ def check_room(
                 f" {n_positions} positions, which leaves {max(room, 0)} for a rationale of"
                 f" {wanted} tokens; {lower}take the item out, or choose a model with more",
             )
+    if data.config.warm_start_updates and "train" in splits:
+        written = {row.idx: len(row.ids) for row in data.written_rows()}
+        check_lengths(written, n_positions, data.questions.path("train"))
 
 
 def passes(u: int, size: int, n: int) -> tuple[int, int]:

@@ -79,8 +79,7 @@ def run(twin, made: LatroConfig) -> list[dict]:
         ({"stop_seqs": "abc"}, "expected a list of texts"),
         ({"feedback": "last"}, "set latro_latents too"),
         ({"lora": {"dropout": 0.5}}, "scored as they were drawn"),
-        ({"num_train_epochs": 0, "total_updates": None}, "num_epochs: 0 trains nothing"),
-        ({"only_eval": True, "load_model_path": "x", "test_at_end": True}, "names its split"),
+        ({"num_train_epochs": 0, "total_updates": None}, "num_train_epochs: 0 trains nothing"),
     ],
 )
 def test_a_wrong_key_is_one_clear_line(tmp_path, keys, complaint):
@@ -331,6 +330,17 @@ def test_a_row_too_long_is_named_with_what_takes_the_room(tmp_path):
     ):
         with pytest.raises(UserError, match=complaint):
             print_latro_plan(config(tmp_path, **keys), "mlx_coconut")
+
+
+def test_a_written_rationale_too_long_for_the_warm_start_is_named(tmp_path):
+    lines = (REPOSITORY / "data/chains_train.jsonl").read_text().splitlines()
+    items = [json.loads(line) for line in lines]
+    at = next(i for i, item in enumerate(items) if "rationales" in item)
+    items[at]["rationales"] += " 1" * 40
+    train = tmp_path / "train.jsonl"
+    train.write_text("".join(json.dumps(item) + "\n" for item in items))
+    with pytest.raises(UserError, match=rf"train\.jsonl: item {at}: .* positions"):
+        print_latro_plan(config(tmp_path, train_path=str(train)), "mlx_coconut")
 
 
 def test_a_stop_that_is_no_token_is_named(tmp_path):
