@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from tiny import REPOSITORY
 
 from coconut.inside.graph import read_graph, sentences
-from data import prosqa
+from data import hops, prosqa
 
 
 @pytest.mark.parametrize("file", ["prosqa_small_test.json", "prosqa_tiny.json", "prosqa_test.json"])
@@ -30,6 +30,16 @@ def test_graphs_of_items_are_read_back_from_their_questions(file):
         assert {graph.nodes[n] for n in graph.names} == {
             symbol for symbol in symbols if symbol[0].isupper()
         }
+
+
+def test_a_question_without_choices_is_a_graph_too():
+    for item in hops.generate(hops.Options(), 1, 20):
+        graph = read_graph(item["question"])
+        concepts = [n for n in range(len(graph.nodes)) if n not in graph.names]
+        assert len(graph.edges) == len(graph.nodes) == 9 and len(concepts) == 8
+        assert (graph.choices, graph.right, graph.path()) == ((), None, [])
+        (last,) = graph.frontier(6)  # the name's own concept, and five behind it
+        assert item["answer"] == f"{graph.nodes[graph.asked]} is a {graph.nodes[last]}."
 
 
 def test_frontiers_hold_the_nodes_of_each_distance():

@@ -75,3 +75,26 @@ def test_thoughts_matter(tmp_path, monkeypatch):
     run = importlib.import_module(f"{twin}.run")
     result = Runner(config, run.make_backend, twin).evaluate_once()
     assert result.summary["both_accuracy"] < 0.3
+
+
+# ---- the model of pointer chasing
+
+
+@pytest.mark.parametrize(
+    ("keys", "low", "high"),
+    [
+        ("", 0.99, 1.0),
+        # What a latent holds is needed: without it the answer is one of eight concepts.
+        ("feedback=token replace_feedback=True", 0.0, 0.25),
+        ("feedback=zero replace_feedback=True", 0.0, 0.25),
+        ("feedback=shuffle replace_feedback=True", 0.0, 0.25),
+        ("n_latents=2", 0.0, 0.5),
+    ],
+)
+def test_pointers_are_chased_by_what_thoughts_hold(twin, tmp_path, monkeypatch, keys, low, high):
+    monkeypatch.chdir(ROOT)
+    given = ["only_eval=True", "load_model_path=data/checkpoints/hops", f"save_path={tmp_path}"]
+    config = load_config("args/tiny_hops.yaml", [*given, *keys.split()])
+    result = Runner(config, twin.run.make_backend, twin.__name__).evaluate_once()
+    assert result.summary["n"] == 300
+    assert low <= result.summary["accuracy"] <= high

@@ -1,4 +1,4 @@
-"""A ProsQA question read back from its text: statements, the graph they make, what is asked."""
+"""A question of statements read back from its text: the graph they make, what is asked."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections import deque
 from dataclasses import dataclass
 
 _STATEMENT = re.compile(r"(?:Every )?([^\W_]+) is a ([^\W_]+)\.")
-_QUESTION = re.compile(r"Is ([^\W_]+) a ([^\W_]+) or ([^\W_]+)\?")
+_QUESTION = re.compile(r"Is ([^\W_]+)(?: a ([^\W_]+) or ([^\W_]+))?\?")
 _SENTENCE_END = re.compile(r"(?<=[.?!])\s+")
 
 
@@ -16,14 +16,14 @@ class Graph:
     """Nodes by index, in the order the text first says them.
 
     nodes: their words. edges: (parent, child). asked: the name in the question. choices: the two
-    concepts it offers, in its order. distances: hops from the asked name, None where it does not
-    lead.
+    concepts that ProsQA offers, in its order; pointer chasing offers none. distances: hops from the
+    asked name, None where it does not lead.
     """
 
     nodes: list[str]
     edges: list[tuple[int, int]]
     asked: int
-    choices: tuple[int, int]
+    choices: tuple[int, ...]
     distances: list[int | None]
 
     @property
@@ -64,7 +64,7 @@ def sentences(text: str) -> list[str]:
 
 
 def read_graph(question: str) -> Graph | None:
-    """The graph of a ProsQA question, None if the text is of another form.
+    """The graph of a question of ProsQA or of pointer chasing, None if the text has another form.
 
     Every sentence must be a statement but for the last, which asks. Statements told twice count
     once; a choice that no statement names is a node without edges.
@@ -75,15 +75,16 @@ def read_graph(question: str) -> Graph | None:
     if asks is None or not statements or None in said:
         return None
     words = dict.fromkeys(w for match in said if match for w in match.groups())
-    words |= dict.fromkeys(asks.groups())
+    named = [word for word in asks.groups() if word]
+    words |= dict.fromkeys(named)
     index = {word: i for i, word in enumerate(words)}
     edges = dict.fromkeys((index[m[1]], index[m[2]]) for m in said if m)
-    asked, *choices = (index[word] for word in asks.groups())
+    asked, *choices = (index[word] for word in named)
     return Graph(
         nodes=list(words),
         edges=list(edges),
         asked=asked,
-        choices=(choices[0], choices[1]),
+        choices=tuple(choices),
         distances=_distances(len(words), list(edges), asked),
     )
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
@@ -78,17 +78,18 @@ class Stop:
     """What the model answers if it stops after n_thoughts.
 
     text: all it generates. chain, answer: its parts; chain_is_stated: for each line of the chain,
-    whether the question says it. certainty: the probability of the answer's
-    tokens given everything before them; None without an answer. is_finished: it ended by itself.
-    is_correct: None if the right answer is not known. choices: for ProsQA the probability of each
-    choice as the answer, forced right behind the thoughts (all tokens of `### NAME is a CHOICE.`),
-    in the question's order. is_trained: the checkpoint's method trains answers from this many.
+    whether the question says it, None of a line whose subject goes without saying. certainty: the
+    probability of the answer's tokens given everything before them; None without an answer.
+    is_finished: it ended by itself. is_correct: None if the right answer is not known. choices: for
+    ProsQA the probability of each choice as the answer, forced right behind the thoughts (all
+    tokens of `### NAME is a CHOICE.`), in the question's order. is_trained: the checkpoint's method
+    trains answers from this many.
     """
 
     n_thoughts: int
     text: str
     chain: list[str]
-    chain_is_stated: list[bool]
+    chain_is_stated: list[bool | None]
     answer: str
     certainty: float | None
     is_finished: bool
@@ -306,7 +307,7 @@ class Lens:
                     n_thoughts=k,
                     text=text,
                     chain=lines,
-                    chain_is_stated=[line.strip() in stated for line in lines],
+                    chain_is_stated=[_is_stated(line, stated) for line in lines],
                     answer=answer,
                     certainty=_probability(own[start:]) if answer else None,
                     is_finished=is_finished,
@@ -402,7 +403,7 @@ class Lens:
     def warnings(self, graph: Graph | None) -> list[str]:
         """Why this question's answers mean nothing, if they do."""
         found = [] if (problem := self.strangeness(graph)) is None else [problem]
-        if graph is not None and graph.right is None:
+        if graph is not None and graph.choices and graph.right is None:
             found.append("by its statements the asked name is both of the choices, or neither")
         return found
 
@@ -555,6 +556,10 @@ class _Case:
     lead: str
     nodes: list[int]
     tail: str
+
+
+def _is_stated(line: str, stated: Collection[str]) -> bool | None:
+    return None if line.startswith(" is ") else line.strip() in stated
 
 
 def _case(kind: str, n_thoughts: int, graph: Graph) -> _Case:

@@ -73,9 +73,9 @@ class Tables:
             self._say("")
             self._say("Printed without thoughts" + ("" if found.stops[0].is_trained else " *"))
             for line, is_stated in zip(chain, found.stops[0].chain_is_stated, strict=True):
-                mark = (
-                    "" if found.graph is None else ("stated      " if is_stated else "not stated  ")
-                )
+                mark = "stated      " if is_stated else "not stated  "
+                if found.graph is None or is_stated is None:
+                    mark = ""
                 self._say(f"  {mark}{_cut(line, 100)}")
 
     def _thoughts(self, found: Inspection) -> None:

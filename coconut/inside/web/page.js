@@ -221,7 +221,7 @@
     if (!printed.is_trained) right.append(el("p", { class: "quiet" }, "Outside of this model's training:"));
     if (!printed.chain.length) right.append(el("p", { class: "quiet" }, "It prints no chain."));
     else right.append(el("ol", {}, ...printed.chain.map((line, i) => el("li", {}, `${line} `,
-      !graph ? "" : printed.chain_is_stated[i] ? el("span", { class: "good" }, "✓ stated") : el("span", { class: "bad" }, "✗ not stated")))));
+      !graph || printed.chain_is_stated[i] === null ? "" : printed.chain_is_stated[i] ? el("span", { class: "good" }, "✓ stated") : el("span", { class: "bad" }, "✗ not stated")))));
     if (graph && graph.path.length) right.append(el("h3", {}, "Right"), el("p", { class: "quiet" }, graph.path.map((n) => graph.nodes[n]).join(" → ")));
     $("chains").replaceChildren(el("div", { class: "two" }, latent, right));
   }
