@@ -62,6 +62,11 @@ def evaluate_data_set(
             f" {backend.dtype} | run {config.name} | method {config.method} | {len(items):,} items"
             f" of {path} | seed {config.seed}"
         )
+        thoughts = getattr(config, "latro_latents", 0)
+        if thoughts and not (opened.coconut or {}).get("latent_ids"):
+            console.say(
+                f"note: latro_latents: {thoughts}, but this model was trained without thoughts"
+            )
         with console.progress(config.split, len(items) * (1 + config.maj_k)) as bar:
             predictions, summary, tokens = answer(
                 backend, config, questions, items, bar.advance, world

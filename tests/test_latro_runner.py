@@ -472,3 +472,13 @@ def test_a_model_with_thoughts_is_asked_with_its_thoughts(twin, tmp_path):
     with pytest.raises(UserError, match="set latro_latents: 2, as in its training"):
         plain = config(tmp_path, only_eval=True, run_name="plain", **keys)
         evaluate_data_set(plain, twin.run.make_backend, twin.__name__)
+
+
+def test_an_evaluation_says_that_thoughts_are_new_to_the_model(tmp_path, capsys):
+    twin = load_twin(CHOSEN[0])
+    run(twin, config(tmp_path, run_name="bare", total_updates=1, warm_start_updates=1))
+    keys = {"load_model_path": str(tmp_path / "bare/update_0001"), "model_config_path": None}
+    made = config(tmp_path, only_eval=True, latro_latents=2, tokenizer=None, **keys)
+    capsys.readouterr()
+    evaluate_data_set(made, twin.run.make_backend, twin.__name__)
+    assert "this model was trained without thoughts" in capsys.readouterr().out
