@@ -22,6 +22,13 @@ def of_epoch(kind: type[T], values: Mapping[str, Any], epoch: int) -> T:
     return kind(**one)
 
 
+def check_not_negative(where: str, **values: int) -> None:
+    """Raise UserError for a number below 0."""
+    for name, value in values.items():
+        if value < 0:
+            raise UserError(where, f"{name}: expected 0 or more, got {value}")
+
+
 def draw_words(draw: Callable[[], float], words: Sequence[str], n: int) -> list[str]:
     """n distinct words, uniformly, in random order."""
     pool = list(words)

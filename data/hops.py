@@ -22,7 +22,7 @@ if not __package__:  # run as `python data/hops.py`
 
 from coconut.errors import UserError
 from data.files import Item, command
-from data.generated import digest_of_facts, draw_words, write
+from data.generated import check_not_negative, digest_of_facts, draw_words, write
 from data.prosqa import CONCEPTS, NAMES
 
 STEPS = ("path", "thoughts")
@@ -95,9 +95,7 @@ def generate(
     in another order: of eight concepts there are 5,040 circles.
     Raises UserError if seed, start or n_items is negative, or there is nothing but excluded items.
     """
-    for name, value in (("seed", seed), ("start", start), ("n_items", n_items)):
-        if value < 0:
-            raise UserError("hops generator", f"{name}: expected 0 or more, got {value}")
+    check_not_negative("hops generator", seed=seed, start=start, n_items=n_items)
     return (_new_item(seed, index, options, exclude) for index in range(start, start + n_items))
 
 

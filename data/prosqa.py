@@ -28,7 +28,7 @@ if not __package__:  # run as `python data/prosqa.py`
 from coconut.errors import UserError
 from data.explore import explore, name_thoughts
 from data.files import Item, command, field, parse_json, read_text
-from data.generated import digest_of_facts, draw_words, write
+from data.generated import check_not_negative, digest_of_facts, draw_words, write
 from data.graphs import distances, shortest_path
 
 NAMES = tuple(
@@ -278,9 +278,7 @@ def generate(
     also without: repeats do not happen there).
     Raises UserError if seed, start or n_items is negative, or the options admit no further graph.
     """
-    for name, value in (("seed", seed), ("start", start), ("n_items", n_items)):
-        if value < 0:
-            raise UserError("ProsQA generator", f"{name}: expected 0 or more, got {value}")
+    check_not_negative("ProsQA generator", seed=seed, start=start, n_items=n_items)
     return _generate(options, seed, n_items, start, exclude)
 
 
