@@ -553,3 +553,16 @@ def test_a_model_without_thoughts_is_shown_by_what_it_prints(twin, tmp_path, cap
     with pytest.raises(SystemExit):
         command(twin, "--model", plain, "--question", QUESTION, "--latents", 2)
     assert "was trained by cot, which has no thoughts" in capsys.readouterr().err
+
+
+def test_a_circle_is_a_graph_whose_concepts_the_first_thoughts_name(twin):
+    root = Path(__file__).parents[1]
+    item = json.loads((root / "data/hops_valid.json").read_text())[1]
+    lens = open_lens(twin, root / "data/checkpoints/hops")
+    found = lens.inspect(item["question"], item["answer"], 1, max_new_tokens=24)
+    assert found.graph is not None and found.graph.choices == () and not found.warnings
+    assert found.stops[-1].is_correct and found.stops[-1].choices in (None, [])
+    # A step without a subject is neither in the question nor not.
+    assert set(found.stops[0].chain_is_stated) == {None}
+    named = [thought.top[0][0] for thought in found.thoughts]
+    assert [text.strip() for text in named[:2]] == [step.strip() for step in item["steps"][:2]]

@@ -559,7 +559,7 @@ class _Case:
 
 
 def _is_stated(line: str, stated: Collection[str]) -> bool | None:
-    return None if line.startswith(" is ") else line.strip() in stated
+    return None if line.lstrip().startswith("is ") else line.strip() in stated
 
 
 def _case(kind: str, n_thoughts: int, graph: Graph) -> _Case:
