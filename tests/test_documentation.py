@@ -101,6 +101,7 @@ COMMANDS: dict[str, How] = {
     "python -c import os; os.truncate('runs/*": How(),
     # The shipped model.
     "python -m mlx_coconut.inspect --model data/checkpoints/prosqa *": How(add="--idx 1"),
+    "python -m mlx_coconut.inspect --model data/checkpoints/hops *": How(),
     "python -m mlx_coconut.serve *": How(parse="ends when stopped; tests/test_page.py asks it"),
     "python -m mlx_coconut.chat *": How(stdin="/example 5\n/thoughts\n/quit\n"),
     "python -m mlx_coconut.generate *": How(shows=False),
@@ -117,6 +118,7 @@ COMMANDS: dict[str, How] = {
     "python -m mlx_coconut.run args/tiny_*.yaml*--check": How(),
     "python -m mlx_coconut.run args/tiny_coconut.yaml": How(add=TINY, statuses=(0, 2, 0)),
     "python -m mlx_coconut.run args/tiny_coconut.yaml lr=1e-3 *": How(check=True),
+    "python -m cuda_coconut.run args/tiny_hops.yaml *": How(add=TINY),
     "python -m mlx_coconut.run args/tiny_coconut.yaml name=tiny-times *": How(
         skip="test_the_rule_of_the_page_is_held_to_its_oracle does it"
     ),
@@ -167,6 +169,7 @@ COMMANDS: dict[str, How] = {
     "python data/prosqa.py --items *": How(
         swap={"OFFICIAL": "data/prosqa_tiny.json"}, add="--items 2 --out made.json"
     ),
+    "python data/hops.py *": How(),
     "python data/prosqa.py --stats *": How(swap={"FILE": "data/prosqa_tiny.json"}),
     "python data/download.py *": How(parse=NETWORK),
     "python data/gsm8k.py *": How(parse=RAW),
