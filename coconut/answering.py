@@ -7,7 +7,6 @@ import math
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 from coconut import checkpoint
@@ -75,13 +74,9 @@ def evaluate_data_set(
             summary["rationales"] = check.run(backend, tokens, world)
         summary |= {
             "method": config.method,
-            "backend": twin,
-            "device": backend.device,
-            "dtype": backend.dtype,
+            **checkpoint.measured_with(twin, backend, path),
             "checkpoint": config.load_model_path or config.model_id,
             "dataset_name": config.dataset_name,
-            "data": path,
-            "data_sha256": checkpoint.sha256(Path(path)),
             "split": config.split,
         }
         if world.is_first:

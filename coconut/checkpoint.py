@@ -20,10 +20,13 @@ import shutil
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from coconut.architectures import check_architecture, resolved
 from coconut.errors import UserError
+
+if TYPE_CHECKING:
+    from coconut.backend import Backend
 
 FORMAT_VERSION = 1
 CONFIG, COCONUT, CHECKSUMS = "config.json", "coconut.json", "checksums.json"
@@ -226,6 +229,17 @@ def sha256(path: Path) -> str:
         while piece := file.read(1 << 20):
             digest.update(piece)
     return digest.hexdigest()
+
+
+def measured_with(twin: str, backend: Backend, data: str) -> dict[str, str]:
+    """What a summary says of the machine it was made on, and of the file of its questions."""
+    return {
+        "backend": twin,
+        "device": backend.device,
+        "dtype": backend.dtype,
+        "data": data,
+        "data_sha256": sha256(Path(data)),
+    }
 
 
 class TensorEntry(NamedTuple):

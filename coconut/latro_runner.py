@@ -362,12 +362,8 @@ class LatroRunner:
         data = self.data.questions.path("validation")
         summary = {
             "method": "latro",
-            "backend": self.twin,
-            "device": self.backend.device,
-            "dtype": self.backend.dtype,
+            **checkpoint.measured_with(self.twin, self.backend, data),
             "checkpoint": str(self.run_dir),
-            "data": data,
-            "data_sha256": checkpoint.sha256(Path(data)),
             "update": self.update,
             "n_updates": self.total,
             "n": found["n"],
@@ -397,11 +393,7 @@ class LatroRunner:
         if self.world.is_first:
             about = {
                 "checkpoint": str(best) if has_best else "last",
-                "backend": self.twin,
-                "device": self.backend.device,
-                "dtype": self.backend.dtype,
-                "data": data,
-                "data_sha256": checkpoint.sha256(Path(data)),
+                **checkpoint.measured_with(self.twin, self.backend, data),
             }
             checkpoint.write_json(path, found | about)
         self.console.event(

@@ -13,7 +13,6 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -88,13 +87,9 @@ def measure(
             "prompt": questions.wording,
             "n_shots": questions.n_shots,
             "method": config.method,
-            "backend": twin,
-            "device": backend.device,
-            "dtype": backend.dtype,
+            **checkpoint.measured_with(twin, backend, path),
             "checkpoint": config.load_model_path or config.model_id,
             "dataset_name": config.dataset_name,
-            "data": path,
-            "data_sha256": checkpoint.sha256(Path(path)),
             "split": config.split,
             "peak_memory_bytes": max(world.exchange(backend.memory())),
         }

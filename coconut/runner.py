@@ -328,14 +328,10 @@ class Runner:
             "loss": loss,
             "epoch": None if epoch is None else epoch + 1,
             "method": config.method,
-            "backend": self.twin,
-            "device": self.backend.device,
-            "dtype": self.backend.dtype,
+            **checkpoint.measured_with(self.twin, self.backend, self.val_path),
             "checkpoint": (config.load_model_path or config.model_id)
             if epoch is None
             else str(self.run_dir),
-            "data": self.val_path,
-            "data_sha256": checkpoint.sha256(Path(self.val_path)),
         }
         lines = [json.dumps(p, ensure_ascii=False) for p in result.predictions]
         self._write("predictions.jsonl", "\n".join(lines) + "\n")

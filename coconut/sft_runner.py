@@ -83,11 +83,7 @@ class SftRunner(Runner):
                 )
             summary |= {
                 "checkpoint": str(directory) if has_best else "last",
-                "backend": self.twin,
-                "device": self.backend.device,
-                "dtype": self.backend.dtype,
-                "data": data,
-                "data_sha256": checkpoint.sha256(Path(data)),
+                **checkpoint.measured_with(self.twin, self.backend, data),
             }
             if self.world.is_first:
                 checkpoint.write_json(path, summary)
