@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from coconut.latro_runner import read_curve
+from coconut.run.latro.loop import read_curve
 
 CURVES = {
     "reward, nats": ("train", "objective/reward"),

@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from bench.workload import END, LATENT, START, Workload, peak_rss, reset_peak_rss
-from coconut.adapters import Adapter, fingerprint
 from coconut.backend import Source
-from coconut.config import Lora, RunConfig
+from coconut.checkpoints.adapters import Adapter, fingerprint
+from coconut.config.reading import Lora, RunConfig
 
 TWINS = ("mlx_coconut", "cuda_coconut")
 RANK = 8

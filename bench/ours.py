@@ -14,12 +14,13 @@ from typing import Any
 
 from bench.workload import Workload, peak_rss
 from coconut.backend import Decoding
-from coconut.batch import Batch
-from mlx_coconut import blas, weights
-from mlx_coconut.generate import generate
-from mlx_coconut.latent import Inputs, latent_forward
+from coconut.batches.batch import Batch
+from mlx_coconut import blas
+from mlx_coconut.models import weights
 from mlx_coconut.models.base import additive_mask
-from mlx_coconut.train import Trainer
+from mlx_coconut.thoughts.generate import generate
+from mlx_coconut.thoughts.latent import Inputs, latent_forward
+from mlx_coconut.updates.train import Trainer
 
 import mlx.core as mx  # isort: skip  (the package loads the BLAS first)
 

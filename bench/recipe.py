@@ -22,13 +22,13 @@ from typing import Any
 import torch
 
 from bench.__main__ import machine
-from coconut.checkpoint import write_text
-from coconut.config import RunConfig, check_config
+from coconut.checkpoints.checkpoint import write_text
+from coconut.config.reading import RunConfig, check_config
 from coconut.errors import guarded
-from coconut.runner import Runner
+from coconut.run.curriculum_loop import Runner
+from coconut.tasks import prosqa
+from coconut.tasks.generated import write
 from cuda_coconut.backend import Backend
-from data import prosqa
-from data.generated import write
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "bench" / "recipe.json"

@@ -18,8 +18,8 @@ import torch.nn.functional as F
 import transformers
 
 from bench.workload import Workload, peak_rss
-from coconut.batch import Batch
-from coconut.curriculum import IGNORED
+from coconut.batches.batch import Batch
+from coconut.batches.curriculum import IGNORED
 
 _ACCEPTED = inspect.signature(transformers.GPT2LMHeadModel.forward).parameters
 CACHE = "cache" if "cache" in _ACCEPTED else "past_key_values"

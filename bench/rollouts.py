@@ -18,8 +18,8 @@ import numpy as np
 
 from bench.workload import Workload, peak_rss
 from coconut.backend import Decoding
-from coconut.batch import collate
-from coconut.curriculum import Row
+from coconut.batches.batch import collate
+from coconut.batches.curriculum import Row
 
 SMALL = {"n_layer": 4, "n_embd": 256, "n_head": 4, "n_positions": 256, "n_ctx": 256}
 """What makes GPT-2 small a small model: 5 M parameters with a vocabulary of 8,192."""
@@ -40,10 +40,12 @@ def ours(twin: str, workload: Workload, size: int) -> tuple[Callable[[int], Any]
         blas = importlib.import_module("mlx_coconut.blas")  # before mlx
         versions = f"mlx {importlib.import_module('mlx.core').__version__}, {blas.STATUS}"
     else:
-        importlib.import_module("cuda_coconut.cpu").keep_freed_memory()  # as its back end does
+        importlib.import_module(
+            "cuda_coconut.models.cpu"
+        ).keep_freed_memory()  # as its back end does
         versions = _torch_versions()
-    sample = importlib.import_module(f"{twin}.generate").sample
-    model, _, _ = importlib.import_module(f"{twin}.weights").load_model(Path(workload.model))
+    sample = importlib.import_module(f"{twin}.thoughts.generate").sample
+    model, _, _ = importlib.import_module(f"{twin}.models.weights").load_model(Path(workload.model))
     source = np.repeat(np.arange(len(workload.rows)), workload.n_samples)
 
     def run(seed: int) -> tuple[list[list[int]], list[float]]:

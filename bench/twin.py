@@ -14,7 +14,7 @@ from typing import Any
 
 from bench.workload import Workload, peak_rss
 from coconut.backend import Decoding, Source
-from coconut.config import RunConfig
+from coconut.config.reading import RunConfig
 
 
 def run(
@@ -34,7 +34,7 @@ def run(
     if task == "train":
         result = _train(backend, batches[0], repeats)
     else:
-        generate = importlib.import_module(f"{twin}.generate").generate
+        generate = importlib.import_module(f"{twin}.thoughts.generate").generate
         decoding = Decoding(workload.max_new_tokens, workload.eos_id)
         result = {"seconds": [], "ids": [[]] * len(workload.rows)}
         for _ in range(repeats + 1):

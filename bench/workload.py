@@ -13,13 +13,13 @@ from typing import Any
 import numpy as np
 from safetensors.numpy import save_file
 
-from coconut.batch import Batch, collate
-from coconut.checkpoint import describe
-from coconut.curriculum import IGNORED, Row
-from coconut.dataset import read_items, tokenize
+from coconut.batches.batch import Batch, collate
+from coconut.batches.curriculum import IGNORED, Row
+from coconut.batches.dataset import read_items, tokenize
+from coconut.checkpoints.checkpoint import describe
+from coconut.checkpoints.initial import initial_weights
 from coconut.errors import UserError
-from coconut.initial import initial_weights
-from coconut.tokens import load_tokenizer
+from coconut.text.tiktoken import load_tokenizer
 
 GPT2_SMALL = {
     "model_type": "gpt2",
@@ -86,7 +86,7 @@ def random_model(
     directory: Path, config: dict[str, Any] = GPT2_SMALL, twin: str = "mlx_coconut"
 ) -> Path:
     """A model with random weights, GPT-2 small, as a checkpoint that both sides read."""
-    models, weights = (importlib.import_module(f"{twin}.{n}") for n in ("models", "weights"))
+    models, weights = (importlib.import_module(f"{twin}.{n}") for n in ("models", "models.weights"))
     model, module = models.build(config, "bench")
     shapes = {name: w.shape for name, w in weights.hf_weights(model, module).items()}
     directory.mkdir(parents=True)

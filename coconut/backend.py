@@ -14,14 +14,14 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
-from coconut.adapters import Adapter
-from coconut.architectures import n_positions
-from coconut.batch import Batch
-from coconut.feedback import Setup
-from coconut.rollouts import RolloutBatch
+from coconut.batches.batch import Batch
+from coconut.batches.rollouts import RolloutBatch
+from coconut.checkpoints.adapters import Adapter
+from coconut.checkpoints.architectures import n_positions
+from coconut.feedback.rules import Setup
 
 if TYPE_CHECKING:
-    from coconut.config import RunConfig
+    from coconut.config.reading import RunConfig
 
 
 @dataclass(frozen=True)

@@ -8,11 +8,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from coconut import checkpoint
+from coconut.checkpoints import checkpoint
 from coconut.errors import UserError
 
 if TYPE_CHECKING:
-    from coconut.config import RunConfig
+    from coconut.config.reading import RunConfig
 
 Part = TypeVar("Part")
 

@@ -13,7 +13,7 @@ from pathlib import Path
 if not __package__:  # run as `python convert/mlx_to_torch.py`
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
-from convert import command
+from coconut.convert import command
 
 
 def main(argv: Sequence[str] | None = None) -> None:

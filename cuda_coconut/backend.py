@@ -23,20 +23,21 @@ from coconut.backend import (
     StepStats,
     Trace,
 )
-from coconut.batch import Batch
-from coconut.config import WITH_FEEDBACK, RunConfig
-from coconut.feedback import ThoughtStatistics
-from coconut.initial import grown_rows, initial_weights
-from coconut.rollouts import RolloutBatch
+from coconut.batches.batch import Batch
+from coconut.batches.rollouts import RolloutBatch
+from coconut.checkpoints.initial import grown_rows, initial_weights
+from coconut.config.reading import WITH_FEEDBACK, RunConfig
+from coconut.feedback.rules import ThoughtStatistics
 from coconut.world import World
-from cuda_coconut import adapters, models, weights
-from cuda_coconut.cpu import keep_freed_memory
-from cuda_coconut.feedback import PREFIX, attach, fit, measure, set_trained, set_weights
-from cuda_coconut.generate import generate
-from cuda_coconut.inspect import continuation_logprobs, trace
-from cuda_coconut.latent import LatentOutput, thoughts_of
-from cuda_coconut.latro import Policy
-from cuda_coconut.train import Trainer
+from cuda_coconut import models
+from cuda_coconut.models import adapters, weights
+from cuda_coconut.models.cpu import keep_freed_memory
+from cuda_coconut.thoughts.generate import generate
+from cuda_coconut.thoughts.latent import LatentOutput, thoughts_of
+from cuda_coconut.thoughts.look_inside import continuation_logprobs, trace
+from cuda_coconut.thoughts.thinker import PREFIX, attach, fit, measure, set_trained, set_weights
+from cuda_coconut.updates.latro import Policy
+from cuda_coconut.updates.train import Trainer
 
 
 class Backend:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from coconut.inside.conversation import main
+from coconut.inside.chat import main
 from cuda_coconut.run import make_backend
 
 if __name__ == "__main__":

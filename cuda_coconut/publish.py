@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from coconut.publish import main
+from coconut.commands.publish import main
 
 if __name__ == "__main__":
     main("cuda_coconut")

@@ -22,7 +22,7 @@ if not __package__:  # run as `python data/download.py`
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from coconut.errors import UserError
-from data.files import command
+from coconut.tasks.files import command
 
 _TRIES = 5  # without a byte of progress
 _TIMEOUT = 30  # seconds of silence

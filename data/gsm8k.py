@@ -20,7 +20,7 @@ if not __package__:  # run as `python data/gsm8k.py`
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from coconut.errors import UserError
-from data.files import Item, atomic, command, field, parse_json, read_lines, write_items
+from coconut.tasks.files import Item, atomic, command, field, parse_json, read_lines, write_items
 
 _ANNOTATION = re.compile(r"<<.*?>>")
 

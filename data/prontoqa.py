@@ -19,7 +19,7 @@ if not __package__:  # run as `python data/prontoqa.py`
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from coconut.errors import UserError
-from data.files import Item, command, field, parse_json, read_text, write_items
+from coconut.tasks.files import Item, command, field, parse_json, read_text, write_items
 
 SPLIT = {"train": 9_000, "valid": 200, "test": 800}
 

@@ -12,7 +12,6 @@ import mlx.core as mx
 import numpy as np
 from mlx.utils import tree_flatten
 
-from coconut.adapters import vocabulary
 from coconut.backend import (
     Decoding,
     LossSum,
@@ -23,19 +22,21 @@ from coconut.backend import (
     StepStats,
     Trace,
 )
-from coconut.batch import Batch
-from coconut.config import WITH_FEEDBACK, RunConfig
-from coconut.feedback import ThoughtStatistics
-from coconut.initial import grown_rows, initial_weights
-from coconut.rollouts import RolloutBatch
+from coconut.batches.batch import Batch
+from coconut.batches.rollouts import RolloutBatch
+from coconut.checkpoints.adapters import vocabulary
+from coconut.checkpoints.initial import grown_rows, initial_weights
+from coconut.config.reading import WITH_FEEDBACK, RunConfig
+from coconut.feedback.rules import ThoughtStatistics
 from coconut.world import World
-from mlx_coconut import adapters, blas, models, weights
-from mlx_coconut.feedback import attach, fit, measure, set_trained
-from mlx_coconut.generate import generate
-from mlx_coconut.inspect import continuation_logprobs, trace
-from mlx_coconut.latent import LatentOutput, thoughts_of
-from mlx_coconut.latro import Policy
-from mlx_coconut.train import Trainer
+from mlx_coconut import blas, models
+from mlx_coconut.models import adapters, weights
+from mlx_coconut.thoughts.generate import generate
+from mlx_coconut.thoughts.latent import LatentOutput, thoughts_of
+from mlx_coconut.thoughts.look_inside import continuation_logprobs, trace
+from mlx_coconut.thoughts.thinker import attach, fit, measure, set_trained
+from mlx_coconut.updates.latro import Policy
+from mlx_coconut.updates.train import Trainer
 
 
 class Backend:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from coconut.fuse import main
+from coconut.commands.fuse import main
 from mlx_coconut.run import make_backend
 
 if __name__ == "__main__":

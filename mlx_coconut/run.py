@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 
-from coconut.cli import main
+from coconut.commands.run import main
 from coconut.errors import UserError
 from coconut.world import World
 

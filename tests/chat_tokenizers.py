@@ -10,7 +10,7 @@ from pathlib import Path
 
 import tokenizers
 
-from coconut.tokens import Tokenizer, load_tokenizer
+from coconut.text.tiktoken import Tokenizer, load_tokenizer
 
 TEMPLATES = {
     # As in the golden prompts.

@@ -5,7 +5,8 @@ from __future__ import annotations
 import importlib
 import os
 import pkgutil
-from types import ModuleType
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -17,8 +18,8 @@ CHOSEN = os.environ.get("TWINS", "mlx,cuda").split(",")
 
 
 @pytest.fixture(params=CHOSEN)
-def twin(request: pytest.FixtureRequest) -> ModuleType:
-    """The package of one twin, its modules imported: `twin.latent.latent_forward(...)`."""
+def twin(request: pytest.FixtureRequest) -> Any:
+    """The modules of one twin by their names: `twin.latent.latent_forward(...)`."""
     return load_twin(request.param)
 
 
@@ -29,11 +30,13 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
             pytest.skip("needs a CUDA GPU")
 
 
-def load_twin(name: str) -> ModuleType:
-    """The package that `name` ("mlx" or "cuda") stands for, with all its modules imported."""
+def load_twin(name: str) -> Any:
+    """The modules of the package that `name` ("mlx" or "cuda") stands for, from all its rooms."""
     if name not in TWINS:
         pytest.fail(f"TWINS names {name!r}; known: {', '.join(TWINS)}")
     package = importlib.import_module(TWINS[name])
-    for module in pkgutil.iter_modules(package.__path__):
-        importlib.import_module(f"{package.__name__}.{module.name}")
-    return package
+    found: dict[str, Any] = {"__name__": package.__name__}
+    for module in pkgutil.walk_packages(package.__path__, f"{package.__name__}."):
+        if not module.name.endswith("__main__"):
+            found[module.name.rpartition(".")[2]] = importlib.import_module(module.name)
+    return SimpleNamespace(**found)

@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from coconut.batch import Batch, collate
-from coconut.curriculum import IGNORED, Row
+from coconut.batches.batch import Batch, collate
+from coconut.batches.curriculum import IGNORED, Row
 
 GOLDEN = Path(__file__).parent / "golden"
 MODELS = GOLDEN / "models"

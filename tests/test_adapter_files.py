@@ -14,14 +14,14 @@ from conftest import CHOSEN, load_twin
 from safetensors.numpy import load_file
 from tiny import read_log, run_config, start
 
-from coconut.ask import checkpoint_config
-from coconut.ask import main as ask
-from coconut.config import RunConfig
+from coconut.checkpoints.source import open_source
+from coconut.commands.fuse import main as fuse
+from coconut.commands.generate import checkpoint_config
+from coconut.commands.generate import main as ask
+from coconut.config.reading import RunConfig
+from coconut.convert.adapters import main as convert
 from coconut.errors import UserError
-from coconut.fuse import main as fuse
-from coconut.plan import print_plan
-from coconut.source import open_source
-from convert.adapters import main as convert
+from coconut.plan.plan import print_plan
 from convert.torch_to_mlx import main as torch_to_mlx
 
 LORA = {"type": "lora", "rank": 2, "targets": ["c_attn", "mlp.c_proj"], "scale": 3.0}

@@ -14,11 +14,11 @@ from conftest import CHOSEN, load_twin
 from golden_models import MODELS, TOKENS, ragged_batch
 from test_latro import random_rollouts
 
-from coconut.adapters import Adapter, fingerprint, n_trained, trained_shapes
 from coconut.backend import Source
-from coconut.config import Lora, RunConfig
+from coconut.batches.rollouts import collate_rollouts
+from coconut.checkpoints.adapters import Adapter, fingerprint, n_trained, trained_shapes
+from coconut.config.reading import Lora, RunConfig
 from coconut.errors import UserError
-from coconut.rollouts import collate_rollouts
 
 GPT2, QWEN2, UNTIED = "gpt2-tiny", "qwen2-tiny", "qwen2-tiny-untied"
 ROWS = (TOKENS["start"], TOKENS["end"], TOKENS["latent"])

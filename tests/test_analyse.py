@@ -11,11 +11,11 @@ import pytest
 from lenses import write_checkpoint
 from tiny import write_items
 
-from coconut.answers import OUTCOMES, exact_match, extract
 from coconut.inside import analyse, figures
 from coconut.inside.graph import read_graph
 from coconut.inside.lens import Lens
-from data import prosqa
+from coconut.tasks import prosqa
+from coconut.text.answers import OUTCOMES, exact_match, extract
 
 N, N_NEW, N_THOUGHTS = 6, 5, 3
 

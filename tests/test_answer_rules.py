@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from golden_models import golden
 
-from data.latro import arc_challenge, gsm8k
+from coconut.tasks.questions import arc_challenge, gsm8k
 
 ANSWERS = golden("answers")
 

@@ -12,12 +12,12 @@ from conftest import CHOSEN, load_twin
 from golden_models import golden
 from tiny import chat_model, data_set_config
 
-from coconut.answering import evaluate_data_set, majority
-from coconut.config import check_config
+from coconut.batches.questions import Questions
+from coconut.checkpoints.source import open_source
+from coconut.config.reading import check_config
 from coconut.errors import UserError
-from coconut.questions import Questions
-from coconut.source import open_source
-from data.latro import chains
+from coconut.run.answering import evaluate_data_set, majority
+from coconut.tasks.questions import chains
 
 LINES = golden("answers")["gsm8k_prompts"]["inputs"]
 

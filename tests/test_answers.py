@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from coconut import answers
+from coconut.text import answers
 
 GOLDEN = json.loads((Path(__file__).parent / "golden" / "answers.json").read_text())
 

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from golden_models import TOKENS, as_row, golden
 
-from coconut.batch import TARGET_MULTIPLE, chunks, collate, epoch_order, rows_of
-from coconut.curriculum import IGNORED, Row
+from coconut.batches.batch import TARGET_MULTIPLE, chunks, collate, epoch_order, rows_of
+from coconut.batches.curriculum import IGNORED, Row
 
 EOS, LATENT = TOKENS["eos"], TOKENS["latent"]
 CALLS = golden("staging")["calls"]

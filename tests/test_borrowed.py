@@ -25,15 +25,15 @@ from golden_models import (
 from safetensors.numpy import save_file
 from tiny import assert_same_gradients, read_log, rows_of, run_config, start
 
-from coconut.adapters import Adapter, fingerprint, trained_shapes
-from coconut.architectures import TRIED, check_architecture, n_positions, resolved
 from coconut.backend import Decoding, Source
-from coconut.batch import collate
-from coconut.checkpoint import describe
-from coconut.config import Lora, RunConfig
+from coconut.batches.batch import collate
+from coconut.checkpoints.adapters import Adapter, fingerprint, trained_shapes
+from coconut.checkpoints.architectures import TRIED, check_architecture, n_positions, resolved
+from coconut.checkpoints.checkpoint import describe
+from coconut.config.reading import Lora, RunConfig
 from coconut.errors import UserError
-from coconut.feedback import Setup, parse
-from coconut.memory import shape_of
+from coconut.feedback.rules import Setup, parse
+from coconut.plan.memory import shape_of
 
 EOS = TOKENS["eos"]
 LLAMA_LIKE = {

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from conftest import CHOSEN, load_twin
 
-from coconut.dataset import read_items
+from coconut.batches.dataset import read_items
 from coconut.inside import serve
 from coconut.inside.inspect import Asked, look
 from coconut.inside.page import EXAMPLE, page

@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import save_file
 
-from coconut import checkpoint
+from coconut.checkpoints import checkpoint
 from coconut.errors import UserError
 
 ROOT = Path(__file__).parent.parent

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from coconut.cli import main
-from coconut.config import RunConfig
+from coconut.commands.run import main
+from coconut.config.reading import RunConfig
 from coconut.errors import UserError, guarded
 
 ROOT = Path(__file__).parents[1]

@@ -8,12 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from coconut.config import (
-    Lora,
-    RunConfig,
-    check_config,
-    load_config,
-)
+from coconut.config.reading import Lora, RunConfig, check_config, load_config
 from coconut.errors import UserError
 
 PUBLISHED = """

@@ -15,8 +15,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from coconut.console import Console
 from coconut.errors import UserError
+from coconut.reporting.console import Console
 
 ROOT = Path(__file__).parent.parent
 

@@ -11,9 +11,9 @@ import rich.console
 from lenses import QUESTION, write_checkpoint
 
 from coconut.backend import Decoding
-from coconut.inside.conversation import PROMPT, Chat, main
+from coconut.inside.chat import PROMPT, Chat, main
 from coconut.inside.lens import Lens
-from coconut.tokens import prosqa_encoding
+from coconut.text.tiktoken import prosqa_encoding
 
 ANSWER = "### Tom is a zumpus."
 

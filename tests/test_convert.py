@@ -18,13 +18,13 @@ from safetensors.numpy import load_file, save_file
 from tiny import MODEL, REPOSITORY
 
 from coconut.backend import Decoding
-from coconut.batch import collate
-from coconut.checkpoint import read_json, write_json
+from coconut.batches.batch import collate
+from coconut.checkpoints.checkpoint import read_json, write_json
+from coconut.convert import mlx_to_torch, tensors, torch_to_mlx, verify
+from coconut.convert.read import read
 from coconut.errors import UserError
-from coconut.feedback import parse
-from coconut.feedback import shapes as feedback_shapes
-from convert import mlx_to_torch, tensors, torch_to_mlx, verify
-from convert.read import read
+from coconut.feedback.rules import parse
+from coconut.feedback.rules import shapes as feedback_shapes
 
 Weights = dict[str, np.ndarray]
 

@@ -13,7 +13,7 @@ from conftest import load_twin
 from golden_models import ragged_batch, run_model
 
 pytest.importorskip("mlx.core", reason="mlx is not installed")
-from mlx_coconut import cpu  # isort: skip  (loads the BLAS before mlx.core)
+from mlx_coconut.models import cpu  # isort: skip  (loads the BLAS before mlx.core)
 import mlx.core as mx
 
 EXP = 1e-7  # relative; 8.2e-8

@@ -8,8 +8,7 @@ import numpy as np
 import pytest
 from golden_models import TOKENS, golden
 
-from coconut.config import RunConfig
-from coconut.curriculum import (
+from coconut.batches.curriculum import (
     IGNORED,
     Markers,
     Row,
@@ -27,6 +26,7 @@ from coconut.curriculum import (
     stage_of_epoch,
     training_row,
 )
+from coconut.config.reading import RunConfig
 
 MARKERS = Markers(TOKENS["start"], TOKENS["end"], TOKENS["latent"])
 S, E, L = TOKENS["start"], TOKENS["end"], TOKENS["latent"]

@@ -6,9 +6,9 @@ import random
 
 from tiny import REPOSITORY
 
-from coconut.config import check_config
-from coconut.questions import DataSet
-from data.latro import chains
+from coconut.batches.questions import DataSet
+from coconut.config.reading import check_config
+from coconut.tasks.questions import chains
 
 TABLE, HIDDEN = chains.operation(random.Random(0))
 LARGEST_GAP = 0.01

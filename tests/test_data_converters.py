@@ -12,7 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from coconut.errors import UserError
-from data import arc, gsm8k, prontoqa
+from coconut.tasks import arc
+from data import gsm8k, prontoqa
 
 ROOT = Path(__file__).parents[1]
 HERE = ROOT / "tests" / "data"

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from coconut.errors import UserError
-from data import hops
-from data.generated import read_keys
+from coconut.tasks import hops
+from coconut.tasks.generated import read_keys
 
 ROOT = Path(__file__).parent.parent
 OPTIONS = hops.Options(concepts=5, hops=3)

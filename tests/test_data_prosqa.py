@@ -17,11 +17,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from coconut.errors import UserError
-from data import prosqa
-from data.generated import read_keys, write
-from data.graphs import shortest_path
-from data.prosqa import Options, generate, keys, swap
-from data.prosqa_stats import shortcut_accuracies, shortcuts, statistics
+from coconut.tasks import prosqa
+from coconut.tasks.generated import read_keys, write
+from coconut.tasks.graphs import shortest_path
+from coconut.tasks.prosqa import Options, generate, keys, swap
+from coconut.tasks.prosqa_stats import shortcut_accuracies, shortcuts, statistics
 
 ROOT = Path(__file__).parents[1]
 HERE = ROOT / "tests" / "data"

@@ -10,10 +10,10 @@ import pytest
 from chat_tokenizers import CONTROL, TEMPLATES, chat_tokenizer
 from tiny import chat_model, data_set_config
 
-from coconut.cli import main
+from coconut.commands.run import main
 from coconut.errors import UserError
-from data import latro
-from data.latro import chains
+from coconut.tasks import questions as latro
+from coconut.tasks.questions import chains
 
 
 @pytest.fixture(scope="module")

@@ -7,13 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from coconut.config import RunConfig
-from coconut.curriculum import Sample
-from coconut.dataset import SHOWN_PROBLEMS, check_lengths, read_items, tokenize
+from coconut.batches.curriculum import Sample
+from coconut.batches.dataset import SHOWN_PROBLEMS, check_lengths, read_items, tokenize
+from coconut.batches.training_data import DEBUG_ITEMS, TrainingData, sentences
+from coconut.config.reading import RunConfig
 from coconut.errors import UserError
-from coconut.tokens import TiktokenTokenizer, prosqa_encoding
-from coconut.training_data import DEBUG_ITEMS, TrainingData, sentences
-from data import prosqa
+from coconut.tasks import prosqa
+from coconut.text.tiktoken import TiktokenTokenizer, prosqa_encoding
 
 GOOD = {"question": "Tom is a wumpus. Is Tom a wumpus or impus?", "answer": "yes", "steps": ["a."]}
 TOKENIZER = prosqa_encoding()

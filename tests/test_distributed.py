@@ -27,12 +27,12 @@ from safetensors.numpy import load_file
 from test_latro_runner import config as latro_config
 from tiny import REPOSITORY, data_set_config, read_log, run_config, start, write_items
 
-import coconut.runner
-from coconut.cli import main
-from coconut.config import RunConfig
+import coconut.run.curriculum_loop
+from coconut.commands.run import main
+from coconut.config.reading import RunConfig
 from coconut.errors import UserError
-from coconut.latro_runner import LatroRunner
-from coconut.runner import Runner
+from coconut.run.curriculum_loop import Runner
+from coconut.run.latro.loop import LatroRunner
 from coconut.world import AgreedError, World
 
 # Seen on x86 CPUs: 2.6e-6 between weights, 1.3e-7 between gradient norms (1.5e-6 sharded, whose

@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 from tiny import REPOSITORY
 
-from coconut.cli import main
-from data import latro
+from coconut.commands.run import main
+from coconut.tasks import questions
 
 PAGE = (REPOSITORY / "docs/data_sets.md").read_text(encoding="utf-8")
 SMALLER = {
@@ -45,10 +45,10 @@ def checkout(tmp_path, monkeypatch) -> Path:
     for name, text in zip(names, blocks("yaml"), strict=True):
         (tmp_path / name).write_text(text)
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(latro, "__path__", [*latro.__path__, str(tmp_path / "data/latro")])
+    monkeypatch.setattr(questions, "__path__", [*questions.__path__, str(tmp_path / "data/latro")])
     yield tmp_path
     sys.modules.pop("data.latro.sums", None)
-    vars(latro).pop("sums", None)
+    vars(questions).pop("sums", None)
 
 
 def test_the_example_makes_trains_and_evaluates(checkout, twin, capsys):
@@ -82,7 +82,7 @@ def test_the_example_makes_trains_and_evaluates(checkout, twin, capsys):
 
 def test_the_example_is_read_back_by_its_own_answer(checkout):
     importlib.import_module("data.latro.sums").make()
-    sums = latro.load("sums")
+    sums = questions.load("sums")
     for item in sums.read(sums.FILES["test"]):
         assert sums.answer(sums.response(item), item) == item["groundtruth"]
         ones, tens = map(int, item["rationales"].split())
@@ -90,7 +90,7 @@ def test_the_example_is_read_back_by_its_own_answer(checkout):
 
 
 def test_the_page_names_every_part_a_data_set_needs_and_every_set_that_ships():
-    for part in latro.REQUIRED:
+    for part in questions.REQUIRED:
         assert f"`{part}`" in PAGE
-    for name in latro.names():
+    for name in questions.names():
         assert f"| `{name}`" in PAGE

@@ -33,8 +33,8 @@ import pytest
 import test_feedback
 from conftest import CHOSEN, TWINS, load_twin
 
-import coconut.feedback
-import coconut.reference
+import coconut.config.reference
+import coconut.feedback.rules
 
 ROOT = Path(__file__).parents[1]
 TOUR = "docs/tour.md"

@@ -11,13 +11,13 @@ import pytest
 from tiny import read_log, run_config, start
 
 from coconut.backend import LossSum, StepStats
-from coconut.batch import collate
-from coconut.curriculum import question_row
-from coconut.dataset import read_items, tokenize
-from coconut.evaluate import evaluate, markers_of
-from coconut.runner import Runner
-from coconut.tokens import load_tokenizer
-from data import prosqa
+from coconut.batches.batch import collate
+from coconut.batches.curriculum import question_row
+from coconut.batches.dataset import read_items, tokenize
+from coconut.run.curriculum_loop import Runner
+from coconut.run.evaluate import evaluate, markers_of
+from coconut.tasks import prosqa
+from coconut.text.tiktoken import load_tokenizer
 
 
 class Answers:

@@ -33,15 +33,15 @@ from tiny import (
     start,
 )
 
-from coconut import feedback as rules
-from coconut.adapters import Adapter, fingerprint
 from coconut.backend import Decoding, Source
-from coconut.batch import collate
-from coconut.config import Lora, RunConfig
-from coconut.curriculum import Row
+from coconut.batches.batch import collate
+from coconut.batches.curriculum import Row
+from coconut.checkpoints.adapters import Adapter, fingerprint
+from coconut.checkpoints.source import _feedback
+from coconut.config.reading import Lora, RunConfig
 from coconut.errors import UserError
-from coconut.feedback import Setup, parse
-from coconut.source import _feedback
+from coconut.feedback import rules as rules
+from coconut.feedback.rules import Setup, parse
 
 RULES = [
     "last",
@@ -144,13 +144,13 @@ def load(twin, rule: str, directory=MODEL, own=None):
     """(model, module) with a rule."""
     model, module, _ = twin.weights.load_model(directory)
     trained = None if own is None else {n: array(twin, w) for n, w in own.items()}
-    twin.feedback.attach(model, setup_of(rule), trained=trained)
+    twin.thinker.attach(model, setup_of(rule), trained=trained)
     return model, module
 
 
 def think(twin, model, batch, key=(0,), training=False):
     """(logits, thoughts) of a batch."""
-    prepared = twin.feedback.prepare(model, batch, key, training)
+    prepared = twin.thinker.prepare(model, batch, key, training)
     out = twin.latent.latent_forward(
         model, twin.latent.Inputs.of(batch), batch.first_latent, batch.n_passes, prepared=prepared
     )
@@ -168,8 +168,8 @@ def test_every_rule_of_the_catalogue_is_held_to_a_formula_on_both_twins():
     """A new source, transform or option fails here until RULES or ELSEWHERE names it."""
     catalogue = rules.SOURCES | rules.TRANSFORMS
     for twin in map(load_twin, CHOSEN):
-        assert twin.feedback.SOURCES.keys() == rules.SOURCES.keys()
-        assert twin.feedback.TRANSFORMS.keys() == rules.TRANSFORMS.keys() - {"noise"}
+        assert twin.thinker.SOURCES.keys() == rules.SOURCES.keys()
+        assert twin.thinker.TRANSFORMS.keys() == rules.TRANSFORMS.keys() - {"noise"}
     shown, joined = set(), set()
     for text in [*RULES, *ALL_PARTS]:
         rule = parse(text)
@@ -256,7 +256,7 @@ def test_a_layer_that_the_model_lacks_is_refused(twin, rule):
 def test_markers_without_a_row_are_refused(twin):
     model, _, _ = twin.weights.load_model(MODEL)
     with pytest.raises(UserError, match="embedding has 200 rows"):
-        twin.feedback.attach(model, Setup(parse("soft"), (200, 201, 202), 0, 203))
+        twin.thinker.attach(model, Setup(parse("soft"), (200, 201, 202), 0, 203))
 
 
 # ---- the formulas, with cache, batch and padding
@@ -287,7 +287,7 @@ def test_cached_ragged_batches_equal_the_formulas_run_uncached(twin, rule):
 
 def gradients_of(twin, model, module, batch, training=True):
     """Gradients of the summed loss by our own names."""
-    prepared = twin.feedback.prepare(model, batch, (0,), training)
+    prepared = twin.thinker.prepare(model, batch, (0,), training)
     inputs = twin.latent.Inputs.of(batch)
 
     def loss(model):
@@ -520,7 +520,7 @@ def test_noise_has_the_density_and_divergence_of_a_gaussian(twin):
         value.sum().backward()
         return to_numpy(value), np.zeros_like(at) if x.grad is None else to_numpy(x.grad)
 
-    density, kl = twin.feedback.noise_log_density, twin.feedback.noise_kl
+    density, kl = twin.thinker.noise_log_density, twin.thinker.noise_kl
     given, mean, other = (array(twin, x) for x in (thought, a, reference))
     value, slope = value_and_slope(lambda x: density(given, x, 0.3), a)
     np.testing.assert_allclose(value, normal.sum(axis=-1), rtol=1e-4)
@@ -545,7 +545,7 @@ def test_a_ridge_is_the_least_squares_map_to_the_next_embedding(twin):
     words = np.setdiff1d(np.arange(200), list(TOKENS.values()))
     rows = [Row(i, rng.choice(words, 30 - i).tolist(), None, -1, 0) for i in range(6)]
     model, _ = load(twin, "last|linear:ridge,lam=0.3")
-    twin.feedback.fit(model, [collate(rows[:4], TOKENS["eos"]), collate(rows[4:], TOKENS["eos"])])
+    twin.thinker.fit(model, [collate(rows[:4], TOKENS["eos"]), collate(rows[4:], TOKENS["eos"])])
     oracle = naive.GPT2.load(MODEL)
     E = oracle.weights["wte.weight"]
     H = np.concatenate([oracle.trunk(oracle.embed(row.ids))[:-1] for row in rows])
@@ -600,10 +600,10 @@ def test_suppressed_coordinates_are_those_found_by_hand(twin, options, expected)
             "threshold=abs:0.5," if "threshold" in options else "\0", ""
         )
     ).sources[1]
-    thinker = twin.feedback.Thinker.__new__(twin.feedback.Thinker)
+    thinker = twin.thinker.Thinker.__new__(twin.thinker.Thinker)
     thinker.layers = {i: array(twin, h[None].astype("f4")) for i, h in enumerate(HAND)}
     thinker.feedback = type("OfTwoLayers", (), {"n_layers": 2})
-    np.testing.assert_allclose(to_numpy(twin.feedback.suppressed(thinker, part))[0], expected)
+    np.testing.assert_allclose(to_numpy(twin.thinker.suppressed(thinker, part))[0], expected)
 
 
 # ---- the pseudo-inverse
@@ -669,7 +669,7 @@ def test_thoughts_are_measured_as_they_are_defined(twin):
     rng = np.random.default_rng(0)
     thoughts, sources = rng.standard_normal((3, 2, 64)), rng.standard_normal((2, 3, 64))
     given = [array(twin, t.astype("f4")) for t in thoughts]
-    found = twin.feedback.measure(model, given, array(twin, sources.astype("f4")))
+    found = twin.thinker.measure(model, given, array(twin, sources.astype("f4")))
     rms = np.sqrt((thoughts**2).mean(axis=-1))
     unit, rows = (a / np.linalg.norm(a, axis=-1, keepdims=True) for a in (thoughts, E))
     p = naive.softmax(sources.swapaxes(0, 1) @ W.T)

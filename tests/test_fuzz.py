@@ -14,13 +14,13 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from test_source import IDS, MARKED, checkpoint
 
-from coconut.config import Lora, RunConfig, check_config, load_config
-from coconut.curriculum import Markers, item_rng, longest_row, training_row
-from coconut.dataset import read_items, tokenize
+from coconut.batches.curriculum import Markers, item_rng, longest_row, training_row
+from coconut.batches.dataset import read_items, tokenize
+from coconut.checkpoints.source import newest_checkpoint, open_source
+from coconut.config.reading import Lora, RunConfig, check_config, load_config
 from coconut.errors import UserError
-from coconut.plan import print_plan
-from coconut.source import newest_checkpoint, open_source
-from coconut.tokens import prosqa_encoding
+from coconut.plan.plan import print_plan
+from coconut.text.tiktoken import prosqa_encoding
 
 TOKENIZER = prosqa_encoding().with_latents()
 ROOT = Path(__file__).parents[1]

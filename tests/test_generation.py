@@ -12,8 +12,8 @@ from golden_models import MODELS, TOKENS, as_row, golden
 from tiny import MODEL, run_config
 
 from coconut.backend import Decoding, Source
-from coconut.batch import collate
-from coconut.curriculum import Row
+from coconut.batches.batch import collate
+from coconut.batches.curriculum import Row
 
 EOS, LATENT = TOKENS["eos"], TOKENS["latent"]
 N_NEW = 12

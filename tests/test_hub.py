@@ -17,14 +17,14 @@ from hub_standin import TOKEN, Handler, Hub, serving
 from safetensors.numpy import load_file
 from tiny import REPOSITORY, chat_model, data_set_config, read_log, run_config, start, write_items
 
-from coconut.cli import main
-from coconut.config import RunConfig, load_config
+from coconut.checkpoints.hub import fetch
+from coconut.checkpoints.source import open_source
+from coconut.commands.run import main
+from coconut.config.reading import RunConfig, load_config
+from coconut.convert.tensors import Tensor, write_safetensors
 from coconut.errors import UserError
-from coconut.hub import fetch
-from coconut.plan import print_plan
-from coconut.source import open_source
-from coconut.tokens import PROSQA_CONCEPTS, PROSQA_NAMES
-from convert.tensors import Tensor, write_safetensors
+from coconut.plan.plan import print_plan
+from coconut.text.tiktoken import PROSQA_CONCEPTS, PROSQA_NAMES
 
 ENTRIES = ("model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors")
 EOS = "<eos>"
@@ -123,7 +123,7 @@ def test_a_checkpoint_of_the_hub_is_evaluated_and_asked(twin, hub, tmp_path, cap
     start(twin, evaluation).evaluate_once()
     summary = json.loads((evaluation.run_dir / "summary.json").read_text())
     assert (summary["checkpoint"], summary["n"]) == ("someone/trained", 4)
-    from coconut import ask
+    from coconut.commands import generate
 
     capsys.readouterr()
     argv = [
@@ -132,7 +132,7 @@ def test_a_checkpoint_of_the_hub_is_evaluated_and_asked(twin, hub, tmp_path, cap
         "--question",
         "Tom is a wumpus. Is Tom a wumpus?",
     ]
-    ask.main(twin.__name__, twin.run.make_backend, [*argv, "--max-new-tokens", "2", "--json"])
+    generate.main(twin.__name__, twin.run.make_backend, [*argv, "--max-new-tokens", "2", "--json"])
     assert json.loads(capsys.readouterr().out)["latents"] == 0
     assert not [name for name in hub.fetched() if "optimizer" in name or "trainer" in name]
 

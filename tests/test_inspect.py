@@ -16,12 +16,12 @@ from conftest import CHOSEN, load_twin
 from golden_models import MODELS, TOKENS, as_row, to_numpy
 from lenses import ANSWER, QUESTION, TOKENIZERS, open_lens, write_checkpoint
 
-from coconut.answers import extract
-from coconut.batch import collate
+from coconut.batches.batch import collate
 from coconut.errors import UserError
 from coconut.inside.graph import read_graph
 from coconut.inside.inspect import main
 from coconut.inside.show import Tables
+from coconut.text.answers import extract
 
 # Behind each tolerance the largest gap seen on x86-64.
 LOGPROBS = 1e-4  # nats; 6e-6
@@ -119,7 +119,7 @@ def test_attention_is_the_oracles_summed_over_each_sentence(twin, directory, mon
 
 
 def test_recording_attention_changes_no_output_and_ends_with_the_block(twin):
-    base, inspect = twin.models.base, twin.inspect
+    base, inspect = twin.models.base, twin.look_inside
     model, _, _ = twin.weights.load_model(MODELS / "gpt2-tiny")
     batch = collate(
         [as_row(0, [5, 6, 7, TOKENS["start"], TOKENS["latent"], TOKENS["end"]], None)], 0
@@ -303,7 +303,7 @@ def shared_mass(lens, ids: list[int], start: str) -> float:
 
 
 def test_continuations_of_ragged_prompts_equal_the_oracle(twin, monkeypatch):
-    monkeypatch.setattr(twin.inspect, "ROWS", 3)
+    monkeypatch.setattr(twin.look_inside, "ROWS", 3)
     rng = np.random.default_rng(3)
     words = np.setdiff1d(np.arange(200), list(TOKENS.values()))
     start, end, latent = TOKENS["start"], TOKENS["end"], TOKENS["latent"]
@@ -317,7 +317,7 @@ def test_continuations_of_ragged_prompts_equal_the_oracle(twin, monkeypatch):
     ]
     model, _, _ = twin.weights.load_model(MODELS / "gpt2-tiny")
     batch = collate(rows, TOKENS["eos"])
-    first, found = twin.inspect.continuation_logprobs(model, batch, batch.n_passes, parts)
+    first, found = twin.look_inside.continuation_logprobs(model, batch, batch.n_passes, parts)
     oracle = naive.GPT2.load(MODELS / "gpt2-tiny")
     assert [len(values) for values in found] == [2, 0, 4, 1]
     for row, p, row_parts, values in zip(rows, first, parts, found, strict=True):
@@ -335,7 +335,7 @@ def test_any_architecture_can_be_traced(twin, name):
     model, _, _ = twin.weights.load_model(MODELS / name)
     ids = [5, 6, 7, 8, TOKENS["start"], TOKENS["latent"], TOKENS["latent"], TOKENS["end"]]
     batch = collate([as_row(0, ids, None)], TOKENS["eos"])
-    trace = twin.inspect.trace(model, batch, batch.n_passes)
+    trace = twin.look_inside.trace(model, batch, batch.n_passes)
     out = twin.latent.latent_forward(model, twin.latent.Inputs.of(batch), batch.first_latent, 2)
     logits = to_numpy(model.head(out.hidden))[0, 4:6]
     logits -= logits.max(axis=1, keepdims=True)
@@ -344,7 +344,7 @@ def test_any_architecture_can_be_traced(twin, name):
     assert np.abs(trace.attention.sum(axis=-1) - 1).max() < PROBABILITY
     # A latent sees nothing behind itself.
     assert trace.attention[0, :, :, 6:].max() == 0 < trace.attention[1, :, :, 6].min()
-    first, found = twin.inspect.continuation_logprobs(model, batch, 2, [[[9, 10, 11]]])
+    first, found = twin.look_inside.continuation_logprobs(model, batch, 2, [[[9, 10, 11]]])
     longer = collate([as_row(0, [*ids, 9, 10, 11], None)], TOKENS["eos"])
     out = twin.latent.latent_forward(model, twin.latent.Inputs.of(longer), longer.first_latent, 2)
     p = naive.softmax(to_numpy(model.head(out.hidden))[0, 7:10])

@@ -18,8 +18,8 @@ from tiny import (
     rows_of,
 )
 
-from coconut.batch import Batch, collate
-from coconut.curriculum import IGNORED
+from coconut.batches.batch import Batch, collate
+from coconut.batches.curriculum import IGNORED
 
 EOS, LATENT = TOKENS["eos"], TOKENS["latent"]
 

@@ -14,9 +14,9 @@ from safetensors.numpy import load_file, save_file
 from tiny import MODEL, assert_same_gradients, gradient_scale
 
 from coconut.backend import Decoding
-from coconut.batch import collate
-from coconut.curriculum import Row
-from coconut.rollouts import Rollout, Stops, collate_rollouts, credit, make_rollout
+from coconut.batches.batch import collate
+from coconut.batches.curriculum import Row
+from coconut.batches.rollouts import Rollout, Stops, collate_rollouts, credit, make_rollout
 
 PAD, LATENT = TOKENS["latro_pad"], TOKENS["latent"]
 SCORES = {"rtol": 1e-4, "atol": 1e-3}

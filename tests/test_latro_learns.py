@@ -14,13 +14,13 @@ import pytest
 from tiny import REPOSITORY, random_gpt2
 
 from coconut.backend import Decoding
-from coconut.batch import collate
-from coconut.config import check_config
-from coconut.curriculum import IGNORED, Row
-from coconut.latro_config import LatroConfig
-from coconut.latro_runner import LatroRunner, read_curve
-from coconut.rollouts import Rollout, collate_rollouts, credit
-from data.latro import chains
+from coconut.batches.batch import collate
+from coconut.batches.curriculum import IGNORED, Row
+from coconut.batches.rollouts import Rollout, collate_rollouts, credit
+from coconut.config.latro_keys import LatroConfig
+from coconut.config.reading import check_config
+from coconut.run.latro.loop import LatroRunner, read_curve
+from coconut.tasks.questions import chains
 
 N, K, PROMPTS, BETA = 8, 8, 8, 0.05
 F = np.random.default_rng(1).permutation(N)

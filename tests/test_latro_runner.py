@@ -11,15 +11,15 @@ import yaml
 from conftest import CHOSEN, load_twin
 from safetensors.numpy import load_file
 
-from coconut import latro_runner
-from coconut.answering import evaluate_data_set
-from coconut.config import PUBLISHED_NAMES, check_config, load_config
-from coconut.curves import read_history
+from coconut.config.latro_keys import LatroConfig
+from coconut.config.reading import PUBLISHED_NAMES, check_config, load_config
 from coconut.errors import UserError
-from coconut.latro_config import LatroConfig
-from coconut.latro_plan import plan_lines, print_latro_plan, resumed_from
-from coconut.latro_runner import LatroRunner, read_curve
-from coconut.report import panels_of
+from coconut.plan.latro_plan import plan_lines, print_latro_plan, resumed_from
+from coconut.reporting.curves import read_history
+from coconut.reporting.report import panels_of
+from coconut.run.answering import evaluate_data_set
+from coconut.run.latro import loop
+from coconut.run.latro.loop import LatroRunner, read_curve
 
 REPOSITORY = Path(__file__).parent.parent
 PUBLISHED_METRICS = (
@@ -250,7 +250,7 @@ def test_a_run_draws_its_curves_at_each_evaluation(twin, tmp_path, monkeypatch):
         def finish(self):
             drawn.append("finish")
 
-    monkeypatch.setattr(latro_runner, "Reporter", Standin)
+    monkeypatch.setattr(loop, "Reporter", Standin)
     made = config(tmp_path, report=True, total_updates=2, warm_start_updates=1)
     run(twin, made)
     assert drawn == [made.run_dir, "draw", "draw", "finish"]
@@ -376,7 +376,7 @@ def test_diverged_weights_are_one_line_and_never_written(twin, tmp_path, keys):
 
 
 def test_the_answer_rule_of_the_run_judges_its_evaluations(tmp_path, monkeypatch):
-    from data.latro import chains
+    from coconut.tasks.questions import chains
 
     made = config(tmp_path, answer_rule="released", test_at_end=True)
     monkeypatch.setattr(chains, "released", lambda output, item: True, raising=False)

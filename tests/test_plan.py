@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 from test_source import IDS, MARKED, checkpoint
 
-from coconut.config import RunConfig, check_config
+from coconut.config.reading import RunConfig, check_config
 from coconut.errors import UserError
-from coconut.memory import evaluation_bytes, shape_of, training_bytes
-from coconut.plan import LONGEST, PUBLISHED_SHAPES, SPREAD, print_plan, resume_in_words
+from coconut.plan.memory import evaluation_bytes, shape_of, training_bytes
+from coconut.plan.plan import LONGEST, PUBLISHED_SHAPES, SPREAD, print_plan, resume_in_words
 
 ROOT = Path(__file__).parents[1]
 TINY = ROOT / "args" / "models" / "tiny_gpt2.json"
@@ -187,7 +187,7 @@ def test_a_qwen_is_counted_exactly() -> None:
 
 @pytest.mark.parametrize("name", ["gpt2-tiny", "qwen2-tiny", "qwen2-tiny-untied"])
 def test_the_count_is_that_of_the_weights(name: str) -> None:
-    from coconut.checkpoint import describe
+    from coconut.checkpoints.checkpoint import describe
 
     found = describe(ROOT / "tests" / "golden" / "models" / name)
     tensors = {
@@ -234,7 +234,7 @@ def on_hub(keys: dict, model_id: str, **more) -> dict:
 def test_a_published_model_needs_no_download(
     keys: dict, capsys, empty_hub, monkeypatch, name: str, has_vocabulary: bool
 ) -> None:
-    from coconut import plan
+    from coconut.plan import plan
 
     def load(which: str):
         assert which == "gpt2"

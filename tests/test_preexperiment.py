@@ -10,12 +10,12 @@ import pytest
 from conftest import CHOSEN, load_twin
 from tiny import REPOSITORY, data_set_config
 
-from coconut.config import check_config
+from coconut.checkpoints.source import open_source
+from coconut.config.latro_keys import LatroConfig
+from coconut.config.reading import check_config
 from coconut.errors import UserError
-from coconut.latro_config import LatroConfig
-from coconut.preexperiment import measure
-from coconut.source import open_source
-from coconut.tokens import Tokenizer
+from coconut.run.latro.preexperiment import measure
+from coconut.text.tiktoken import Tokenizer
 
 NATS = 1e-3
 """Largest gap of a summed log-probability to the oracle's, relative to 20 nats; seen: 3e-6."""
@@ -94,7 +94,7 @@ def test_keys_of_training_are_refused_and_the_resolved_file_loads_again(tmp_path
 
 
 def test_the_run_that_ships_is_right(monkeypatch):
-    from coconut.config import load_config
+    from coconut.config.reading import load_config
 
     monkeypatch.chdir(REPOSITORY)
     config = load_config("args/latro_preexperiment_gsm8k.yaml")

@@ -14,13 +14,13 @@ import yaml
 from hub_standin import TOKEN, Hub, serving
 from tiny import REPOSITORY, start
 
-from coconut import ask
-from coconut.ask import checkpoint_config
-from coconut.checkpoint import describe, read_json, write_json
-from coconut.config import load_config
-from coconut.hub import fetch
-from coconut.publish import main
-from coconut.source import open_source
+from coconut.checkpoints.checkpoint import describe, read_json, write_json
+from coconut.checkpoints.hub import fetch
+from coconut.checkpoints.source import open_source
+from coconut.commands import generate as ask
+from coconut.commands.generate import checkpoint_config
+from coconut.commands.publish import main
+from coconut.config.reading import load_config
 
 SHIPPED = REPOSITORY / "data/checkpoints/prosqa"
 REPO = "someone/made"

@@ -27,10 +27,10 @@ from tiny import (
 )
 
 from coconut.backend import Decoding, Source
-from coconut.batch import collate
-from coconut.config import RunConfig, load_config
+from coconut.batches.batch import collate
+from coconut.config.reading import RunConfig, load_config
 from coconut.errors import UserError
-from coconut.tokens import LATENT, load_tokenizer
+from coconut.text.tiktoken import LATENT, load_tokenizer
 
 EOS = TOKENS["eos"]
 TIED, UNTIED = NAMES = ("qwen2-tiny", "qwen2-tiny-untied")

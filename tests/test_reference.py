@@ -10,8 +10,7 @@ from typing import Any
 
 import pytest
 
-from coconut.config import Lora, RunConfig
-from coconut.curriculum import (
+from coconut.batches.curriculum import (
     Markers,
     Sample,
     draw_stage,
@@ -20,8 +19,9 @@ from coconut.curriculum import (
     stage_of_epoch,
     training_row,
 )
-from coconut.latro_config import UNUSED, LatroConfig
-from coconut.reference import CURRICULUM, GROUPS, READ_BY, grouped, help_text, keys_markdown
+from coconut.config.latro_keys import UNUSED, LatroConfig
+from coconut.config.reading import Lora, RunConfig
+from coconut.config.reference import CURRICULUM, GROUPS, READ_BY, grouped, help_text, keys_markdown
 
 KEYS = [f.name for f in fields(RunConfig)]
 

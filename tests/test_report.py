@@ -11,11 +11,20 @@ from pathlib import Path
 import pytest
 from tiny import run_config, start
 
-from coconut.config import check_config
-from coconut.curves import read_history
-from coconut.drawing import INK
+from coconut.config.reading import check_config
 from coconut.errors import UserError
-from coconut.report import POINTS, Reporter, main, page, panels_of, results, settings, write_report
+from coconut.reporting.curves import read_history
+from coconut.reporting.drawing import INK
+from coconut.reporting.report import (
+    POINTS,
+    Reporter,
+    main,
+    page,
+    panels_of,
+    results,
+    settings,
+    write_report,
+)
 
 PNG = b"\x89PNG\r\n\x1a\n"
 
@@ -143,8 +152,8 @@ def test_thoughts_of_an_evaluation_are_drawn_a_line_a_latent(tmp_path):
 
 
 def test_a_long_curve_keeps_its_mean_and_range(tmp_path):
-    from coconut.curves import Curve
-    from coconut.report import _thinned
+    from coconut.reporting.curves import Curve
+    from coconut.reporting.report import _thinned
 
     values = [float((7 * i) % 101) for i in range(20 * POINTS)]
     curve = Curve([float(i) for i in range(len(values))], values)

@@ -22,11 +22,11 @@ import pytest
 from conftest import CHOSEN, load_twin
 from tiny import REPOSITORY, read_log, run_config, start
 
-import coconut.checkpoint
-import coconut.runner
-from coconut.config import RunConfig, load_config
-from coconut.console import Console
+import coconut.checkpoints.checkpoint
+import coconut.run.curriculum_loop
+from coconut.config.reading import RunConfig, load_config
 from coconut.errors import UserError
+from coconut.reporting.console import Console
 
 MODEL = {
     "model_type": "gpt2",

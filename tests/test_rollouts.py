@@ -8,9 +8,9 @@ from golden_models import golden
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from coconut import rollouts
-from coconut.curriculum import Row
-from coconut.rollouts import Stops, collate_rollouts, leave_one_out, make_rollout
+from coconut.batches import rollouts
+from coconut.batches.curriculum import Row
+from coconut.batches.rollouts import Stops, collate_rollouts, leave_one_out, make_rollout
 
 GOLDEN_TOLERANCE = {"rtol": 1e-5, "atol": 1e-5}
 """Observed 6e-7, the golden values' float32."""

@@ -10,12 +10,12 @@ import pytest
 from conftest import CHOSEN, load_twin
 from tiny import data_set_config, read_log
 
-from coconut.config import RunConfig
-from coconut.curriculum import IGNORED
+from coconut.batches.curriculum import IGNORED
+from coconut.batches.questions import DataSet
+from coconut.config.reading import RunConfig
 from coconut.errors import UserError
-from coconut.plan import print_plan
-from coconut.questions import DataSet
-from coconut.sft_runner import SftRunner
+from coconut.plan.plan import print_plan
+from coconut.run.sft_loop import SftRunner
 
 LOSS_GAP = 1e-4
 """Between the twins' losses of three updates at most; seen: 4e-6. Adam divides each gradient by its
@@ -117,7 +117,7 @@ def test_a_test_split_that_cannot_be_asked_is_refused_before_training(twin, tmp_
 def test_runs_that_ship_update_on_as_many_rows_as_published(monkeypatch, name):
     from tiny import REPOSITORY
 
-    from coconut.config import load_config
+    from coconut.config.reading import load_config
 
     monkeypatch.chdir(REPOSITORY)
     config = load_config(f"args/{name}.yaml")

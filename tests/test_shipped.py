@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 from conftest import CHOSEN
 
-from coconut.config import load_config
-from coconut.runner import Runner
-from data import prosqa
-from data.prosqa_stats import shortcuts
+from coconut.config.reading import load_config
+from coconut.run.curriculum_loop import Runner
+from coconut.tasks import prosqa
+from coconut.tasks.prosqa_stats import shortcuts
 
 ROOT = Path(__file__).parents[1]
 SEARCHES = {"a parent within 3 hops of the asked name", "a parent within 2 hops of the asked name"}
@@ -57,7 +57,7 @@ def test_twins_give_the_same_answers(evaluations):
 
 def test_it_opens_in_transformers_with_the_same_tokens():
     transformers = pytest.importorskip("transformers")
-    from coconut.tokens import load_tokenizer
+    from coconut.text.tiktoken import load_tokenizer
 
     directory = ROOT / "data" / "checkpoints" / "prosqa"
     item = prosqa.read(ROOT / "data" / "prosqa_test.json")[0]

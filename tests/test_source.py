@@ -8,10 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from coconut.config import RunConfig
+from coconut.checkpoints.source import newest_checkpoint, open_source, progress_of
+from coconut.config.reading import RunConfig
 from coconut.errors import UserError
-from coconut.source import newest_checkpoint, open_source, progress_of
-from coconut.tokens import prosqa_encoding
+from coconut.text.tiktoken import prosqa_encoding
 
 MARKED = prosqa_encoding().with_latents()
 IDS = [MARKED.start_id, MARKED.end_id, MARKED.latent_id]

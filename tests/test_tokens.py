@@ -14,9 +14,9 @@ import tokenizers
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from coconut import tokens
 from coconut.errors import UserError
-from coconut.tokens import MARKERS, load_tokenizer, prosqa_encoding
+from coconut.text import tiktoken as tokens
+from coconut.text.tiktoken import MARKERS, load_tokenizer, prosqa_encoding
 
 PROSQA = json.loads((Path(__file__).parent.parent / "data" / "prosqa_valid.json").read_text())
 TEXTS = [

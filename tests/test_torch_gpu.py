@@ -18,12 +18,12 @@ from golden_models import MODELS, TOKENS, as_row, golden, golden_batch, ragged_b
 from test_feedback import RULES
 from tiny import MODEL, dropout, model_directory, run_config, start
 
-from coconut.adapters import Adapter
 from coconut.backend import Decoding
-from coconut.batch import Batch, collate
-from coconut.config import DATASET_METHODS, METHODS, Lora
-from coconut.feedback import Setup, parse
-from coconut.rollouts import Rollout, collate_rollouts
+from coconut.batches.batch import Batch, collate
+from coconut.batches.rollouts import Rollout, collate_rollouts
+from coconut.checkpoints.adapters import Adapter
+from coconut.config.reading import DATASET_METHODS, METHODS, Lora
+from coconut.feedback.rules import Setup, parse
 from coconut.world import World
 
 if "cuda" not in CHOSEN:
@@ -32,7 +32,10 @@ if "cuda" not in CHOSEN:
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
-from cuda_coconut import adapters, feedback, generate, latro, shard, train, weights, world
+from cuda_coconut import world
+from cuda_coconut.models import adapters, weights
+from cuda_coconut.thoughts import generate, thinker
+from cuda_coconut.updates import latro, shard, train
 
 DEVICE = "cuda"
 EOS, MARKERS = TOKENS["eos"], (TOKENS["start"], TOKENS["end"], TOKENS["latent"])
@@ -114,7 +117,7 @@ def assert_waits_at_the_end_alone(mode: Waits) -> None:
 
 def model_of(name: str = "gpt2-tiny", rule: str = "last"):
     model, _, _ = weights.load_model(MODELS / name)
-    feedback.attach(model, Setup(parse(rule), MARKERS, EOS, n_tokens=200))
+    thinker.attach(model, Setup(parse(rule), MARKERS, EOS, n_tokens=200))
     return model
 
 

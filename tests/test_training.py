@@ -20,9 +20,9 @@ from tiny import (
 )
 
 from coconut.backend import StepStats
-from coconut.batch import collate
+from coconut.batches.batch import collate
 from coconut.errors import UserError
-from coconut.runner import Runner, learning_rate
+from coconut.run.curriculum_loop import Runner, learning_rate
 
 LOSS = 2e-6  # relative; 1.2e-7 seen
 GRADIENTS = 2e-5  # of a tensor's norm; 1.5e-6 seen
@@ -285,7 +285,7 @@ def test_eight_items_are_learnt_by_heart_through_all_stages(twin, tmp_path):
 
 def test_gradient_norm_is_exact_for_large_matrices() -> None:
     mx = pytest.importorskip("mlx.core")
-    from mlx_coconut.train import norm_of
+    from mlx_coconut.updates.train import norm_of
 
     large = np.full((50_260, 64), 0.5, np.float32)
     norm = norm_of({"a": mx.array(large)}).item()

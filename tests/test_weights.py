@@ -13,9 +13,9 @@ from safetensors.numpy import load_file, save_file
 from tiny import MODEL, assert_same_updates, model_directory, run_config, start
 
 from coconut.backend import Source
-from coconut.batch import collate
+from coconut.batches.batch import collate
+from coconut.checkpoints.initial import initial_weights
 from coconut.errors import UserError
-from coconut.initial import initial_weights
 
 LOGITS = 5e-5  # 2.3e-6 seen
 IDS = [5, 17, 99, 150, TOKENS["latent"], 3]

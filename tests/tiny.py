@@ -12,12 +12,12 @@ from chat_tokenizers import TEMPLATES, chat_tokenizer
 from golden_models import MODELS, as_row
 from safetensors.numpy import load_file, save_file
 
-from coconut.batch import Batch
-from coconut.config import RunConfig, check_config
-from coconut.curriculum import Row
-from coconut.initial import initial_weights
-from coconut.runner import Runner
-from data import prosqa
+from coconut.batches.batch import Batch
+from coconut.batches.curriculum import Row
+from coconut.checkpoints.initial import initial_weights
+from coconut.config.reading import RunConfig, check_config
+from coconut.run.curriculum_loop import Runner
+from coconut.tasks import prosqa
 
 MODEL = MODELS / "gpt2-tiny"
 REPOSITORY = Path(__file__).parent.parent

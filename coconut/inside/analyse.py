@@ -16,19 +16,19 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from coconut.answers import OUTCOMES, classify_chain, exact_match, extract
-from coconut.ask import add_model, too_low
 from coconut.backend import Decoding
-from coconut.batch import collate
-from coconut.checkpoint import sha256, write_text
-from coconut.config import WITH_FEEDBACK
-from coconut.console import Console
-from coconut.curriculum import Sample, question_row
+from coconut.batches.batch import collate
+from coconut.batches.curriculum import Sample, question_row
+from coconut.checkpoints.checkpoint import sha256, write_text
+from coconut.commands.generate import add_model, too_low
+from coconut.config.reading import WITH_FEEDBACK
 from coconut.errors import UserError, guarded
-from coconut.evaluate import markers_of
 from coconut.inside import figures
 from coconut.inside.graph import Graph, read_graph
 from coconut.inside.lens import READINGS, Lens
+from coconut.reporting.console import Console
+from coconut.run.evaluate import markers_of
+from coconut.text.answers import OUTCOMES, classify_chain, exact_match, extract
 
 if TYPE_CHECKING:
     from coconut.backend import MakeBackend
@@ -162,7 +162,7 @@ def outcome(item: dict[str, Any], text: str, n_thoughts: int) -> str:
 
 def _shortcut(items: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """The no-name rule that goes farthest on these items, and its share."""
-    from data.prosqa_stats import shortcut_accuracies
+    from coconut.tasks.prosqa_stats import shortcut_accuracies
 
     found = shortcut_accuracies(items)
     # Rules that look at the asked name are the task itself, cut short.
@@ -481,7 +481,7 @@ def ablate_table(found: dict[str, Any]) -> Table:
 
 def ood(lens: Lens, options: Options, advance: Callable[[int], None]) -> dict[str, Any]:
     """Accuracy on graphs that differ from the data's in one way each."""
-    from data import prosqa
+    from coconut.tasks import prosqa
 
     exclude = {key for item in options.items for key in prosqa.keys(item)}
     n, rows = len(options.items), []
@@ -537,7 +537,7 @@ def _shifts(items: Sequence[dict[str, Any]]) -> list[tuple[str, str, dict[str, A
 
 def _most_nodes() -> int:
     """The most nodes there are words for."""
-    from data import prosqa
+    from coconut.tasks import prosqa
 
     return len(prosqa.CONCEPTS) + 2
 
@@ -618,7 +618,7 @@ def main(twin: str, make_backend: MakeBackend, argv: Sequence[str] | None = None
 
 
 def _run(twin: str, make_backend: MakeBackend, given: argparse.Namespace) -> None:
-    from data import prosqa
+    from coconut.tasks import prosqa
 
     least = {"items": 2, "latents": 0, "batch_size": 1, "max_new_tokens": 1, "seed": 0}
     if problems := too_low(given, **least):

@@ -6,7 +6,7 @@ import io
 import math
 from typing import Any
 
-from coconut.drawing import INK, colours_of, figure_of
+from coconut.reporting.drawing import INK, colours_of, figure_of
 
 DPI = 130
 ACCURACIES = (("as_asked", "as asked"), ("swapped", "swapped"), ("both", "both"))

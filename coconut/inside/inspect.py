@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from coconut.ask import add_model, too_low
-from coconut.checkpoint import write_text
-from coconut.dataset import read_items
+from coconut.batches.dataset import read_items
+from coconut.checkpoints.checkpoint import write_text
+from coconut.commands.generate import add_model, too_low
 from coconut.errors import UserError, guarded
 from coconut.inside.graph import read_graph
 from coconut.inside.lens import READINGS, Inspection, Lens

@@ -18,17 +18,17 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from coconut.answers import exact_match, extract
-from coconut.ask import checkpoint_config, found_model
 from coconut.backend import Backend, Decoding
-from coconut.batch import Batch, collate
-from coconut.config import WITH_FEEDBACK, WITH_LATENTS
-from coconut.curriculum import Row, Sample, plan, question_row
+from coconut.batches.batch import Batch, collate
+from coconut.batches.curriculum import Row, Sample, plan, question_row
+from coconut.checkpoints.source import open_source
+from coconut.commands.generate import checkpoint_config, found_model
+from coconut.config.reading import WITH_FEEDBACK, WITH_LATENTS
 from coconut.errors import UserError
-from coconut.evaluate import markers_of
 from coconut.inside.graph import Graph, read_graph, sentences
-from coconut.source import open_source
-from coconut.tokens import END_OF_TEXT, PROSQA_CONCEPTS, PROSQA_NAMES, START, Tokenizer
+from coconut.run.evaluate import markers_of
+from coconut.text.answers import exact_match, extract
+from coconut.text.tiktoken import END_OF_TEXT, PROSQA_CONCEPTS, PROSQA_NAMES, START, Tokenizer
 
 if TYPE_CHECKING:
     from coconut.backend import MakeBackend

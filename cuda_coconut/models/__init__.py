@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from coconut.architectures import HAND_WRITTEN, check_architecture
+from coconut.checkpoints.architectures import HAND_WRITTEN, check_architecture
 from coconut.errors import UserError
 from cuda_coconut.models import borrowed
 

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch.utils.checkpoint import checkpoint
 
-from cuda_coconut.cache import Segment, SegmentCache, Shared
+from cuda_coconut.models.cache import Segment, SegmentCache, Shared
 
 NEVER = -1e9
 """Added to the score of a key that must not be seen; finite, so that no row can become NaN."""

@@ -26,9 +26,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from coconut.architectures import BF16_SCALE, resolved
+from coconut.checkpoints.architectures import BF16_SCALE, resolved
 from coconut.errors import UserError
-from cuda_coconut.cache import Cache, SegmentCache
 from cuda_coconut.models.base import (
     NEVER,
     Key,
@@ -41,6 +40,7 @@ from cuda_coconut.models.base import (
     is_recorded,
     split_key,
 )
+from cuda_coconut.models.cache import Cache, SegmentCache
 
 EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 VOCABULARY_ROWS = (EMBEDDING, HEAD)

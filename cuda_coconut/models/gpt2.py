@@ -13,8 +13,6 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from cuda_coconut.cache import Cache
-from cuda_coconut.cpu import Linear
 from cuda_coconut.models.base import (
     Key,
     Mask,
@@ -25,6 +23,8 @@ from cuda_coconut.models.base import (
     dropout,
     split_key,
 )
+from cuda_coconut.models.cache import Cache
+from cuda_coconut.models.cpu import Linear
 
 CONV1D = ("attn.c_attn.weight", "attn.c_proj.weight", "mlp.c_fc.weight", "mlp.c_proj.weight")
 """Weights that Hugging Face stores (in, out)."""

@@ -14,8 +14,6 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from cuda_coconut.cache import Cache
-from cuda_coconut.cpu import Linear
 from cuda_coconut.models.base import (
     Key,
     Mask,
@@ -25,6 +23,8 @@ from cuda_coconut.models.base import (
     checkpointed,
     split_key,
 )
+from cuda_coconut.models.cache import Cache
+from cuda_coconut.models.cpu import Linear
 
 VOCABULARY_ROWS = ("model.embed_tokens.weight", "lm_head.weight")
 """Tensors with a row a token, by their Hugging Face names; a tied head has none of its own."""

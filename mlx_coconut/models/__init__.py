@@ -6,7 +6,7 @@ import importlib
 from dataclasses import fields
 from typing import Any
 
-from coconut.architectures import HAND_WRITTEN, check_architecture
+from coconut.checkpoints.architectures import HAND_WRITTEN, check_architecture
 from coconut.errors import UserError
 from mlx_coconut.models import borrowed
 

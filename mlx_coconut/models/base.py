@@ -8,8 +8,8 @@ from contextvars import ContextVar
 
 import mlx.core as mx
 
-from mlx_coconut.cache import Segment, SegmentCache, Shared
-from mlx_coconut.cpu import replaces, softmax
+from mlx_coconut.models.cache import Segment, SegmentCache, Shared
+from mlx_coconut.models.cpu import replaces, softmax
 
 NEVER = -1e9
 """Added to the score of a key that must not be seen; finite, so that no row can become NaN."""

@@ -29,9 +29,8 @@ import mlx.nn as nn
 import numpy as np
 from mlx.utils import tree_flatten
 
-from coconut.architectures import resolved
+from coconut.checkpoints.architectures import resolved
 from coconut.errors import UserError
-from mlx_coconut.cache import Cache, SegmentCache
 from mlx_coconut.models.base import (
     NEVER,
     Tap,
@@ -41,6 +40,7 @@ from mlx_coconut.models.base import (
     is_recorded,
     split_key,
 )
+from mlx_coconut.models.cache import Cache, SegmentCache
 
 EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 VOCABULARY_ROWS = (EMBEDDING, HEAD)

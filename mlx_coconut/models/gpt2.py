@@ -12,9 +12,9 @@ from dataclasses import dataclass
 import mlx.core as mx
 import mlx.nn as nn
 
-from mlx_coconut.cache import Cache
-from mlx_coconut.cpu import gelu_new
 from mlx_coconut.models.base import Tap, attend, checkpointed, dropout, split_key
+from mlx_coconut.models.cache import Cache
+from mlx_coconut.models.cpu import gelu_new
 
 CONV1D = ("attn.c_attn.weight", "attn.c_proj.weight", "mlp.c_fc.weight", "mlp.c_proj.weight")
 """Weights that Hugging Face stores (in, out)."""

@@ -14,9 +14,9 @@ from typing import Any
 import mlx.core as mx
 import mlx.nn as nn
 
-from mlx_coconut.cache import Cache
-from mlx_coconut.cpu import tanh
 from mlx_coconut.models.base import Tap, attend, checkpointed, split_key
+from mlx_coconut.models.cache import Cache
+from mlx_coconut.models.cpu import tanh
 
 VOCABULARY_ROWS = ("model.embed_tokens.weight", "lm_head.weight")
 """Tensors with a row a token, by their Hugging Face names; a tied head has none of its own."""

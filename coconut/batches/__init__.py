@@ -1,0 +1,1 @@
+"""What a model is given: item to sample to row to batch; LaTRO's prompts, rollouts and credit."""

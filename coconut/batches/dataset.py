@@ -1,0 +1,123 @@
+"""Reads and checks the data: JSON list of {question, answer, steps} -> tokenised samples."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from coconut.batches.curriculum import Sample
+from coconut.errors import UserError
+from coconut.text.tiktoken import Tokenizer
+
+CHECKED_ITEMS = 50_000
+"""Of a larger file, this many evenly spread items are compared with the whole text's tokens."""
+SHOWN_PROBLEMS = 5
+
+
+def read_items(path: str | Path) -> list[dict[str, Any]]:
+    """Items of a data file, checked. Extra keys are kept. Raises UserError naming file and item."""
+    where = str(path)
+    try:
+        items = json.loads(Path(path).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(where, "no such file; data/README.md says how to make it") from None
+    except json.JSONDecodeError as error:
+        raise UserError(where, f"line {error.lineno}: not valid JSON: {error.msg}") from None
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(where, f"cannot be read as JSON: {error}") from None
+    if not isinstance(items, list):
+        raise UserError(where, "expected a JSON list of items with question, answer and steps")
+    if not items:
+        raise UserError(where, "holds no items")
+    problems = [f"item {i}: {text}" for i, item in enumerate(items) for text in _complaints(item)]
+    raise_all(where, problems)
+    return items
+
+
+def _complaints(item: Any) -> list[str]:
+    if not isinstance(item, dict):
+        return [f"expected an object, got {type(item).__name__}"]
+    found = []
+    for name in ("question", "answer"):
+        if name not in item:
+            found.append(f"{name} is missing")
+        elif not isinstance(item[name], str):
+            found.append(f"{name} must be text, got {type(item[name]).__name__}")
+        elif not item[name].strip():
+            found.append(f"{name} is empty")
+    steps = item.get("steps")
+    if "steps" not in item:
+        found.append("steps is missing (an empty list is allowed)")
+    elif not isinstance(steps, list) or not all(isinstance(step, str) for step in steps):
+        found.append("steps must be a list of texts")
+    else:
+        found += [f"step {i} is empty" for i, step in enumerate(steps) if not step.strip()]
+    latents = item.get("latents", 0)
+    if type(latents) is not int or latents < 0:
+        found.append(f"latents must be a number of latents, got {latents!r}")
+    thoughts = item.get("thoughts", [])
+    if not isinstance(thoughts, list) or not all(isinstance(t, str) and t for t in thoughts):
+        found.append("thoughts must be a list of texts, one a latent")
+    elif thoughts and len(thoughts) != latents:
+        found.append(f"thoughts must be one text for each of its latents, got {len(thoughts)}")
+    try:
+        json.dumps(item, ensure_ascii=False).encode("utf-8")
+    except UnicodeEncodeError:
+        found.append("holds a lone surrogate, which no tokenizer can encode")
+    return found
+
+
+def tokenize(
+    items: Sequence[dict[str, Any]],
+    tokenizer: Tokenizer,
+    where: str,
+    numbers: Sequence[int] | None = None,
+) -> list[Sample]:
+    """Tokens of every item, part by part as published, and compared with those of the whole text.
+
+    where: the file's name, for messages. numbers: the items' numbers in that file, if they are a
+    selection. Raises UserError naming items whose parts do not add up.
+    """
+    samples = []
+    stride = max(1, len(items) // CHECKED_ITEMS)
+    problems = []
+    for i, item in enumerate(items):
+        idx = i if numbers is None else numbers[i]
+        question = tokenizer.encode_question(item["question"] + "\n")
+        steps = [tokenizer.encode(step + "\n") for step in item["steps"]]
+        answer = tokenizer.encode("### " + item["answer"])
+        if i % stride == 0:
+            whole = "\n".join([item["question"], *item["steps"], "### " + item["answer"]])
+            parts = [*question, *(token for step in steps for token in step), *answer]
+            if tokenizer.encode_question(whole) != parts:
+                problems.append(
+                    f"item {idx}: its parts, tokenised alone, are not the tokens of the whole text;"
+                    " remove white space at the ends of question, steps and answer"
+                )
+        latents = item.get("latents")
+        # A thought is one position: it is taught the first token of its text.
+        thoughts = tuple(tokenizer.encode(text)[0] for text in item.get("thoughts", []))
+        samples.append(Sample(idx, question, steps, [*answer, tokenizer.eos_id], latents, thoughts))
+    raise_all(where, problems)
+    return samples
+
+
+def check_lengths(lengths: Mapping[int, int], n_positions: int | None, where: str) -> None:
+    """Raise UserError naming items (number -> tokens at most) that the model has no room for."""
+    problems = [
+        f"item {idx}: up to {n} tokens with its latents, but the model has {n_positions} positions;"
+        " shorten or remove the item"
+        for idx, n in lengths.items()
+        if n_positions is not None and n > n_positions
+    ]
+    raise_all(where, problems)
+
+
+def raise_all(where: str, problems: list[str]) -> None:
+    """Raise UserError with the first problems and the number of the rest, if there are any."""
+    if problems:
+        more = len(problems) - SHOWN_PROBLEMS
+        rest = [f"... and {more} more problems"] if more > 0 else []
+        raise UserError(where, *problems[:SHOWN_PROBLEMS], *rest)

@@ -1,0 +1,140 @@
+"""The training samples of each epoch: from a file, or generated, kept or fresh every epoch."""
+
+from __future__ import annotations
+
+import importlib
+from pathlib import Path
+from typing import Any, Protocol
+
+from coconut.batches.curriculum import Sample
+from coconut.batches.dataset import SHOWN_PROBLEMS, read_items, tokenize
+from coconut.config.reading import TASKS, RunConfig
+from coconut.errors import UserError
+from coconut.text.tiktoken import Tokenizer
+from coconut.world import World
+
+DEBUG_ITEMS, DEBUG_VALIDATION = 5_000, 32
+GENERATED = "generated training data"
+
+
+class TrainingSamples(Protocol):
+    """What the loop asks of its training data."""
+
+    @property
+    def where(self) -> str:
+        """The file the samples are from, for messages."""
+
+    def samples(self, epoch: int) -> list[Sample]:
+        """The samples of an epoch, tokenised."""
+
+
+class TrainingData:
+    """Samples by epoch. With generate.fresh every epoch brings items never seen before.
+
+    tokenizer: may be None where only `preview` is called. world: the processes that read the data;
+    the first makes what is missing.
+    """
+
+    def __init__(
+        self,
+        config: RunConfig,
+        tokenizer: Tokenizer | None,
+        world: World | None = None,
+    ):
+        self.config, self.tokenizer = config, tokenizer
+        self.world = world or World()
+        self.limit = DEBUG_ITEMS if config.debug else None
+        self.generated = dict(config.generate)
+        self.fresh = self.generated.pop("fresh", False)
+        self.n_items = int(self.generated.pop("items", 0))
+        self.seed = int(self.generated.pop("seed", config.seed))
+        self.maker = maker(self.generated.pop("task", TASKS[0]))
+        self.cached: tuple[int, list[Sample]] | None = None
+
+    @property
+    def where(self) -> str:
+        """The file the samples are from, for messages."""
+        made = self.fresh or self.config.train_path is None
+        return GENERATED if made else str(self.config.train_path)
+
+    def samples(self, epoch: int) -> list[Sample]:
+        """The samples of an epoch, tokenised."""
+        key = epoch if self.fresh else 0  # what is not fresh never changes
+        if self.cached is None or self.cached[0] != key:
+            self.cached = (key, self._read(epoch)[: self.limit])
+        return self.cached[1]
+
+    def preview(self, n: int) -> tuple[list[dict[str, Any]], str, int]:
+        """(items, where they are from, how many there will be), nothing written.
+
+        Of items still to be made the first n are made.
+        """
+        path = self.config.train_path
+        if path is not None and not self.fresh and Path(path).exists():
+            items = read_items(path)
+            total = len(items)
+        else:
+            total, start = self.n_items, self.config.resume * self.n_items if self.fresh else 0
+            path = GENERATED if path is None or self.fresh else f"{path} (made on first use)"
+            items = list(self._generate(start, min(n, total), self.config.resume))
+        return self._prepared(items, path), path, min(total, self.limit or total)
+
+    def _read(self, epoch: int) -> list[Sample]:
+        assert self.tokenizer is not None, "given wherever samples are asked for"
+        path = self.config.train_path
+        if self.fresh or path is None:
+            start = epoch * self.n_items if self.fresh else 0
+            items, path = list(self._generate(start, self.n_items, epoch)), GENERATED
+        else:
+            if self.world.is_first and not Path(path).exists():
+                self._write(Path(path))
+            self.world.wait()
+            if not Path(path).exists():  # another machine, which shares no disk with the first
+                self._write(Path(path))
+            self.world.check_same_file(Path(path))
+            items = read_items(path)
+        return tokenize(self._prepared(items, path), self.tokenizer, path)
+
+    def _prepared(self, items: list[dict[str, Any]], where: str) -> list[dict[str, Any]]:
+        if self.config.method == "recall":
+            items = [item | {"steps": sentences(item["question"])} for item in items]
+            empty = [
+                f"item {i}: no sentence to recall" for i, x in enumerate(items) if not x["steps"]
+            ]
+            if empty:
+                raise UserError(where, *empty[:SHOWN_PROBLEMS])
+        return items
+
+    def _generate(self, start: int, n_items: int, epoch: int) -> Any:
+        from coconut.tasks.generated import read_keys
+
+        exclude = {key for path in self._held_out() for key in read_keys(path, self.maker.keys)}
+        return self.maker.generate(self._options(epoch), self.seed, n_items, start, exclude)
+
+    def _write(self, path: Path) -> None:
+        from coconut.tasks.generated import write
+
+        what = (self._options(0), self.seed, self.n_items, self._held_out())
+        write(path, self.maker.generate, self.maker.keys, *what)
+
+    def _options(self, epoch: int) -> Any:
+        from coconut.tasks.generated import of_epoch
+
+        return of_epoch(self.maker.Options, self.generated, epoch)
+
+    def _held_out(self) -> list[Path]:
+        """Files that no training item may come from: those that ship, and val_path."""
+        shipped = Path(__file__).parents[2] / "data"
+        paths = [shipped / "prosqa_valid.json", shipped / "prosqa_test.json"]
+        return [*paths, Path(str(self.config.val_path))]
+
+
+def maker(task: str) -> Any:
+    """The module that makes items of a task, with `Options`, `generate` and `keys`."""
+    return importlib.import_module(f"coconut.tasks.{task}")
+
+
+def sentences(question: str) -> list[str]:
+    """The statements of a ProsQA question, without the question sentence."""
+    *statements, _ = question.split(". ")
+    return [statement + "." for statement in statements]

@@ -1,0 +1,513 @@
+"""Run and checkpoint directories: layout, atomic writes, checksums, retention.
+
+    save_path/name/                 a run
+        epoch_07/                   a checkpoint: a Hugging Face directory, and checksums.json
+        .epoch_08.partial-4242/     being written by process 4242, or left by it when it was killed
+        .epoch_07.replaced-4242/    the old one while process 4242 puts a new one in its place
+        .epoch_01.deleted-4242/     on its way out
+
+A name without a dot is always complete: it appears by one rename of a directory already on disk.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+import re
+import shutil
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from coconut.checkpoints.architectures import check_architecture, resolved
+from coconut.errors import UserError
+
+if TYPE_CHECKING:
+    from coconut.backend import Backend
+
+FORMAT_VERSION = 1
+CONFIG, COCONUT, CHECKSUMS = "config.json", "coconut.json", "checksums.json"
+WEIGHTS, WEIGHTS_INDEX = "model.safetensors", "model.safetensors.index.json"
+ADAPTERS = "adapters.safetensors"
+FEEDBACK = "feedback.safetensors"
+OPTIMIZER = "optimizer.safetensors"
+"""A feedback rule's own weights: beside the model's, so that other programs open these alone."""
+
+_CHECKPOINT_NAME = re.compile(r"epoch_(\d{2,})", re.ASCII)
+_HIDDEN_NAME = re.compile(r"\.(.+)\.(partial|replaced|deleted)-(\d+)", re.ASCII)
+# This process's own partial directories: a container gives each run the same process number, so
+# the number alone does not tell what is being written from what a killed run left.
+_being_written: set[Path] = set()
+
+
+@contextmanager
+def write_atomically(directory: Path) -> Iterator[Path]:
+    """A temporary sibling to fill, which becomes `directory` when the block ends well.
+
+    Every file is checksummed and flushed to disk before the rename, so a process killed at any
+    moment leaves the old directory or the new one. If the block raises, nothing changes. Leftovers
+    of killed processes beside it are cleared first. Raises UserError if the disk refuses.
+    """
+    directory = Path(directory)
+    if directory.exists() and not directory.is_dir():
+        raise UserError(str(directory), "a file of this name is in the way: move it")
+    partial = _hidden(directory, "partial")
+    try:
+        directory.parent.mkdir(parents=True, exist_ok=True)
+        clean(directory.parent)
+        partial.mkdir()
+    except OSError as error:
+        raise UserError(str(directory), f"cannot be written: {error.strerror}") from error
+    _being_written.add(partial)
+    try:
+        yield partial
+        _seal(partial)
+        _put_in_place(partial, directory)
+    except BaseException as error:
+        shutil.rmtree(partial, ignore_errors=True)
+        # Only the disk is the user's to mend; what the block itself raised passes through.
+        if isinstance(error, OSError):
+            raise UserError(str(directory), f"cannot be written: {error.strerror}") from error
+        raise
+    finally:
+        _being_written.discard(partial)
+
+
+def verify(directory: Path) -> None:
+    """Check every file of a finished checkpoint against checksums.json.
+
+    Raises UserError naming each missing, truncated or changed file; further files are allowed.
+    """
+    directory = Path(directory)
+    _recover(directory.parent)
+    if not (directory / CHECKSUMS).is_file():
+        raise UserError(
+            str(directory),
+            f"no {CHECKSUMS}: not a finished checkpoint; delete it or name another one",
+        )
+    files = read_json(directory / CHECKSUMS).get("files")
+    if not isinstance(files, dict) or not all(_is_entry(*item) for item in files.items()):
+        raise UserError(
+            str(directory / CHECKSUMS), "expected files with bytes and sha256; the file is damaged"
+        )
+    problems = []
+    for name, entry in files.items():
+        path = directory / name
+        try:
+            size = path.stat().st_size if path.is_file() else None
+            if size is None:
+                problems.append(f"{name} is missing")
+            elif size != entry["bytes"]:
+                kind = "truncated" if size < entry["bytes"] else "changed"
+                problems.append(f"{name} is {kind}: {size:,} of {entry['bytes']:,} bytes")
+            elif sha256(path) != entry["sha256"]:
+                problems.append(f"{name} is changed: its sha256 is not the one recorded")
+        except OSError as error:
+            problems.append(f"{name} cannot be read: {error.strerror}")
+    if problems:
+        problems[-1] += (
+            "; copy the checkpoint again, or delete it: a run goes on from the one before it"
+        )
+        raise UserError(str(directory), *problems)
+
+
+def checkpoint_name(epoch: int) -> str:
+    """`epoch_07`: the checkpoint after seven finished epochs."""
+    return f"epoch_{epoch:02d}"
+
+
+def epoch_of(directory: Path) -> int | None:
+    """How many epochs a checkpoint of this name has behind it; None for any other name."""
+    found = _CHECKPOINT_NAME.fullmatch(Path(directory).name)
+    # The round trip rejects epoch_007 and digits too many to be a number of epochs.
+    if found is None or len(found[1]) > 9 or checkpoint_name(int(found[1])) != found[0]:
+        return None
+    return int(found[1])
+
+
+def checkpoints(run_dir: Path) -> list[Path]:
+    """The checkpoints of a run, oldest first; anything not named exactly like one is ignored."""
+    run_dir = Path(run_dir)
+    if not run_dir.is_dir():
+        return []
+    _recover(run_dir)
+    found = [path for path in run_dir.iterdir() if epoch_of(path) is not None and path.is_dir()]
+    return sorted(found, key=lambda path: epoch_of(path) or 0)
+
+
+def latest(run_dir: Path) -> Path | None:
+    """The checkpoint with the most epochs behind it, None if there is none."""
+    found = checkpoints(run_dir)
+    return found[-1] if found else None
+
+
+def prune(found: Sequence[Path], keep: int, spare: Collection[Path] = ()) -> list[Path]:
+    """Delete all but the last `keep` of these checkpoints, and those in `spare` (the best one).
+
+    Returns the deleted ones. Each goes by a rename first, so no half of one keeps its name.
+    """
+    if keep < 1:
+        raise ValueError(f"keep must be at least 1, got {keep}")
+    spared = {Path(path).resolve() for path in spare}
+    doomed = [path for path in found[:-keep] if path.resolve() not in spared]
+    for path in doomed:
+        hidden = _hidden(path, "deleted")
+        try:
+            path.rename(hidden)
+            shutil.rmtree(hidden)
+        except OSError as error:
+            raise UserError(str(path), f"cannot be deleted: {error.strerror}") from error
+    return doomed
+
+
+def clean(run_dir: Path) -> None:
+    """Recover and remove what killed processes left in a run directory."""
+    _recover(run_dir)
+    for path, _, _ in _left_behind(run_dir):
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
+
+
+def read_bytes(path: Path) -> bytes:
+    """Content of a file. Raises UserError if it cannot be read."""
+    try:
+        return Path(path).read_bytes()
+    except OSError as error:
+        raise UserError(str(path), f"cannot be read: {error.strerror}") from error
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The JSON object in a file. Raises UserError if it is not there or not one."""
+    try:
+        content = json.loads(read_bytes(path))
+    # RecursionError: brackets nested a thousand deep are damage too.
+    except (ValueError, RecursionError) as error:
+        raise UserError(str(path), f"not JSON, the file is damaged ({error})") from error
+    if not isinstance(content, dict):
+        raise UserError(str(path), f"expected a JSON object, got {type(content).__name__}")
+    return content
+
+
+def write_json(path: Path, content: dict[str, Any]) -> None:
+    """Write a JSON object, indented, replacing the file in one step.
+
+    Raises ValueError on NaN or infinity (not JSON), UserError if the disk refuses.
+    """
+    path = Path(path)
+    text = json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    partial = _hidden(path, "partial")
+    try:
+        partial.write_text(text, encoding="utf-8")
+        _flush(partial)
+        partial.replace(path)
+    except OSError as error:
+        partial.unlink(missing_ok=True)
+        raise UserError(str(path), f"cannot be written: {error.strerror}") from error
+
+
+def write_text(path: Path, content: str | bytes) -> None:
+    """Write a file whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.partial")
+    try:
+        partial.write_bytes(content.encode("utf-8") if isinstance(content, str) else content)
+        partial.replace(path)
+    except OSError:
+        partial.unlink(missing_ok=True)
+        raise
+
+
+def sha256(path: Path) -> str:
+    """Hexadecimal sha256 of a file, read in pieces of a megabyte."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while piece := file.read(1 << 20):
+            digest.update(piece)
+    return digest.hexdigest()
+
+
+def measured_with(twin: str, backend: Backend, data: str) -> dict[str, str]:
+    """What a summary says of the machine it was made on, and of the file of its questions."""
+    return {
+        "backend": twin,
+        "device": backend.device,
+        "dtype": backend.dtype,
+        "data": data,
+        "data_sha256": sha256(Path(data)),
+    }
+
+
+class TensorEntry(NamedTuple):
+    """One tensor of a safetensors file; start and stop are byte offsets into the data part."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    start: int
+    stop: int
+
+
+_LONGEST_HEADER = 100_000_000  # the format's own limit
+_BITS = {
+    **dict.fromkeys(("BOOL", "U8", "I8", "F8_E4M3", "F8_E5M2", "F8_E8M0"), 8),
+    **dict.fromkeys(("U16", "I16", "F16", "BF16"), 16),
+    **dict.fromkeys(("U32", "I32", "F32"), 32),
+    **dict.fromkeys(("U64", "I64", "F64", "C64"), 64),
+}
+
+
+def safetensors_header(path: Path) -> dict[str, TensorEntry]:
+    """Names, types and shapes of a safetensors file, checked against its size.
+
+    The tensors must fill the data part without gap or overlap, so a file cut anywhere is found
+    before a framework opens it. Reads the header only. Raises UserError.
+    Source: the format's description, 8 bytes of little-endian header length, JSON, data.
+    """
+    path = Path(path)
+    try:
+        with open(path, "rb") as file:
+            size = os.fstat(file.fileno()).st_size
+            length = int.from_bytes(file.read(8), "little")
+            if size < 8 or length > min(size - 8, _LONGEST_HEADER):
+                raise UserError(
+                    str(path), f"truncated or damaged: {size:,} bytes, header of {length:,} bytes"
+                )
+            header = file.read(length)
+    except OSError as error:
+        raise UserError(str(path), f"cannot be read: {error.strerror}") from error
+    try:
+        content = json.loads(header, object_pairs_hook=_without_repetition)
+    except (ValueError, RecursionError) as error:
+        raise UserError(str(path), f"the header is no safetensors header: {error}") from error
+    if not isinstance(content, dict):
+        raise UserError(str(path), "the header is no JSON object")
+    content.pop("__metadata__", None)
+    entries = {name: _tensor_entry(path, name, entry) for name, entry in content.items()}
+    end = 0
+    for name, entry in sorted(entries.items(), key=lambda item: (item[1].start, item[1].stop)):
+        if entry.start != end:
+            raise UserError(str(path), f"{name}: data begin at {entry.start:,}, expected {end:,}")
+        end = entry.stop
+    if end != size - 8 - length:
+        kind = "truncated" if end > size - 8 - length else "too long"
+        raise UserError(
+            str(path), f"{kind}: {size:,} bytes, the header describes {8 + length + end:,}"
+        )
+    return entries
+
+
+def weight_files(directory: Path) -> dict[str, dict[str, TensorEntry]]:
+    """Header of each weight file of a checkpoint, by file name: one, or the shards of an index.
+
+    Of a checkpoint that holds an adapter, the adapter's.
+    Raises UserError if a file is missing or damaged, or a shard lacks a tensor of the index.
+    """
+    directory = Path(directory)
+    if not (directory / WEIGHTS_INDEX).exists():
+        if not (directory / WEIGHTS).exists() and (directory / ADAPTERS).exists():
+            return {ADAPTERS: safetensors_header(directory / ADAPTERS)}
+        if not (directory / WEIGHTS).exists():
+            raise UserError(str(directory), f"no weights: expected {WEIGHTS} or {WEIGHTS_INDEX}")
+        return {WEIGHTS: safetensors_header(directory / WEIGHTS)}
+    where = directory / WEIGHTS_INDEX
+    headers = {name: safetensors_header(directory / name) for name in index_files(where)}
+    weight_map = read_json(where)["weight_map"]
+    lost = [
+        f"{file} lacks {name}" for name, file in weight_map.items() if name not in headers[file]
+    ]
+    if lost:
+        more = [f"and {len(lost) - 5} more"] if len(lost) > 5 else []
+        raise UserError(str(where), *lost[:5], *more)
+    return headers
+
+
+def index_files(path: Path) -> list[str]:
+    """The weight files that an index names, sorted. Raises UserError if it is damaged."""
+    weight_map = read_json(path).get("weight_map")
+    if (
+        not isinstance(weight_map, dict)
+        or not weight_map
+        or not all(map(_is_file_name, weight_map.values()))
+    ):
+        raise UserError(str(path), "weight_map must map each tensor to a file of this directory")
+    return sorted(set(weight_map.values()))
+
+
+def describe(directory: Path, with_weights: bool = True) -> dict[str, Any]:
+    """What a checkpoint is, without opening its weights in a framework.
+
+    with_weights False: without looking at the weight files, which need not be there.
+    Returns config (config.json; of a borrowed model as `resolved`), coconut (coconut.json; None for
+    a plain Hugging Face directory), model_type, tensors (name to TensorEntry, all shards) and bytes
+    (of the weight files).
+    Raises UserError: no directory, no or unsupported config.json, a newer format, damaged weights.
+    """
+    directory = Path(directory)
+    _recover(directory.parent)
+    if not directory.is_dir():
+        problem = "a file, not a directory" if directory.exists() else "no such directory"
+        raise UserError(str(directory), f"{problem}; expected a checkpoint directory")
+    if not (directory / CONFIG).exists():
+        raise UserError(str(directory), f"no {CONFIG}: not a checkpoint directory")
+    config = read_json(directory / CONFIG)
+    check_architecture(config, str(directory / CONFIG))
+    try:
+        config = resolved(config)
+    except ValueError as error:
+        raise UserError(str(directory / CONFIG), f"{error}: not supported") from None
+    coconut = None
+    if (directory / COCONUT).exists():
+        coconut = read_json(directory / COCONUT)
+        version = coconut.get("format_version")
+        if type(version) is not int or version < 1:
+            raise UserError(
+                str(directory / COCONUT), f"format_version: expected a number, got {version!r}"
+            )
+        if version > FORMAT_VERSION:
+            raise UserError(
+                str(directory / COCONUT),
+                f"format_version {version} is newer than this program's {FORMAT_VERSION}; "
+                "update the program",
+            )
+    headers = weight_files(directory) if with_weights else {}
+    return {
+        "config": config,
+        "coconut": coconut,
+        "model_type": config["model_type"],
+        "tensors": {name: entry for header in headers.values() for name, entry in header.items()},
+        "bytes": sum((directory / name).stat().st_size for name in headers),
+    }
+
+
+def _seal(directory: Path) -> None:
+    """Record size and sha256 of every file, and put all of it on disk."""
+    paths = sorted(path for path in directory.rglob("*") if path.is_file())
+    write_json(
+        directory / CHECKSUMS,
+        {
+            "files": {
+                path.relative_to(directory).as_posix(): {
+                    "bytes": path.stat().st_size,
+                    "sha256": sha256(path),
+                }
+                for path in paths
+            }
+        },
+    )
+    for path in [*paths, *(path for path in directory.rglob("*") if path.is_dir()), directory]:
+        _flush(path)
+
+
+def _put_in_place(partial: Path, directory: Path) -> None:
+    # POSIX renames no directory over a full one. Between the two renames only the hidden old one
+    # exists; `_recover` gives it its name back if the process dies there.
+    replaced = _hidden(directory, "replaced")
+    is_new = not directory.exists()
+    if not is_new:
+        directory.rename(replaced)
+    try:
+        partial.rename(directory)
+    except OSError:
+        if not is_new:
+            replaced.rename(directory)
+        raise
+    _flush(directory.parent)
+    if not is_new:
+        shutil.rmtree(replaced)
+
+
+def _recover(run_dir: Path) -> None:
+    """Give a replaced directory its name back where the replacement never came."""
+    for path, name, state in _left_behind(run_dir):
+        if state == "replaced" and not (run_dir / name).exists():
+            try:
+                path.rename(run_dir / name)
+            except FileNotFoundError:
+                pass  # another reader was quicker
+            except OSError as error:
+                raise UserError(
+                    str(path), f"cannot be renamed back to {name}: {error.strerror}"
+                ) from error
+
+
+def _left_behind(run_dir: Path) -> list[tuple[Path, str, str]]:
+    """(path, name, state) of hidden entries that no running process is at work on."""
+    try:
+        entries = sorted(Path(run_dir).iterdir())
+    except OSError:
+        return []
+    found = [(path, _HIDDEN_NAME.fullmatch(path.name)) for path in entries]
+    return [(path, m[1], m[2]) for path, m in found if m and _is_left(path, int(m[3]))]
+
+
+def _is_left(path: Path, pid: int) -> bool:
+    if pid == os.getpid():
+        return path not in _being_written
+    try:
+        os.kill(pid, 0)
+    except (ProcessLookupError, OverflowError):
+        return True
+    except PermissionError:
+        return False
+    return False
+
+
+def _hidden(path: Path, state: str) -> Path:
+    return path.parent / f".{path.name}.{state}-{os.getpid()}"
+
+
+def _flush(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _is_file_name(name: object) -> bool:
+    # isprintable: neither NUL nor lone surrogates, which no file system call takes.
+    return (
+        isinstance(name, str)
+        and name not in ("", ".", "..")
+        and name.isprintable()
+        and not set(name) & set("/\\")
+    )
+
+
+def _is_entry(name: str, entry: object) -> bool:
+    # A damaged or hostile list must not lead out of the directory.
+    return (
+        all(map(_is_file_name, name.split("/")))
+        and isinstance(entry, dict)
+        and type(entry.get("bytes")) is int
+        and isinstance(entry.get("sha256"), str)
+    )
+
+
+def _without_repetition(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    content = dict(pairs)
+    if len(content) < len(pairs):
+        raise ValueError("a name occurs twice")
+    return content
+
+
+def _tensor_entry(path: Path, name: str, entry: object) -> TensorEntry:
+    if isinstance(entry, dict):
+        dtype: Any = entry.get("dtype")
+        shape: Any = entry.get("shape")
+        offsets: Any = entry.get("data_offsets")
+        if isinstance(dtype, str) and _are_counts(shape) and _are_counts(offsets):
+            bits = _BITS.get(dtype)
+            if bits is None:
+                raise UserError(str(path), f"{name}: type {dtype} is not supported")
+            if len(offsets) == 2 and 8 * (offsets[1] - offsets[0]) == bits * math.prod(shape):
+                return TensorEntry(dtype, tuple(shape), offsets[0], offsets[1])
+    raise UserError(str(path), f"{name}: dtype, shape and data_offsets do not fit together")
+
+
+def _are_counts(numbers: object) -> bool:
+    return isinstance(numbers, list) and all(type(n) is int and n >= 0 for n in numbers)

@@ -1,0 +1,122 @@
+"""`python -m TWIN.generate --model DIR --question TEXT`: ask a checkpoint questions."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from coconut.backend import Decoding
+from coconut.batches.batch import collate
+from coconut.batches.curriculum import Sample, question_row
+from coconut.checkpoints.checkpoint import describe
+from coconut.checkpoints.hub import fetch
+from coconut.checkpoints.source import open_source
+from coconut.config.reading import METHODS, RunConfig
+from coconut.errors import UserError, guarded
+from coconut.run.evaluate import markers_of
+
+if TYPE_CHECKING:
+    from coconut.backend import MakeBackend
+
+
+def main(twin: str, make_backend: MakeBackend, argv: Sequence[str] | None = None) -> None:
+    """Answer the questions given, or one a line from standard input, in batches."""
+    parser = argparse.ArgumentParser(
+        prog=f"python -m {twin}.generate", description="Ask a checkpoint questions."
+    )
+    add_model(parser)
+    parser.add_argument("--question", action="append", metavar="TEXT", help="may be repeated")
+    parser.add_argument("--latents", type=int, metavar="K", help="thoughts; else the checkpoint's")
+    parser.add_argument("--max-new-tokens", type=int, default=128, metavar="N")
+    parser.add_argument("--temperature", type=float, default=0.0, metavar="T", help="0 is greedy")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--batch-size", type=int, default=64, metavar="B")
+    parser.add_argument("--json", action="store_true", help="an object a question")
+    options = parser.parse_args(argv)
+    guarded(lambda: _answer(make_backend, options))
+
+
+def add_model(parser: argparse.ArgumentParser) -> None:
+    """The options that name a checkpoint."""
+    parser.add_argument(
+        "--model", required=True, metavar="DIR", help="checkpoint directory, or its name on the hub"
+    )
+    parser.add_argument("--base", metavar="DIR", help="where an adapter's base is, if it was moved")
+
+
+def too_low(options: argparse.Namespace, **least: int) -> list[str]:
+    """What is wrong with the options that have a least value; one that was not given is right."""
+    given = ((name, getattr(options, name), low) for name, low in least.items())
+    return [
+        f"--{name.replace('_', '-')}: must be at least {low}, got {value}"
+        for name, value, low in given
+        # Not `value < low`: a NaN is not below anything.
+        if value is not None and not value >= low
+    ]
+
+
+def _answer(make_backend: MakeBackend, options: argparse.Namespace) -> None:
+    least = {"latents": 0, "max_new_tokens": 1, "batch_size": 1, "temperature": 0, "seed": 0}
+    if problems := too_low(options, **least):
+        raise UserError("command line", *problems)
+    questions = options.question or [line.rstrip("\n") for line in sys.stdin]
+    questions = [question for question in questions if question.strip()]
+    if not questions:
+        raise UserError("command line", "no question; give --question TEXT or lines on stdin")
+
+    config = checkpoint_config(found_model(options.model), options.base)
+    opened = open_source(config)
+    tokenizer, made_with = opened.tokenizer, opened.coconut or {}
+    backend = make_backend(config, opened.source)
+    samples = [
+        Sample(i, tokenizer.encode_question(question + "\n"), [], [])
+        for i, question in enumerate(questions)
+    ]
+    stage = made_with.get("stage", 0)
+    rows = [
+        question_row(config, sample, stage, markers_of(tokenizer), options.latents)
+        for sample in samples
+    ]
+    limit = backend.n_positions
+    too_long = [
+        f"question {row.idx}: {len(row.ids)} tokens and {options.max_new_tokens} new ones, but the"
+        f" model has {limit} positions; shorten it or lower --max-new-tokens"
+        for row in rows
+        if limit is not None and len(row.ids) + options.max_new_tokens > limit
+    ]
+    if too_long:
+        raise UserError("command line", *too_long)
+    decoding = Decoding(options.max_new_tokens, tokenizer.eos_id, options.temperature, options.seed)
+    for start in range(0, len(rows), options.batch_size):
+        part = rows[start : start + options.batch_size]
+        answers = backend.generate(collate(part, tokenizer.pad_id), decoding)
+        for row, tokens in zip(part, answers, strict=True):
+            text = tokenizer.decode(tokens).strip()
+            if options.json:
+                found = {"question": questions[row.idx], "latents": row.n_latents, "text": text}
+                text = json.dumps(found, ensure_ascii=False)
+            print(text, flush=True)
+
+
+def found_model(name: Path | str) -> Path:
+    """The directory of a checkpoint that is named by it, or by its name on the hub."""
+    directory = Path(name)
+    return directory if directory.exists() else fetch(str(name))
+
+
+def checkpoint_config(directory: Path, base: str | None = None) -> RunConfig:
+    """The configuration a checkpoint is asked under: its own method and latents.
+
+    base: directory of an adapter's base, if it was moved.
+    """
+    made_with = describe(directory)["coconut"] or {"method": "cot"}
+    config = RunConfig(load_model_path=str(directory), only_eval=True, model_id=base)
+    for name in ("method", "c_thought", "max_latent_stage", "pad_latent_to_max", "latent_growth"):
+        setattr(config, name, made_with.get(name, getattr(config, name)))
+    if config.method not in METHODS:
+        raise UserError(str(directory / "coconut.json"), f"unknown method {config.method!r}")
+    return config

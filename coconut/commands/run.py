@@ -1,0 +1,128 @@
+"""The command line of both twins: arguments, --check, exit codes."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import TYPE_CHECKING
+
+from coconut.config.latro_keys import LatroConfig
+from coconut.config.reading import DATASET_METHODS, RunConfig, load_config
+from coconut.config.reference import help_text
+from coconut.errors import UserError, guarded
+from coconut.world import AgreedError, World
+
+if TYPE_CHECKING:
+    from coconut.backend import Backend, MakeBackend
+
+
+def main(
+    twin: str,
+    make_backend: Callable[..., Backend],
+    argv: Sequence[str] | None = None,
+    make_world: Callable[[], World] = World,
+) -> None:
+    """Run `python -m TWIN.run`; what the user can mend ends with one message and status 2.
+
+    make_world: the processes that a launcher started with this one.
+    """
+    parser = argparse.ArgumentParser(
+        prog=f"python -m {twin}.run",
+        description="Train or evaluate one run.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog=help_text(),
+    )
+    parser.add_argument("args", metavar="ARGS.yaml", help="the run's configuration")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="replace single keys")
+    parser.add_argument("--check", action="store_true", help="check everything, print the plan")
+    options = parser.parse_intermixed_args(argv)
+
+    def run(world: World) -> None:
+        config = load_config(options.args, options.overrides)
+        if problem := _process_problem(config, twin, world.size, options.check):
+            raise UserError(options.args, problem)
+        if options.check:
+            _check(config, twin, world)
+        elif config.method in DATASET_METHODS:
+            _run_on_data_set(config, partial(make_backend, world=world), twin, world)
+        else:
+            from coconut.run.curriculum_loop import Runner
+
+            runner = Runner(config, partial(make_backend, world=world), twin, world)
+            if config.only_eval:
+                runner.evaluate_once()
+            else:
+                runner.train()
+
+    guarded(lambda: together(run, make_world))
+
+
+def _check(config: RunConfig, twin: str, world: World) -> None:
+    """Print the plan of a run."""
+    from coconut.plan.latro_plan import print_latro_plan
+    from coconut.plan.plan import print_plan
+
+    if world.is_first and isinstance(config, LatroConfig) and not config.only_eval:
+        print_latro_plan(config, twin, world.size)
+    elif world.is_first:
+        print_plan(config, twin, world.size)
+    world.wait()
+
+
+def _run_on_data_set(config: RunConfig, make_backend: MakeBackend, twin: str, world: World) -> None:
+    """Train or evaluate one of DATASET_METHODS."""
+    if isinstance(config, LatroConfig) and config.method == "preexperiment":
+        from coconut.run.latro.preexperiment import measure
+
+        measure(config, make_backend, twin, world)
+    elif config.only_eval:
+        from coconut.run.answering import evaluate_data_set
+
+        evaluate_data_set(config, make_backend, twin, world)
+    elif isinstance(config, LatroConfig):
+        from coconut.run.latro.loop import LatroRunner
+
+        LatroRunner(config, make_backend, twin, world).train()
+    else:
+        from coconut.run.sft_loop import SftRunner
+
+        SftRunner(config, make_backend, twin, world).train()
+
+
+def _process_problem(config: RunConfig, twin: str, n: int, only_check: bool) -> str | None:
+    """What is wrong with running in n processes, or with the keys about them."""
+    if config.shard and config.method in DATASET_METHODS:
+        return (
+            f"shard: method {config.method} needs a whole model in each process; set shard: False"
+        )
+    if config.shard and twin == "mlx_coconut":
+        return "shard: MLX has no sharding of weights; train with cuda_coconut, or set shard: False"
+    if config.shard and n == 1 and not only_check:
+        return (
+            "shard: one process has nobody to share with; start several with torchrun"
+            " --nproc_per_node N -m cuda_coconut.run ..., or set shard: False"
+        )
+    return None
+
+
+def together(run: Callable[[World], None], make_world: Callable[[], World]) -> None:
+    """Call `run` in every process of a run; a UserError in one ends all, said once."""
+    world = make_world()
+    try:
+        run(world)
+    except UserError as error:
+        told = world.tell(error)
+        if world.is_first or not isinstance(told, AgreedError):
+            print(told, file=sys.stderr, flush=True)
+        if isinstance(told, AgreedError):
+            # A launcher ends all processes when one leaves: not before the line is out.
+            world.gather(b"")
+        sys.exit(2)
+    except KeyboardInterrupt:
+        if world.is_first:
+            raise
+        sys.exit(130)
+    finally:
+        world.close()

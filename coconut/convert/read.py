@@ -1,0 +1,344 @@
+"""Reading a checkpoint of any known layout: recognised, renamed, every tensor accounted for."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from coconut.checkpoints.adapters import ADAPTER_CONFIG
+from coconut.checkpoints.checkpoint import (
+    CHECKSUMS,
+    COCONUT,
+    CONFIG,
+    FEEDBACK,
+    OPTIMIZER,
+    WEIGHTS,
+    WEIGHTS_INDEX,
+    describe,
+    read_json,
+    safetensors_header,
+    verify,
+    weight_files,
+)
+from coconut.convert.keymap import (
+    ARCHITECTURES,
+    COCONUT_PREFIX,
+    GPT2,
+    HEAD,
+    WRAPPER_COPY,
+    Architecture,
+    Shape,
+    architecture,
+    gpt2_config,
+    strip_wrappers,
+)
+from coconut.convert.tensors import WEIGHT_TYPES, Tensor, read_file, read_safetensors, shown, some
+from coconut.errors import UserError
+
+PICKLED, PICKLED_INDEX = "pytorch_model.bin", "pytorch_model.bin.index.json"
+TRAINER_STATE = "trainer_state.json"
+FORK_IDS = ("bot_id", "eot_id", "latent_token_id")
+"""Ids of start, end and latent in the fork's config.json."""
+
+
+@dataclass
+class Checkpoint:
+    """A checkpoint as it was found.
+
+    kind: what it is, in words. tensors: by hub name, in the hub's layout, each weight once.
+    foreign: the same tensors under their own names (wrappers stripped) in their own layout, which
+    `verify` gives to a twin. has_latents: trained with latents. coconut: our coconut.json.
+    directory: where its tokenizer may lie; None for a file. notes: what was inferred or dropped.
+    """
+
+    kind: str
+    architecture: Architecture
+    config: dict[str, Any]
+    tensors: dict[str, Tensor]
+    foreign: dict[str, Tensor]
+    has_latents: bool
+    coconut: dict[str, Any] | None = None
+    directory: Path | None = None
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def n_rows(self) -> int:
+        """Rows of the embedding."""
+        return self.tensors[self.architecture.embedding].shape[0]
+
+    def summary(self) -> str:
+        """One line: what it is, and of what size."""
+        types = sorted({WEIGHT_TYPES[t.dtype] for t in self.tensors.values()})
+        n = sum(t.data.size for t in self.tensors.values())
+        return (
+            f"{self.kind}: {self.architecture.model_type}, {n / 1e6:.1f}M weights,"
+            f" {self.n_rows:,} rows, {' and '.join(types)}"
+        )
+
+
+def read(source: Path, config_path: Path | None = None) -> Checkpoint:
+    """Recognise and read a checkpoint file or directory; nothing is written.
+
+    config_path: config.json of a bare state dict, or a directory that holds it; otherwise inferred.
+    Raises UserError: no known layout, damaged, tensors missing, left over or of a wrong shape.
+    """
+    if source.is_dir():
+        if config_path is not None:
+            raise UserError(str(source), f"has its own {CONFIG}; remove --config")
+        return _read_directory(source)
+    if not source.exists():
+        raise UserError(str(source), "no such file or directory")
+    if config_path is None and (source.parent / CONFIG).exists():
+        raise UserError(
+            str(source), f"part of the directory {source.parent}, which has a {CONFIG}: give that"
+        )
+    return _read_bare(source, config_path)
+
+
+def _read_bare(source: Path, config_path: Path | None) -> Checkpoint:
+    raw, is_torch = read_file(source)
+    notes = []
+    where = str(source)  # of the config, where there is one
+    config: dict[str, Any] | None = None
+    if config_path is not None:
+        path = config_path / CONFIG if config_path.is_dir() else config_path
+        where, config = str(path), read_json(path)
+    foreign, found, has_latents = _named(raw, str(source), config, where)
+    if config is not None:
+        shape = next(t.shape for n, t in foreign.items() if found.hub_name(n) == found.embedding)
+        rows = shape[0] if shape else 0
+        if config.get("vocab_size") != rows:
+            notes.append(f"vocab_size {rows} from the weights, not {config.get('vocab_size')}")
+            config["vocab_size"] = rows
+    elif found is GPT2:
+        shapes = {GPT2.hub_name(name): tensor.shape for name, tensor in foreign.items()}
+        config, inferred = gpt2_config(shapes, where)
+        notes.append(f"inferred from shapes: {', '.join(inferred)}; --config FILE says otherwise")
+    else:
+        raise UserError(
+            where, f"a {found.model_type} state dict does not say its heads: give --config FILE"
+        )
+    tensors, fitted = _fit(foreign, found, config, str(source), where)
+    what = "Coconut" if has_latents else "CoT"
+    official = {COCONUT_PREFIX * has_latents + found.body + found.hub_name(found.embedding)}
+    if official <= foreign.keys():
+        kind = f"official {what} state dict" + ("" if is_torch else " as safetensors")
+    else:
+        kind = f"flat {'torch file' if is_torch else 'safetensors'} of the MLX port's kind ({what})"
+    return Checkpoint(kind, found, config, tensors, foreign, has_latents, notes=[*notes, *fitted])
+
+
+def _read_directory(source: Path) -> Checkpoint:
+    if (source / CHECKSUMS).exists():
+        verify(source)
+    if not (source / CONFIG).exists():
+        raise UserError(
+            str(source), f"no {CONFIG}; for a bare state dict give the file itself, not its folder"
+        )
+    config = read_json(source / CONFIG)
+    where = str(source / CONFIG)
+    architecture(config, where)
+    raw, how = _directory_weights(source)
+    foreign, found, has_latents = _named(raw, str(source), config, where)
+    tensors, notes = _fit(foreign, found, config, str(source), str(source / CONFIG))
+    coconut = None
+    if (source / COCONUT).exists():
+        coconut = describe(source)["coconut"]
+        has_latents = coconut.get("latent_ids") is not None
+        kind = "our checkpoint directory"
+        if (source / OPTIMIZER).exists() or (source / TRAINER_STATE).exists():
+            _check_trainer(source, tensors)
+            kind += " with optimizer and trainer state"
+    elif all(name in config for name in FORK_IDS):
+        kind, has_latents = "the fork's folder", True
+    else:
+        kind = "Hugging Face directory"
+    if has_latents and coconut is None and not all(name in config for name in FORK_IDS):
+        kind += " of a Coconut wrapper"
+    return Checkpoint(
+        kind + how, found, config, tensors, foreign, has_latents, coconut, source, notes
+    )
+
+
+def _directory_weights(source: Path) -> tuple[dict[str, Tensor], str]:
+    """(tensors, how they are stored if not in one safetensors file)."""
+    is_safe = (source / WEIGHTS).exists() or (source / WEIGHTS_INDEX).exists()
+    if is_safe:
+        files = [source / name for name in weight_files(source)]
+    elif (source / PICKLED_INDEX).exists():
+        files = _pickled_shards(source / PICKLED_INDEX)
+    elif (source / PICKLED).exists():
+        files = [source / PICKLED]
+    elif (source / ADAPTER_CONFIG).exists():
+        raise UserError(
+            str(source),
+            "holds an adapter, not a whole model; make one of it first: python -m mlx_coconut.fuse",
+        )
+    else:
+        raise UserError(
+            str(source), f"no weights: expected {WEIGHTS}, {PICKLED}, or an index of shards"
+        )
+    raw: dict[str, Tensor] = {}
+    for path in files:
+        part = read_safetensors(path) if is_safe else read_file(path)[0]
+        twice = [
+            f"{shown(name)}: in {path.name} and in a shard before it" for name in part.keys() & raw
+        ]
+        if twice:
+            raise UserError(str(source), *some(twice))
+        raw.update(part)
+    how = [f"{len(files)} shards"] * (len(files) > 1) + ["pickled"] * (not is_safe)
+    return raw, f" ({', '.join(how)})" if how else ""
+
+
+def _pickled_shards(index: Path) -> list[Path]:
+    weight_map = read_json(index).get("weight_map")
+    names = set(weight_map.values()) if isinstance(weight_map, dict) else set()
+    if not names or not all(
+        isinstance(n, str) and Path(n).name == n and "\0" not in n for n in names
+    ):
+        raise UserError(str(index), "weight_map must map each tensor to a file of this directory")
+    return [index.parent / name for name in sorted(names)]
+
+
+def _named(
+    raw: Mapping[str, Tensor], where: str, config: Mapping[str, Any] | None, config_where: str
+) -> tuple[dict[str, Tensor], Architecture, bool]:
+    """(tensors with wrappers stripped from their names, architecture, whether latents are used).
+
+    Raises UserError if the architecture is not the config's, where there is one.
+    """
+    foreign: dict[str, Tensor] = {}
+    for name, tensor in raw.items():
+        stripped = strip_wrappers(name)
+        if stripped in foreign:
+            raise UserError(where, f"{shown(stripped)}: there twice, under different prefixes")
+        foreign[stripped] = tensor
+    for found in ARCHITECTURES.values():
+        if any(found.hub_name(name) == found.embedding for name in foreign):
+            # The wrapper's own copy names the kind as well as its prefix does.
+            has_latents = any(n.startswith(COCONUT_PREFIX) or n == WRAPPER_COPY for n in foreign)
+            wanted = found if config is None else architecture(config, config_where)
+            if wanted.embedding != found.embedding or (
+                wanted.model_type in ARCHITECTURES and wanted is not found
+            ):
+                raise UserError(
+                    config_where,
+                    f"model_type {wanted.model_type}, but the weights are {found.model_type}'s",
+                )
+            return foreign, wanted, has_latents
+    names = ", ".join(shown(name) for name in list(foreign)[:3]) or "none at all"
+    raise UserError(
+        where, f"not the tensors of {' or '.join(ARCHITECTURES)}; the first are: {names}"
+    )
+
+
+def _fit(
+    foreign: Mapping[str, Tensor],
+    found: Architecture,
+    config: Mapping[str, Any],
+    where: str,
+    config_where: str,
+) -> tuple[dict[str, Tensor], list[str]]:
+    """(tensors by hub name in the hub's layout, what was joined or dropped).
+
+    Every tensor is used once: a weight, a copy of the embedding with the same bits, or a constant.
+    """
+    hub = [found.hub_name(name) for name in foreign]
+    n_layers = config.get("n_layer", config.get("num_hidden_layers"))
+    # Before the table is made: a silly number would make a table of any length.
+    if type(n_layers) is int and n_layers > len(foreign):
+        raise UserError(
+            where, f"{n_layers} layers in the config, {found.n_layers(hub)} in the file"
+        )
+    expected = found.shapes(config, config_where)
+    tensors: dict[str, Tensor] = {}
+    copies: list[tuple[str, Tensor]] = []
+    n_buffers = 0
+    problems = []
+    for name, tensor in foreign.items():
+        hub_name = found.hub_name(name)
+        if name == WRAPPER_COPY or (hub_name == HEAD and HEAD not in expected):
+            copies.append((name, tensor))
+        elif found.buffers.fullmatch(hub_name) and _is_constant(tensor):
+            n_buffers += 1
+        elif hub_name not in expected:
+            problems.append(f"{shown(name)}: left over, not a tensor of this model")
+        elif hub_name in tensors:
+            problems.append(f"{shown(name)}: a second {hub_name}")
+        else:
+            tensors[hub_name] = tensor
+    problems += [f"{name}: missing" for name in expected if name not in tensors]
+    notes = []
+    if _is_turned(tensors, found, expected):
+        notes.append("Linear layout (out, in): the four matrices of each layer are turned")
+        tensors = {n: t.turned() if n.endswith(found.turned) else t for n, t in tensors.items()}
+    for name, tensor in tensors.items():
+        if tensor.dtype not in WEIGHT_TYPES:
+            problems.append(
+                f"{name}: type {tensor.dtype}, expected one of {', '.join(WEIGHT_TYPES)}"
+            )
+        elif tensor.shape != expected[name]:
+            problems.append(f"{name}: shape {tensor.shape}, expected {expected[name]}")
+    problems += [
+        f"{name}: not the same numbers as {found.embedding}, which it is tied to"
+        for name, tensor in copies
+        if found.embedding in tensors and not tensor.is_same(tensors[found.embedding])
+    ]
+    if problems:
+        raise UserError(where, *some(problems))
+    if copies:
+        notes.append(f"{' and '.join(name for name, _ in copies)}: the tied embedding again")
+    if n_buffers:
+        notes.append(f"{n_buffers} constants dropped (masks, rotary frequencies)")
+    return {name: tensors[name] for name in expected}, notes
+
+
+def _is_turned(
+    tensors: Mapping[str, Tensor], found: Architecture, expected: Mapping[str, Shape]
+) -> bool:
+    """Whether a file holds Linear weights, decided once from c_attn.
+
+    The square attn.c_proj does not show its own orientation, so it follows.
+    """
+    if found is not GPT2 or "h.0.attn.c_attn.weight" not in tensors:
+        return False
+    shape = expected["h.0.attn.c_attn.weight"]
+    return tensors["h.0.attn.c_attn.weight"].shape == shape[::-1]
+
+
+def _is_constant(tensor: Tensor) -> bool:
+    """Whether a tensor named like a buffer has the shape of one: square masks, or one axis or none.
+
+    A mask is (1, 1, T, T) or (T, T); its fill value a scalar; frequencies a vector.
+    """
+    shape = tensor.shape
+    return len(shape) < 2 or (shape[-1] == shape[-2] and set(shape[:-2]) <= {1})
+
+
+def _check_trainer(source: Path, tensors: Mapping[str, Tensor]) -> None:
+    """What a resumed run reads: both moments of every weight, and how far the run got."""
+    state = read_json(source / TRAINER_STATE)
+    lacking = [n for n in ("epoch", "update_in_epoch", "n_updates", "seed") if n not in state]
+    if lacking:
+        raise UserError(str(source / TRAINER_STATE), f"lacks {', '.join(lacking)}")
+    trained = {n: t.shape for n, t in tensors.items()}
+    if (source / FEEDBACK).exists():
+        rule = safetensors_header(source / FEEDBACK)
+        trained |= {name: entry.shape for name, entry in rule.items()}
+    expected = {f"{kind}.{n}": shape for kind in ("m", "v") for n, shape in trained.items()}
+    entries = safetensors_header(source / OPTIMIZER)
+    shapes = {name: entry.shape for name, entry in entries.items() if name != "step"}
+    wrong = [n for n in expected if expected[n] != shapes.get(n)]
+    wrong += [n for n in shapes if n not in expected]
+    if wrong or "step" not in entries:
+        raise UserError(
+            str(source / OPTIMIZER),
+            *some(
+                f"{shown(name)}: {shapes.get(name, 'missing')}, expected"
+                f" {expected.get(name, 'no such moment')}"
+                for name in (wrong or ["step"])
+            ),
+        )

@@ -1,0 +1,1 @@
+"""Rules of what latents receive, as strings: catalogue, parts, weights, draws, statistics."""

@@ -1,0 +1,1 @@
+"""What a run shows: console, log, curves, report."""

@@ -1,0 +1,166 @@
+"""Evaluation of a model on questions: batches, answers, the swap test, the summary."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from coconut.backend import Backend, Decoding
+from coconut.batches.batch import collate
+from coconut.batches.curriculum import Markers, Sample, question_row, remaining_steps
+from coconut.config.reading import RunConfig
+from coconut.text.answers import classify_chain, cot_match, exact_match, extract, numeric_match
+from coconut.text.tiktoken import Tokenizer
+from coconut.world import World
+
+
+@dataclass
+class Evaluation:
+    """Predictions in the data's order, and what they add up to."""
+
+    predictions: list[dict[str, Any]]
+    summary: dict[str, Any]
+
+
+def evaluate(
+    backend: Backend,
+    config: RunConfig,
+    tokenizer: Tokenizer,
+    items: Sequence[dict[str, Any]],
+    samples: Sequence[Sample],
+    stage: int,
+    swapped: tuple[Sequence[dict[str, Any]], Sequence[Sample]] | None = None,
+    advance: Callable[[int], None] = lambda n: None,
+    world: World | None = None,
+) -> Evaluation:
+    """Answer every question at a stage and compare.
+
+    world: the processes that share the questions; all of them get the whole result.
+    swapped: the same items asking for the other name (ProsQA); both-right is then counted.
+    advance: told how many questions were answered, for a progress bar.
+    """
+    world = world or World()
+    backend.memory()
+    backend.thought_statistics()
+    start = time.perf_counter()
+    predictions = _answer(backend, config, tokenizer, items, samples, stage, advance, world)
+    seconds = time.perf_counter() - start
+    summary = _count(predictions, seconds)
+    if thoughts := backend.thought_statistics():
+        summary["thoughts"] = thoughts
+    if swapped is not None:
+        others = _answer(backend, config, tokenizer, *swapped, stage, advance, world)
+        for prediction, other in zip(predictions, others, strict=True):
+            prediction["swapped_answer"] = other["answer"]
+            prediction["swapped_correct"] = other["correct"]
+        n = len(predictions)
+        both = sum(p["correct"] and p["swapped_correct"] for p in predictions)
+        summary["swapped_accuracy"] = sum(p["swapped_correct"] for p in predictions) / n
+        summary["both_accuracy"] = both / n
+    classes = [p["outcome"] for p in predictions if "outcome" in p]
+    if classes:
+        summary["outcomes"] = {name: classes.count(name) for name in sorted(set(classes))}
+    n_latents = [p["n_latents"] for p in predictions]
+    summary |= {
+        "stage": stage,
+        "n_latents": [min(n_latents), max(n_latents)],
+        "peak_memory_bytes": max(world.exchange(backend.memory())),
+    }
+    return Evaluation(predictions, summary)
+
+
+def _answer(
+    backend: Backend,
+    config: RunConfig,
+    tokenizer: Tokenizer,
+    items: Sequence[dict[str, Any]],
+    samples: Sequence[Sample],
+    stage: int,
+    advance: Callable[[int], None],
+    world: World,
+) -> list[dict[str, Any]]:
+    markers = markers_of(tokenizer)
+    rows = [question_row(config, sample, stage, markers, config.n_latents) for sample in samples]
+    # A question that fills the model's positions can only be answered as far as they go.
+    longest = max(len(row.ids) for row in rows)
+    room = config.new_tokens if backend.n_positions is None else backend.n_positions - longest
+    n_new = min(config.new_tokens, room)
+    decoding = Decoding(n_new, tokenizer.eos_id, config.temperature, config.seed)
+    batches = list(_by_length([len(row.ids) for row in rows], config.eval_batch_size))
+
+    def said(numbers: list[int]) -> list[list[int]]:
+        batch = collate([rows[i] for i in numbers], tokenizer.pad_id)
+        return backend.generate(batch, decoding)
+
+    found = zip(batches, world.deal(batches, said, advance), strict=True)
+    answers = {i: tokens for part in found for i, tokens in zip(*part, strict=True)}
+    return [
+        _judge(config, tokenizer, items[i], stage, answers[i])
+        | {"idx": row.idx, "prompt_tokens": len(row.ids), "n_latents": row.n_latents}
+        for i, row in enumerate(rows)
+    ]
+
+
+def _by_length(lengths: Sequence[int], size: int) -> Iterator[list[int]]:
+    """Batches of item numbers; like lengths go together, so that little is padded."""
+    order = np.argsort(lengths, kind="stable")
+    for start in range(0, len(order), size):
+        yield [int(i) for i in order[start : start + size]]
+
+
+def _judge(
+    config: RunConfig,
+    tokenizer: Tokenizer,
+    item: dict[str, Any],
+    stage: int,
+    new_tokens: list[int],
+) -> dict[str, Any]:
+    text = tokenizer.decode(new_tokens)
+    answer, chain = extract(text)
+    kept = remaining_steps(config, stage, len(item["steps"]))
+    expected = item["steps"][len(item["steps"]) - kept :]
+    judged: dict[str, Any] = {
+        "output": text,
+        "answer": answer,
+        "gold": item["answer"],
+        "correct": exact_match(answer, item["answer"]),
+        "correct_as_number": numeric_match(answer, item["answer"]),
+        "cot_match": cot_match(chain, expected) if expected else None,
+        "new_tokens": len(new_tokens),
+        "ended": bool(new_tokens) and new_tokens[-1] == tokenizer.eos_id,
+    }
+    if "edges" in item and kept == len(item["steps"]):
+        # Only a chain that should be whole can be held against the graph.
+        judged["outcome"] = str(classify_chain(item, chain.split("\n"), answer))
+    return judged
+
+
+def _count(predictions: Sequence[dict[str, Any]], seconds: float) -> dict[str, Any]:
+    n = len(predictions)
+    accuracy = sum(p["correct"] for p in predictions) / n
+    # Where all steps are in latents there is no chain to get right or wrong.
+    chains = [p["cot_match"] for p in predictions if p["cot_match"] is not None]
+    return {
+        "accuracy": accuracy,
+        "standard_error": math.sqrt(accuracy * (1 - accuracy) / n),
+        "accuracy_as_number": sum(p["correct_as_number"] for p in predictions) / n,
+        "cot_match": sum(chains) / len(chains) if chains else None,
+        "chains": len(chains),
+        "n": n,
+        "seconds": seconds,
+        "samples_per_second": n / seconds,
+        "new_tokens_per_question": sum(p["new_tokens"] for p in predictions) / n,
+        "unfinished": sum(not p["ended"] for p in predictions) / n,
+    }
+
+
+def markers_of(tokenizer: Tokenizer) -> Markers | None:
+    """The three latent tokens, None if the tokenizer was not given them."""
+    if tokenizer.start_id is None or tokenizer.end_id is None or tokenizer.latent_id is None:
+        return None
+    return Markers(tokenizer.start_id, tokenizer.end_id, tokenizer.latent_id)

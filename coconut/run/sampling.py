@@ -1,0 +1,58 @@
+"""Several outputs of every prompt: greedy answers, votes, answers after a given beginning."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from coconut.backend import Backend, Decoding
+from coconut.batches.batch import chunks, collate
+from coconut.batches.curriculum import Row
+from coconut.config.reading import RunConfig
+from coconut.world import World
+
+if TYPE_CHECKING:
+    from coconut.batches.questions import Questions
+
+
+def decode_rows(
+    backend: Backend,
+    config: RunConfig,
+    prompts: Sequence[Row],
+    questions: Questions,
+    k: int,
+    temperature: float,
+    most: int | None = None,
+    advance: Callable[[int], None] = lambda n: None,
+    world: World | None = None,
+) -> list[list[list[int]]]:
+    """k outputs of every prompt, which is read once for all of them. most: tokens of an output."""
+    longest = max(len(prompt.ids) for prompt in prompts)
+    room = math.inf if backend.n_positions is None else backend.n_positions - longest
+    decoding = Decoding(
+        int(min(most or config.new_tokens, room)),
+        questions.end_id,
+        temperature,
+        config.seed,
+        lambda tokens: tokens[-1] in questions.stop_ids,
+    )
+    # Like lengths go together, so that little is padded.
+    order = np.argsort([len(prompt.ids) for prompt in prompts], kind="stable")
+    source, sample = np.repeat(order, k), np.tile(np.arange(k), len(order))
+    out: list[list[list[int]]] = [[[]] * k for _ in prompts]
+
+    def said(part: np.ndarray) -> list[list[int]]:
+        used, of_row = np.unique(source[part], return_inverse=True)
+        batch = collate([prompts[i] for i in used], questions.tokenizer.pad_id)
+        # A number of its own for each sample names its random stream, whatever the batches.
+        streams = [(prompts[source[r]].idx * k + int(sample[r]),) for r in part]
+        return [row.tokens for row in backend.sample(batch, decoding, of_row, streams)]
+
+    parts = list(chunks(np.arange(len(source)), config.eval_batch_size))
+    for part, rows in zip(parts, (world or World()).deal(parts, said, advance), strict=True):
+        for r, tokens in zip(part, rows, strict=True):
+            out[source[r]][sample[r]] = tokens
+    return out

@@ -1,0 +1,1 @@
+"""Generators and readers of the questions that a run asks."""

@@ -1,0 +1,119 @@
+"""GSM8K for LaTRO: grade-school mathematics with written solutions (Cobbe et al. 2021).
+
+The eight worked examples of gsm8k_8shot.txt are those of Wei et al. 2022, "Chain-of-Thought
+Prompting Elicits Reasoning in Large Language Models" (arXiv 2201.11903, appendix).
+"""
+
+from __future__ import annotations
+
+import re
+from fractions import Fraction
+from pathlib import Path
+
+from coconut.errors import UserError
+from coconut.tasks.files import Item, field, parse_json, read_lines, read_text
+
+FILES = {"train": "data/cache/gsm8k_train.jsonl", "test": "data/cache/gsm8k_test.jsonl"}
+HOW = "python data/download.py gsm8k-train gsm8k-test"
+SHOTS = read_text(Path(__file__).with_name("gsm8k_8shot.txt"))
+N_SHOTS = 8
+
+_MARK = "#### "
+_DELIMITER = re.compile("the answer is", re.IGNORECASE)
+_WHOLE = r"(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)"
+_NUMBER = re.compile(
+    # A hyphen behind a word, a bracket or another hyphen is no sign: 10-5 ends in 5.
+    r"(?P<sign>(?<![\w)\]-])[-−]\$?)?"
+    r"(?:"
+    rf"(?:(?P<whole>{_WHOLE}) )?(?<![/\d])(?P<over>{_WHOLE})/(?P<under>{_WHOLE})(?![/\d])"
+    rf"|(?P<decimal>(?:{_WHOLE}(?:\.\d+)?|\.\d+)(?:[eE][+-]?\d{{1,2}}(?!\w))?)"
+    r")"
+)
+
+
+def read(path: Path | str) -> list[Item]:
+    """Items of an original JSONL file; rationales is the solution up to the answer."""
+    items = []
+    for where, line in read_lines(path):
+        raw = parse_json(line, where)
+        question, solution = (field(raw, name, str, where) for name in ("question", "answer"))
+        rationale, mark, groundtruth = solution.partition(_MARK)
+        if not mark or not groundtruth.strip():
+            raise UserError(where, f"field 'answer' must end in '{_MARK}' and the answer")
+        items.append({"question": question, "groundtruth": groundtruth, "rationales": rationale})
+    return items
+
+
+def prompt(item: Item, chat: bool) -> str:
+    """The question and the request to think step by step."""
+    return item["question"] + (" " if chat else "\n") + "Let's think step by step."
+
+
+def response(item: Item) -> str:
+    """The answer as a sentence."""
+    return f"The answer is {item['groundtruth']}."
+
+
+def sft_prompt(item: Item, chat: bool) -> str:
+    """The bare question."""
+    return item["question"] + ("" if chat else "\n")
+
+
+def sft_response(item: Item) -> str:
+    """The solution, calculator marks kept, and the answer without a full stop, as published."""
+    return f"{item['rationales']}The answer is {item['groundtruth']}"
+
+
+def sft_published_prompt(item: Item, chat: bool) -> str:
+    """The published evaluation asks an SFT model like any other, not as it was trained."""
+    return prompt(item, chat)
+
+
+def answer(output: str, item: Item) -> str:
+    """The number an output states, as a fraction in lowest terms; "" if there is none.
+
+    The first number after the last "the answer is", in any case of letters; if there is none, the
+    last number of all. 1/2 is one number, and units, $ and % do not count.
+    """
+    found = None
+    if _DELIMITER.search(output):
+        found = _NUMBER.search(_DELIMITER.split(output)[-1])
+    if found is None:
+        found = next(reversed([*_NUMBER.finditer(output)]), None)
+    return "" if found is None else _value(found)
+
+
+def _value(found: re.Match[str]) -> str:
+    part = {name: (text or "0").replace(",", "") for name, text in found.groupdict().items()}
+    try:
+        if found["under"]:
+            value = int(part["whole"]) + Fraction(int(part["over"]), int(part["under"]))
+        else:
+            value = Fraction(part["decimal"])
+    # 5/0, and digits beyond what Python reads as a number.
+    except (ZeroDivisionError, ValueError):
+        return found[0]
+    return str(-value if found["sign"] else value)
+
+
+_RELEASED_DELIMITER = "The answer is"
+_RELEASED_NUMBER = re.compile(r"-?[\d,]*\.?\d+")
+
+
+def released(output: str, item: Item) -> bool:
+    """Right by the released rule, which reads 10-5 as -5 and 1/2 as 2, or as 1 after the delimiter.
+
+    Two texts without a number are equal by it.
+    """
+    ours, theirs = _released_answer(output), _released_answer(item["groundtruth"])
+    try:
+        return float(ours) == float(theirs)
+    except ValueError:
+        return ours == theirs
+
+
+def _released_answer(text: str) -> str:
+    _, delimiter, tail = text.rpartition(_RELEASED_DELIMITER)
+    found = _RELEASED_NUMBER.findall(tail)[:1] if delimiter else []
+    found = found or _RELEASED_NUMBER.findall(text)[-1:]
+    return found[0].replace(",", "") if found else ""

@@ -1,0 +1,1 @@
+"""Latent passes, decoding, feedback formulas and looking inside, in torch."""

@@ -1,0 +1,111 @@
+"""Inside a thought: read-outs and attention at the latents, probabilities of texts behind them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+
+from coconut.backend import Trace
+from coconut.batches.batch import Batch
+from cuda_coconut.models.base import NEVER, recorded_attention, to_device
+from cuda_coconut.models.cache import DecodeCache
+from cuda_coconut.thoughts.latent import Inputs, latent_forward
+from cuda_coconut.thoughts.thinker import prepare
+
+ROWS = 32
+"""Continuations read at once; each holds a copy of its prompt's keys and values."""
+
+
+@torch.inference_mode()
+def trace(model, batch: Batch, n_passes: int) -> Trace:
+    """States, thoughts, read-outs and attention at every latent of one row.
+
+    batch: one prompt. n_passes 0: latents are ordinary tokens, and a thought is only a state.
+    """
+    device = next(model.parameters()).device
+    columns = np.flatnonzero(batch.is_latent[0])
+    with recorded_attention() as record:
+        plan, prepared = (batch.first_latent, n_passes), prepare(model, batch, (0,))
+        state = latent_forward(model, Inputs.of(batch, device), *plan, prepared=prepared)
+    before = state.hidden[0, to_device(columns - 1, device)]
+    n_layers, T = len(model.layers), batch.ids.shape[1]
+    n_heads = record[0].shape[1]
+    attention = np.zeros((len(columns), n_layers, n_heads, T), np.float32)
+    for i, column in enumerate(columns):
+        for layer in range(n_layers):
+            weights = _row_of(record[layer::n_layers], int(column))
+            attention[i, layer, :, : weights.shape[1]] = _float32(weights)
+    rows = model.embed(torch.arange(model.args.vocab_size, device=device))
+    return Trace(
+        states=_float32(before),
+        thoughts=_float32(torch.cat(state.thoughts) if n_passes else before),
+        logprobs=_float32(_log_softmax(model.head(before))),
+        attention=attention,
+        embedding_norms=_float32(rows.float().norm(dim=-1)),
+    )
+
+
+@torch.inference_mode()
+def continuation_logprobs(
+    model, batch: Batch, n_passes: int, continuations: Sequence[Sequence[Sequence[int]]]
+) -> tuple[np.ndarray, list[list[np.ndarray]]]:
+    """Log-probabilities, in nats, of the token behind each prompt and of whole continuations.
+
+    batch: B prompts as collated. continuations: for each prompt, token lists to read behind it.
+    Returns (B, V), and for each prompt and continuation an array with a number a token. A prompt
+    is computed once, whatever the number of its continuations.
+    """
+    device = next(model.parameters()).device
+    plan, prepared = (batch.first_latent, n_passes), prepare(model, batch, (0,))
+    state = latent_forward(model, Inputs.of(batch, device), *plan, prepared=prepared)
+    B, T = batch.ids.shape
+    last = T - 1 - np.argmax(batch.mask[:, ::-1], axis=1)
+    hidden = state.hidden[to_device(np.arange(B), device), to_device(last, device)]
+    first = _float32(_log_softmax(model.head(hidden)))
+    found = [[first[b, part[:1]] for part in parts] for b, parts in enumerate(continuations)]
+    longer = [
+        (b, c) for b, parts in enumerate(continuations) for c, p in enumerate(parts) if len(p) > 1
+    ]
+    for start in range(0, len(longer), ROWS):
+        chunk = longer[start : start + ROWS]
+        prompts = np.array([b for b, _ in chunk])
+        lists = [continuations[b][c] for b, c in chunk]
+        n = max(map(len, lists)) - 1
+        ids = np.zeros((len(chunk), n), np.int32)
+        targets = np.zeros((len(chunk), n), np.int32)
+        for r, tokens in enumerate(lists):
+            ids[r, : len(tokens) - 1], targets[r, : len(tokens) - 1] = tokens[:-1], tokens[1:]
+        # Pads stand at the end, where the causal rule alone hides them.
+        future = np.triu(np.ones((n, n), bool), 1)
+        hides = [np.broadcast_to(~batch.mask[prompts, None], (len(chunk), n, T))]
+        hides.append(np.broadcast_to(future, (len(chunk), n, n)))
+        positions = batch.positions[prompts, last[prompts], None] + 1 + np.arange(n)
+        cache = DecodeCache(state.cache, prompts, model.shares_prompts)
+        x = model.embed(to_device(ids, device))
+        hidden_keys = np.concatenate(hides, axis=2)[:, None] * np.float32(NEVER)
+        mask = to_device(hidden_keys, device).to(x.dtype)
+        states = model.trunk(x, to_device(positions, device), mask, cache)
+        logprobs = _log_softmax(model.head(states))
+        chosen = logprobs.gather(-1, to_device(targets, device).long()[..., None])[..., 0]
+        for (b, c), tokens, values in zip(chunk, lists, _float32(chosen), strict=True):
+            found[b][c] = np.concatenate([found[b][c], values[: len(tokens) - 1]])
+    return first, found
+
+
+def _row_of(passes: Sequence[torch.Tensor], column: int) -> torch.Tensor:
+    """One layer's weights (H, keys) of the query in a column, from that layer's record."""
+    for weights in passes:
+        end = weights.shape[3]
+        if column < end:
+            return weights[0, :, column - end]
+    raise AssertionError("every column is computed in some pass")
+
+
+def _log_softmax(logits: torch.Tensor) -> torch.Tensor:
+    return logits.float().log_softmax(dim=-1)
+
+
+def _float32(x: torch.Tensor) -> np.ndarray:
+    return x.float().cpu().numpy()

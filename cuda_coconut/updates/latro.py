@@ -1,0 +1,120 @@
+"""LaTRO's steps: sample rationales, score them, one policy-gradient update.
+
+No dropout anywhere, so that what is scored is what was drawn and what is updated.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch.utils.checkpoint import checkpoint
+
+from coconut.backend import Decoding, PolicyStats, Sampled, Scores
+from coconut.batches.batch import Batch
+from coconut.batches.rollouts import RolloutBatch
+from cuda_coconut.models.base import to_device
+from cuda_coconut.thoughts.generate import sample
+from cuda_coconut.thoughts.latent import Inputs, latent_forward
+from cuda_coconut.updates.train import Trainer
+
+CHUNK = 512
+"""Scored positions whose logits exist at one time: 50,257 of them in float32 take 0.2 MB each."""
+
+
+class Policy:
+    """The model as LaTRO's policy, and the frozen weights it is held against."""
+
+    def __init__(self, trainer: Trainer):
+        self.trainer = trainer
+        self.reference = None
+
+    def keep_reference(self) -> None:
+        """Freeze the weights of now as the reference."""
+        # Frozen weights beside an adapter are shared, not copied.
+        shared = {id(p): p for p in self.trainer.model.parameters() if not p.requires_grad}
+        self.reference = copy.deepcopy(self.trainer.model, shared).requires_grad_(False)
+
+    def sample(
+        self,
+        prompts: Batch,
+        decoding: Decoding,
+        source: np.ndarray,
+        streams: Sequence[tuple[int, ...]],
+    ) -> list[Sampled]:
+        """New tokens of the rows of `source`; see `generate.sample`."""
+        n_passes = prompts.n_passes * self.trainer.feeds_back
+        with self.trainer.compute_weights():
+            return sample(self.trainer.model, prompts, n_passes, decoding, source, streams)
+
+    def score(self, batch: RolloutBatch, of_reference: bool = False) -> Scores:
+        """Log-probability and entropy of every target, in the targets' order."""
+        model = self.reference if of_reference else self.trainer.model
+        with torch.no_grad():
+            parts = self._scored(model, batch, with_entropy=True)
+        logprobs, entropies = (part.cpu().numpy()[: batch.n_real] for part in parts)
+        return Scores(logprobs, entropies)
+
+    def step(self, micro_batches: Sequence[RolloutBatch], lr: float) -> PolicyStats:
+        """One update on minus the summed log-probabilities times their weights."""
+        scored = []
+        self.trainer.join_gradients()
+        for batch in micro_batches:
+            parts, _ = self._scored(self.trainer.model, batch)
+            coefficients = to_device(batch.target_weight, parts.device)
+            (-(parts * coefficients).sum()).backward()
+            scored.append(parts.detach())
+        norm = self.trainer.update(lr)
+        # The one point where the host waits for the device.
+        pairs = zip(scored, micro_batches, strict=True)
+        return PolicyStats(norm.item(), [p.cpu().numpy()[: batch.n_real] for p, batch in pairs])
+
+    def _scored(self, model, batch: RolloutBatch, with_entropy: bool = False):
+        trainer = self.trainer
+        n_passes = batch.n_passes if trainer.feeds_back else 0
+        index, targets = (
+            to_device(a, trainer.device) for a in (batch.target_index, batch.target_ids)
+        )
+        temperature = batch.temperature
+        if temperature is not None:
+            temperature = to_device(temperature, trainer.device)
+        checkpointing = trainer.checkpointing and not with_entropy
+        with trainer.compute_weights():
+            inputs = Inputs.of(batch, trainer.device)
+            hidden = latent_forward(
+                model, inputs, batch.first_latent, n_passes, None, checkpointing
+            ).hidden
+            hidden = hidden.reshape(-1, hidden.shape[-1]).index_select(0, index)
+            return span_logprobs(model, hidden, targets, temperature, with_entropy)
+
+
+def span_logprobs(model, hidden, targets, temperature, with_entropy: bool = False):
+    """(log-probabilities, entropies or None) of targets (N,) at hidden (N, D), in chunks.
+
+    temperature: (N,) that the logits are divided by, or None. In float32 whatever the model's type.
+    The backward pass computes the logits of a chunk anew instead of keeping them.
+    """
+
+    def scored(hidden, targets, temperature):
+        logits = model.head(hidden)
+        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+        if temperature is not None:
+            logits = logits / temperature[:, None]
+        logprobs = logits.log_softmax(dim=-1)
+        picked = logprobs.gather(1, targets.long()[:, None])[:, 0]
+        entropy = -(logprobs.exp() * logprobs).sum(dim=-1) if with_entropy else picked
+        return picked, entropy
+
+    parts = []
+    for start in range(0, len(targets), CHUNK):
+        chunk = slice(start, start + CHUNK)
+        divided = None if temperature is None else temperature[chunk]
+        args = (hidden[chunk], targets[chunk], divided)
+        if with_entropy or len(targets) <= CHUNK:
+            parts.append(scored(*args))
+        else:
+            parts.append(checkpoint(scored, *args, use_reentrant=False, preserve_rng_state=False))
+    logprobs, entropies = zip(*parts, strict=True)
+    return torch.cat(logprobs), torch.cat(entropies) if with_entropy else None

@@ -1,0 +1,1 @@
+"""A step: losses, training, LaTRO, in MLX."""

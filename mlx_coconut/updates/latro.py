@@ -1,0 +1,152 @@
+"""LaTRO's steps: sample rationales, score them, one policy-gradient update.
+
+No dropout anywhere, so that what is scored is what was drawn and what is updated.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import mlx.core as mx
+import numpy as np
+from mlx.utils import tree_map
+
+from coconut.backend import Decoding, PolicyStats, Sampled, Scores
+from coconut.batches.batch import Batch
+from coconut.batches.rollouts import RolloutBatch
+from mlx_coconut.models.cpu import logsumexp, softmax
+from mlx_coconut.thoughts.generate import sample
+from mlx_coconut.thoughts.latent import Inputs, latent_forward
+from mlx_coconut.updates.train import Trainer
+
+CHUNK = 512
+"""Scored positions whose logits exist at one time: 50,257 of them in float32 take 0.2 MB each."""
+HEADS = ("lm_head", "embed_tokens", "wte")
+"""The module whose weights `head` multiplies with, by its name in any of the architectures."""
+
+
+class Policy:
+    """The model as LaTRO's policy, and the frozen weights it is held against."""
+
+    def __init__(self, trainer: Trainer):
+        self.trainer = trainer
+        self.reference = None
+        self._compiled: dict = {}
+
+    def keep_reference(self) -> None:
+        """Freeze the weights of now as the reference."""
+        # twin: MLX's arrays never change, so keeping the references to them is the copy.
+        self.reference = self.trainer.model.parameters()
+
+    def sample(
+        self,
+        prompts: Batch,
+        decoding: Decoding,
+        source: np.ndarray,
+        streams: Sequence[tuple[int, ...]],
+    ) -> list[Sampled]:
+        """New tokens of the rows of `source`; see `generate.sample`."""
+        n_passes = prompts.n_passes * self.trainer.feeds_back
+        with self.trainer.compute_weights():
+            return sample(self.trainer.model, prompts, n_passes, decoding, source, streams)
+
+    def score(self, batch: RolloutBatch, of_reference: bool = False) -> Scores:
+        """Log-probability and entropy of every target, in the targets' order."""
+        weights = self.reference if of_reference else self.trainer.model.parameters()
+        logprobs, entropies = self._call("score", _scores, weights, batch)
+        return Scores(np.array(logprobs)[: batch.n_real], np.array(entropies)[: batch.n_real])
+
+    def step(self, micro_batches: Sequence[RolloutBatch], lr: float) -> PolicyStats:
+        """One update on minus the summed log-probabilities times their weights."""
+        total, logprobs = None, []
+        for batch in micro_batches:
+            weights = self.trainer.model.trainable_parameters()
+            (_, parts), grads = self._call("loss", _weighted, weights, batch)
+            total = grads if total is None else tree_map(mx.add, total, grads)
+            # Once a micro-batch, or the activations of all of them would be alive at the update.
+            mx.eval(parts, total)
+            logprobs.append(np.array(parts)[: batch.n_real])
+        if self.trainer.world.size > 1:
+            total = self.trainer.world.sum(total)
+            mx.eval(total)
+        norm = self.trainer.update(total, 1.0, lr)
+        return PolicyStats(norm, logprobs)
+
+    def _call(self, kind: str, function, weights, batch: RolloutBatch):
+        """Call a function of (model, batch's arrays), compiled once a pass plan and kind."""
+        trainer, model = self.trainer, self.trainer.model
+        n_passes = batch.n_passes if trainer.feeds_back else 0
+        tempered, branches = batch.temperature is not None, batch.segments is not None
+        plan = (kind, batch.first_latent, n_passes, tempered, branches)
+        if plan not in self._compiled:
+
+            def forward(weights, arrays):
+                trainer.n_traces += 1  # runs only while tracing
+                inputs, index, targets, coefficients, temperature = arrays
+                model.update(weights)
+                with trainer.compute_weights():
+                    checkpointing = trainer.checkpointing and kind == "loss"
+                    hidden = latent_forward(
+                        model, Inputs(*inputs), batch.first_latent, n_passes, None, checkpointing
+                    ).hidden
+                    hidden = hidden.reshape(-1, hidden.shape[-1])[index]
+                    return function(model, hidden, targets, coefficients, temperature)
+
+            run = mx.value_and_grad(forward) if kind == "loss" else forward
+            self._compiled[plan] = mx.compile(run)
+        kept = model.parameters()
+        try:
+            return self._compiled[plan](weights, _arrays(batch))
+        finally:
+            model.update(kept)  # tracing leaves placeholders in the model
+
+
+def span_logprobs(model, hidden, targets, temperature, with_entropy: bool = False):
+    """(log-probabilities, entropies or None) of targets (N,) at hidden (N, D), in chunks.
+
+    temperature: (N,) that the logits are divided by, or None. In float32 whatever the model's type.
+    The backward pass computes the logits of a chunk anew instead of keeping them.
+    """
+    head = next(getattr(model, name) for name in HEADS if hasattr(model, name))
+    parts = []
+    for start in range(0, len(targets), CHUNK):
+        chunk = slice(start, start + CHUNK)
+
+        def scored(parameters, hidden, targets, temperature):
+            head.update(parameters)
+            # Recomputing asks for every input's gradient; an index has none.
+            targets = mx.stop_gradient(targets)
+            logits = model.head(hidden)
+            if logits.dtype != mx.float64:
+                logits = logits.astype(mx.float32)
+            if temperature is not None:
+                logits = logits / temperature[:, None]
+            total = logsumexp(logits)
+            picked = mx.take_along_axis(logits, targets[:, None], axis=-1)[:, 0]
+            entropy = total - (softmax(logits) * logits).sum(axis=-1) if with_entropy else total
+            return picked - total, entropy
+
+        run = scored if with_entropy or len(targets) <= CHUNK else mx.checkpoint(scored)
+        parameters = head.trainable_parameters()
+        divided = None if temperature is None else temperature[chunk]
+        parts.append(run(parameters, hidden[chunk], targets[chunk], divided))
+        head.update(parameters)
+    logprobs, entropies = zip(*parts, strict=True)
+    return mx.concatenate(logprobs), mx.concatenate(entropies) if with_entropy else None
+
+
+def _scores(model, hidden, targets, coefficients, temperature):
+    return span_logprobs(model, hidden, targets, temperature, with_entropy=True)
+
+
+def _weighted(model, hidden, targets, coefficients, temperature):
+    logprobs, _ = span_logprobs(model, hidden, targets, temperature)
+    return -(logprobs * coefficients).sum(), logprobs
+
+
+def _arrays(batch: RolloutBatch):
+    inputs = Inputs.of(batch)
+    targets = map(mx.array, (batch.target_index, batch.target_ids, batch.target_weight))
+    temperature = None if batch.temperature is None else mx.array(batch.temperature)
+    fields = (inputs.ids, inputs.mask, inputs.positions, inputs.is_latent, inputs.segments)
+    return [fields, *targets, temperature]
