@@ -13,9 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from bench.workload import END, LATENT, START, Workload, peak_rss, reset_peak_rss
-from coconut.backend import Source
 from coconut.checkpoints.adapters import Adapter, fingerprint
-from coconut.config.reading import Lora, RunConfig
+from coconut.checkpoints.source import Source
+from coconut.config.keys import RunConfig
+from coconut.config.lora_keys import Lora
 
 TWINS = ("mlx_coconut", "cuda_coconut")
 RANK = 8

@@ -22,9 +22,10 @@ from typing import Any
 import torch
 
 from bench.__main__ import machine
-from coconut.checkpoints.checkpoint import write_text
-from coconut.config.reading import RunConfig, check_config
+from coconut.config.keys import RunConfig
+from coconut.config.reading import check_config
 from coconut.errors import guarded
+from coconut.files import write_text
 from coconut.run.curriculum_loop import Runner
 from coconut.tasks import prosqa
 from coconut.tasks.generated import write

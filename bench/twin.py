@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from bench.workload import Workload, peak_rss
-from coconut.backend import Decoding, Source
-from coconut.config.reading import RunConfig
+from coconut.backend import Decoding
+from coconut.checkpoints.source import Source
+from coconut.config.keys import RunConfig
 
 
 def run(

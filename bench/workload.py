@@ -19,7 +19,7 @@ from coconut.batches.dataset import read_items, tokenize
 from coconut.checkpoints.checkpoint import describe
 from coconut.checkpoints.initial import initial_weights
 from coconut.errors import UserError
-from coconut.text.tiktoken import load_tokenizer
+from coconut.text.opening import load_tokenizer
 
 GPT2_SMALL = {
     "model_type": "gpt2",

@@ -16,12 +16,10 @@ import numpy as np
 
 from coconut.batches.batch import Batch
 from coconut.batches.rollouts import RolloutBatch
-from coconut.checkpoints.adapters import Adapter
-from coconut.checkpoints.architectures import n_positions
-from coconut.feedback.rules import Setup
 
 if TYPE_CHECKING:
-    from coconut.config.reading import RunConfig
+    from coconut.config.keys import RunConfig
+from coconut.checkpoints.source import Source
 
 
 @dataclass(frozen=True)
@@ -251,31 +249,6 @@ class Backend(Protocol):
     def n_traces(self) -> int:
         """How often a step was traced or compiled."""
         ...
-
-
-@dataclass(frozen=True)
-class Source:
-    """Where a model comes from, and the vocabulary it is to have.
-
-    config: its config.json. directory: a checkpoint with weights, or None for random ones.
-    vocab_size: rows the embedding needs at least. new_tokens: ids whose rows must be set anew, from
-    the row of copy_from, or at random if that is None. adapter: what is trained beside it, if the
-    weights themselves are frozen.
-    """
-
-    config: dict[str, Any]
-    directory: Path | None
-    vocab_size: int
-    new_tokens: range
-    copy_from: int | None
-    feedback: Setup | None = None
-    """The rule that latents are fed by, if there are any."""
-    adapter: Adapter | None = None
-
-    @property
-    def n_positions(self) -> int | None:
-        """Positions the model has, or of a borrowed one those within its sliding window."""
-        return n_positions(self.config)
 
 
 MakeBackend = Callable[["RunConfig", Source], Backend]

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import json
 import platform
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
-from coconut.checkpoints import checkpoint
+from coconut import files
 from coconut.errors import UserError
-
-if TYPE_CHECKING:
-    from coconut.config.reading import RunConfig
 
 Part = TypeVar("Part")
 
@@ -89,7 +87,7 @@ class World:
     def check_same_file(self, path: Path) -> None:
         """Raise UserError unless a file has the same content for all processes."""
         if self.size > 1:
-            self.check_same(str(path), checkpoint.sha256(path))
+            self.check_same(str(path), files.sha256(path))
 
     def check_same(self, what: str, value: str) -> None:
         """Raise UserError unless all processes have the same value."""
@@ -136,15 +134,22 @@ class World:
         return [m["value"] for m in messages]
 
 
-def processes_in_words(config: RunConfig, n: int) -> str:
-    """What a run of n processes does with its batches, or would do with several."""
-    b, g = config.batch_size_training, config.gradient_accumulation_steps
-    if n == 1:
-        return (
-            f"one process: an update is {g} micro-batches of {b} rows ({g * b}); N processes share"
-            f" N * {g} of them (docs/distributed.md), and the questions"
-        )
-    return (
-        f"{n} processes: an update is {n} * {g} micro-batches of {b} rows ({n * g * b}); one"
-        f" process computes the same with gradient_accumulation_steps: {n * g}"
-    )
+def together(run: Callable[[World], None], make_world: Callable[[], World]) -> None:
+    """Call `run` in every process of a run; a UserError in one ends all, said once."""
+    world = make_world()
+    try:
+        run(world)
+    except UserError as error:
+        told = world.tell(error)
+        if world.is_first or not isinstance(told, AgreedError):
+            print(told, file=sys.stderr, flush=True)
+        if isinstance(told, AgreedError):
+            # A launcher ends all processes when one leaves: not before the line is out.
+            world.gather(b"")
+        sys.exit(2)
+    except KeyboardInterrupt:
+        if world.is_first:
+            raise
+        sys.exit(130)
+    finally:
+        world.close()

@@ -13,29 +13,22 @@ from typing import Any
 import numpy as np
 import torch
 
-from coconut.backend import (
-    Decoding,
-    LossSum,
-    PolicyStats,
-    Sampled,
-    Scores,
-    Source,
-    StepStats,
-    Trace,
-)
+from coconut.backend import Decoding, LossSum, PolicyStats, Sampled, Scores, StepStats, Trace
 from coconut.batches.batch import Batch
 from coconut.batches.rollouts import RolloutBatch
 from coconut.checkpoints.initial import grown_rows, initial_weights
-from coconut.config.reading import WITH_FEEDBACK, RunConfig
-from coconut.feedback.rules import ThoughtStatistics
+from coconut.checkpoints.source import Source
+from coconut.config.keys import WITH_FEEDBACK, RunConfig
+from coconut.feedback.statistics import ThoughtStatistics
 from coconut.world import World
 from cuda_coconut import models
 from cuda_coconut.models import adapters, weights
 from cuda_coconut.models.cpu import keep_freed_memory
+from cuda_coconut.thoughts.feedback import PREFIX, attach, fit, set_trained, set_weights
 from cuda_coconut.thoughts.generate import generate
 from cuda_coconut.thoughts.latent import LatentOutput, thoughts_of
 from cuda_coconut.thoughts.look_inside import continuation_logprobs, trace
-from cuda_coconut.thoughts.thinker import PREFIX, attach, fit, measure, set_trained, set_weights
+from cuda_coconut.thoughts.measures import measure
 from cuda_coconut.updates.latro import Policy
 from cuda_coconut.updates.train import Trainer
 

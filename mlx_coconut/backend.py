@@ -12,29 +12,22 @@ import mlx.core as mx
 import numpy as np
 from mlx.utils import tree_flatten
 
-from coconut.backend import (
-    Decoding,
-    LossSum,
-    PolicyStats,
-    Sampled,
-    Scores,
-    Source,
-    StepStats,
-    Trace,
-)
+from coconut.backend import Decoding, LossSum, PolicyStats, Sampled, Scores, StepStats, Trace
 from coconut.batches.batch import Batch
 from coconut.batches.rollouts import RolloutBatch
 from coconut.checkpoints.adapters import vocabulary
 from coconut.checkpoints.initial import grown_rows, initial_weights
-from coconut.config.reading import WITH_FEEDBACK, RunConfig
-from coconut.feedback.rules import ThoughtStatistics
+from coconut.checkpoints.source import Source
+from coconut.config.keys import WITH_FEEDBACK, RunConfig
+from coconut.feedback.statistics import ThoughtStatistics
 from coconut.world import World
 from mlx_coconut import blas, models
 from mlx_coconut.models import adapters, weights
+from mlx_coconut.thoughts.feedback import attach, fit, set_trained
 from mlx_coconut.thoughts.generate import generate
 from mlx_coconut.thoughts.latent import LatentOutput, thoughts_of
 from mlx_coconut.thoughts.look_inside import continuation_logprobs, trace
-from mlx_coconut.thoughts.thinker import attach, fit, measure, set_trained
+from mlx_coconut.thoughts.measures import measure
 from mlx_coconut.updates.latro import Policy
 from mlx_coconut.updates.train import Trainer
 

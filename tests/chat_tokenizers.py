@@ -10,7 +10,8 @@ from pathlib import Path
 
 import tokenizers
 
-from coconut.text.tiktoken import Tokenizer, load_tokenizer
+from coconut.text.opening import load_tokenizer
+from coconut.text.tokenizer import Tokenizer
 
 TEMPLATES = {
     # As in the golden prompts.

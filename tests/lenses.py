@@ -11,7 +11,8 @@ import numpy as np
 from safetensors.numpy import save_file
 
 from coconut.inside.lens import Lens
-from coconut.text.tiktoken import END_OF_TEXT, TiktokenTokenizer, Tokenizer, prosqa_encoding
+from coconut.text.tiktoken import TiktokenTokenizer, prosqa_encoding
+from coconut.text.tokenizer import END_OF_TEXT, Tokenizer
 
 QUESTION = (
     "Every wumpus is a lempus. Tom is a wumpus. Every lempus is a zumpus. Sam is a rempus."

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import naive
 import numpy as np
 
-from coconut.feedback.rules import Setup
+from coconut.feedback.weights import Setup
 
 
 class Thinker:
@@ -175,7 +175,7 @@ class Thinker:
         return 0 * self.last
 
     def source_random(self, part):
-        from coconut.feedback.rules import random_row
+        from coconut.feedback.weights import random_row
 
         return self.rho() * random_row(part, len(self.last)).astype(np.float64)
 

@@ -14,11 +14,11 @@ from conftest import CHOSEN, load_twin
 from safetensors.numpy import load_file
 from tiny import read_log, run_config, start
 
+from coconut.checkpoints.named import checkpoint_config
 from coconut.checkpoints.source import open_source
 from coconut.commands.fuse import main as fuse
-from coconut.commands.generate import checkpoint_config
 from coconut.commands.generate import main as ask
-from coconut.config.reading import RunConfig
+from coconut.config.keys import RunConfig
 from coconut.convert.adapters import main as convert
 from coconut.errors import UserError
 from coconut.plan.plan import print_plan

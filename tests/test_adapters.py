@@ -14,10 +14,11 @@ from conftest import CHOSEN, load_twin
 from golden_models import MODELS, TOKENS, ragged_batch
 from test_latro import random_rollouts
 
-from coconut.backend import Source
 from coconut.batches.rollouts import collate_rollouts
 from coconut.checkpoints.adapters import Adapter, fingerprint, n_trained, trained_shapes
-from coconut.config.reading import Lora, RunConfig
+from coconut.checkpoints.source import Source
+from coconut.config.keys import RunConfig
+from coconut.config.lora_keys import Lora
 from coconut.errors import UserError
 
 GPT2, QWEN2, UNTIED = "gpt2-tiny", "qwen2-tiny", "qwen2-tiny-untied"

@@ -12,6 +12,15 @@ from lenses import write_checkpoint
 from tiny import write_items
 
 from coconut.inside import analyse, figures
+from coconut.inside.analyses import ablate, asking, forced_k, shifted
+from coconut.inside.analyses.tree import (
+    _heights,
+    _leading_to,
+    _Tree,
+    height,
+    parallelism,
+    parallelism_table,
+)
 from coconut.inside.graph import read_graph
 from coconut.inside.lens import Lens
 from coconut.tasks import prosqa
@@ -33,7 +42,7 @@ def data(tmp_path_factory):
     return path
 
 
-def options_of(data, **changes) -> analyse.Options:
+def options_of(data, **changes) -> asking.Options:
     items = prosqa.read(data)
     values = {
         "items": items,
@@ -43,7 +52,7 @@ def options_of(data, **changes) -> analyse.Options:
         "reading": "fact",
         "seed": 1,
     }
-    return analyse.Options(**values | changes)
+    return asking.Options(**values | changes)
 
 
 def oracle(lens, checkpoint, question, n_thoughts, given=None) -> str:
@@ -58,12 +67,12 @@ def nothing(n: int) -> None:
 
 def test_answers_after_forced_k_are_the_oracles(twin, checkpoint, data):
     lens, options = Lens(checkpoint, twin.run.make_backend), options_of(data)
-    found = analyse.forced_k(lens, options, nothing)
+    found = forced_k.forced_k(lens, options, nothing)
     for k, row in enumerate(found["rows"]):
         assert row["thoughts"] == k and row["n"] == N
         expected = [oracle(lens, checkpoint, i["question"], k) for i in options.items]
-        assert analyse.answers(lens, [i["question"] for i in options.items], options, k) == expected
-        classes = [analyse.outcome(i, t, k) for i, t in zip(options.items, expected, strict=True)]
+        assert asking.answers(lens, [i["question"] for i in options.items], options, k) == expected
+        classes = [forced_k.outcome(i, t, k) for i, t in zip(options.items, expected, strict=True)]
         assert row["outcomes"] == {name: classes.count(name) for name in OUTCOMES}
     assert [row["thoughts"] for row in found["rows"]] == list(range(N_THOUGHTS + 1))
 
@@ -80,7 +89,7 @@ def test_right_answers_are_counted_as_asked_swapped_and_both(checkpoint, data, m
         return texts
 
     monkeypatch.setattr(analyse, "answers", said)
-    row = analyse.forced_k(lens, options, nothing)["rows"][0]
+    row = forced_k.forced_k(lens, options, nothing)["rows"][0]
     assert (row["as_asked"], row["swapped"], row["both"]) == (N - 1, N - 1, N - 2)
     expected = {**dict.fromkeys(OUTCOMES, 0), "Correct Label": N - 1, "Incorrect Label": 1}
     assert row["outcomes"] == expected and set(figures.OUTCOME_COLOURS) == set(OUTCOMES)
@@ -88,8 +97,8 @@ def test_right_answers_are_counted_as_asked_swapped_and_both(checkpoint, data, m
 
 def test_other_thoughts_are_answered_as_the_oracle_does(twin, checkpoint, data):
     lens, options = Lens(checkpoint, twin.run.make_backend), options_of(data)
-    found = {row["thoughts"]: row for row in analyse.ablate(lens, options, nothing)["rows"]}
-    forced = analyse.forced_k(lens, options, nothing)["rows"]
+    found = {row["thoughts"]: row for row in ablate.ablate(lens, options, nothing)["rows"]}
+    forced = forced_k.forced_k(lens, options, nothing)["rows"]
     names = ("as_asked", "swapped", "both")
     for row, k in ((found["own"], N_THOUGHTS), (found["none"], 0)):
         assert [row[name] for name in names] == [forced[k][name] for name in names]
@@ -97,12 +106,12 @@ def test_other_thoughts_are_answered_as_the_oracle_does(twin, checkpoint, data):
     # Each question gets its own, though batches are put together by length.
     assert [len(q) for q in questions] != sorted(len(q) for q in questions)
     drawn = np.random.default_rng(2).normal(0, 2, (N, N_THOUGHTS, 32)).astype(np.float32)
-    assert analyse.answers(lens, questions, options, N_THOUGHTS, drawn) == [
+    assert asking.answers(lens, questions, options, N_THOUGHTS, drawn) == [
         oracle(lens, checkpoint, q, N_THOUGHTS, own)
         for q, own in zip(questions, drawn, strict=True)
     ]
     zeros = np.zeros((N, N_THOUGHTS, 32), np.float32)
-    given = analyse.answers(lens, questions, options, N_THOUGHTS, zeros)
+    given = asking.answers(lens, questions, options, N_THOUGHTS, zeros)
     assert given == [oracle(lens, checkpoint, q, N_THOUGHTS, zeros[0]) for q in questions]
     hits = [
         exact_match(extract(text)[0], i["answer"])
@@ -115,7 +124,7 @@ def test_every_change_is_what_it_says():
     rng = np.random.default_rng(0)
     own = [rng.standard_normal((5, 4, 3)).astype(np.float32) for _ in range(2)]
     before = [x.copy() for x in own]
-    made = {name: change for name, _, change in analyse._changes(own, seed=3)}
+    made = {name: change for name, _, change in ablate._changes(own, seed=3)}
     x = own[0]
     np.testing.assert_array_equal(made["own"](0), x)
     assert made["none"](0) is None and not made["zero"](0).any()
@@ -128,7 +137,7 @@ def test_every_change_is_what_it_says():
     shuffled = made["shuffled"](0)
     np.testing.assert_array_equal(np.sort(shuffled, axis=1), np.sort(x, axis=1))
     assert not (shuffled == x).all(axis=2).any()
-    noise = [(made[f"noise {s:g}"](0) - x) / s for s in analyse.NOISES]
+    noise = [(made[f"noise {s:g}"](0) - x) / s for s in ablate.NOISES]
     np.testing.assert_allclose(noise[0], noise[2], atol=1e-5)
     for i in range(4):
         changed = np.flatnonzero((made[f"mean at {i + 1}"](0) != x).any(axis=(0, 2)))
@@ -144,17 +153,17 @@ GRAPH = (
 
 def test_heights_and_the_nodes_that_lead_to_the_answer():
     graph = read_graph(GRAPH)
-    heights = dict(zip(graph.nodes, analyse._heights(graph), strict=True))
+    heights = dict(zip(graph.nodes, _heights(graph), strict=True))
     assert heights == {
         **dict(Tom=1, wumpus=1, lempus=1, zumpus=0),
         **dict(jompus=0, rempus=0, Sam=1, gorpus=0),
     }
     upwards = "Every lempus is a zumpus. Every wumpus is a lempus. Tom is a wumpus."
     graph_up = read_graph(f"{upwards} Is Tom a zumpus or gorpus?")
-    assert dict(zip(graph_up.nodes, analyse._heights(graph_up), strict=True)) == {
+    assert dict(zip(graph_up.nodes, _heights(graph_up), strict=True)) == {
         **dict(lempus=1, zumpus=0, wumpus=2, Tom=3, gorpus=0)
     }
-    leading = {graph.nodes[node] for node in analyse._leading_to(graph)}
+    leading = {graph.nodes[node] for node in _leading_to(graph)}
     assert leading == {"Tom", "wumpus", "lempus", "zumpus"}
 
 
@@ -163,15 +172,15 @@ def test_tree_values_are_added_up_by_rank_and_by_side(checkpoint, data, monkeypa
     graph = read_graph(GRAPH)
     by_word = {"wumpus": 0.5, "jompus": 0.2, "lempus": 0.1, "rempus": 0.05, "gorpus": 0.04}
     values = [[by_word.get(word, 0.0) for word in graph.nodes]] * 3
-    tree = analyse._Tree(graph, values, [0.5, 0.25, 0.125])
+    tree = _Tree(graph, values, [0.5, 0.25, 0.125])
     monkeypatch.setattr(analyse, "_trees", lambda *_: [tree])
     options = options_of(data)
-    rows = analyse.parallelism(lens, options, nothing)["rows"]
+    rows = parallelism(lens, options, nothing)["rows"]
     assert rows[1]["top"] == pytest.approx([0.5, 0.7, 0.8])
     assert rows[1]["frontier"] == pytest.approx(0.7)  # wumpus and jompus, of 6 concepts
     assert rows[1]["frontier_if_uniform"] == pytest.approx(0.89 * 2 / 6)
     assert rows[1]["below_asked"] == pytest.approx(0.85)
-    found = analyse.height(lens, options, nothing)["rows"]
+    found = height(lens, options, nothing)["rows"]
     assert [(r["thoughts"], r["height"], r["is_right"], r["mean"]) for r in found] == [
         (1, 0, False, 0.2),
         (1, 1, True, 0.5),
@@ -187,9 +196,9 @@ def test_where_thoughts_are_read_rows_and_panels_begin_with_the_first(checkpoint
     lens = Lens(checkpoint, twin.run.make_backend, 2)
     for reading, ks in (("thought", [1, 2]), ("answer", [0, 1, 2])):
         options = replace(options_of(data), reading=reading)
-        found = analyse.parallelism(lens, options, nothing)
+        found = parallelism(lens, options, nothing)
         assert [row["thoughts"] for row in found["rows"]] == ks
-        _, rows = analyse.parallelism_table(found)
+        _, rows = parallelism_table(found)
         leads = [f"{found['lead_probability'][k]:.3f}" for k in ks]
         assert [row[:2] for row in rows] == [[k, lead] for k, lead in zip(ks, leads, strict=True)]
         assert figures.parallelism(found).startswith(b"\x89PNG")
@@ -197,7 +206,7 @@ def test_where_thoughts_are_read_rows_and_panels_begin_with_the_first(checkpoint
 
 def test_sets_differ_in_the_way_they_say(data):
     items = prosqa.read(data)
-    shifts = {name: changes for name, _, changes in analyse._shifts(items)}
+    shifts = {name: changes for name, _, changes in shifted._shifts(items)}
     base = shifts.pop("fresh")
     assert shifts.pop("the data") is None
     assert base["nodes"] == max(len(item["idx_to_symbol"]) for item in items)
@@ -240,9 +249,7 @@ def test_the_twins_find_the_same(checkpoint, data, tmp_path):
     found = []
     for name in CHOSEN:
         lens, options = Lens(checkpoint, load_twin(name).run.make_backend), options_of(data)
-        found.append(
-            [analyse.ablate(lens, options, nothing), analyse.parallelism(lens, options, nothing)]
-        )
+        found.append([ablate.ablate(lens, options, nothing), parallelism(lens, options, nothing)])
     for other in found[1:]:
         assert other[0] == found[0][0]
         for ours, theirs in zip(found[0][1]["rows"], other[1]["rows"], strict=True):

@@ -25,14 +25,17 @@ from golden_models import (
 from safetensors.numpy import save_file
 from tiny import assert_same_gradients, read_log, rows_of, run_config, start
 
-from coconut.backend import Decoding, Source
+from coconut.backend import Decoding
 from coconut.batches.batch import collate
 from coconut.checkpoints.adapters import Adapter, fingerprint, trained_shapes
 from coconut.checkpoints.architectures import TRIED, check_architecture, n_positions, resolved
 from coconut.checkpoints.checkpoint import describe
-from coconut.config.reading import Lora, RunConfig
+from coconut.checkpoints.source import Source
+from coconut.config.keys import RunConfig
+from coconut.config.lora_keys import Lora
 from coconut.errors import UserError
-from coconut.feedback.rules import Setup, parse
+from coconut.feedback.rules import parse
+from coconut.feedback.weights import Setup
 from coconut.plan.memory import shape_of
 
 EOS = TOKENS["eos"]

@@ -15,7 +15,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import save_file
 
-from coconut.checkpoints import checkpoint
+from coconut import files
+from coconut.checkpoints import checkpoint, safetensors
 from coconut.errors import UserError
 
 ROOT = Path(__file__).parent.parent
@@ -25,13 +26,13 @@ NO_PROCESS = 2**22 + 1  # above the largest process number of Linux and macOS
 
 def write(directory: Path, text: str) -> None:
     with checkpoint.write_atomically(directory) as partial:
-        checkpoint.write_json(partial / "config.json", {"text": text})
+        files.write_json(partial / "config.json", {"text": text})
         (partial / "state").mkdir()
         (partial / "state" / "moments.bin").write_bytes(text.encode() * 100)
 
 
 def text_of(directory: Path) -> str:
-    return checkpoint.read_json(directory / "config.json")["text"]
+    return files.read_json(directory / "config.json")["text"]
 
 
 def names(directory: Path) -> list[str]:
@@ -206,12 +207,10 @@ def test_a_checksum_list_cannot_lead_out_of_the_directory(tmp_path, name):
 
 
 def test_numbers_that_are_not_json_never_reach_a_file(tmp_path):
-    checkpoint.write_json(tmp_path / "a.json", {"best": 1})
+    files.write_json(tmp_path / "a.json", {"best": 1})
     with pytest.raises(ValueError):
-        checkpoint.write_json(tmp_path / "a.json", {"best": float("nan")})
-    assert checkpoint.read_json(tmp_path / "a.json") == {"best": 1} and names(tmp_path) == [
-        "a.json"
-    ]
+        files.write_json(tmp_path / "a.json", {"best": float("nan")})
+    assert files.read_json(tmp_path / "a.json") == {"best": 1} and names(tmp_path) == ["a.json"]
 
 
 # --- safetensors and describe
@@ -224,7 +223,7 @@ def weights(path: Path) -> None:
 
 def test_the_header_reader_agrees_with_the_library(tmp_path):
     weights(tmp_path / "w.safetensors")
-    header = checkpoint.safetensors_header(tmp_path / "w.safetensors")
+    header = safetensors.safetensors_header(tmp_path / "w.safetensors")
     seen = {name: (entry.dtype, entry.shape) for name, entry in header.items()}
     assert seen == {"a": ("F32", (3, 4)), "b": ("I64", (0,)), "c": ("BOOL", (5,))}
 
@@ -236,10 +235,10 @@ def test_a_weight_file_cut_anywhere_is_found(tmp_path):
     for length in range(len(whole)):
         path.write_bytes(whole[:length])
         with pytest.raises(UserError, match=r"w\.safetensors: truncated"):
-            checkpoint.safetensors_header(path)
+            safetensors.safetensors_header(path)
     path.write_bytes(whole + b"x")
     with pytest.raises(UserError, match="too long"):
-        checkpoint.safetensors_header(path)
+        safetensors.safetensors_header(path)
 
 
 F32 = {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}
@@ -267,7 +266,7 @@ def test_a_header_that_lies_is_rejected(tmp_path, header):
     path = tmp_path / "w.safetensors"
     path.write_bytes(struct.pack("<Q", len(raw)) + raw + bytes(8))
     with pytest.raises(UserError, match=r"w\.safetensors"):
-        checkpoint.safetensors_header(path)
+        safetensors.safetensors_header(path)
 
 
 def test_describe_reads_a_published_layout():
@@ -278,12 +277,12 @@ def test_describe_reads_a_published_layout():
 
 def sharded(directory: Path) -> Path:
     directory.mkdir()
-    checkpoint.write_json(directory / "config.json", {"model_type": "qwen2"})
-    checkpoint.write_json(directory / "coconut.json", {"format_version": 1, "stage": 2})
+    files.write_json(directory / "config.json", {"model_type": "qwen2"})
+    files.write_json(directory / "coconut.json", {"format_version": 1, "stage": 2})
     save_file({"a": np.zeros(2, np.float32)}, directory / "model-1.safetensors")
     save_file({"b": np.zeros(3, np.float32)}, directory / "model-2.safetensors")
     weight_map = {"a": "model-1.safetensors", "b": "model-2.safetensors"}
-    checkpoint.write_json(directory / checkpoint.WEIGHTS_INDEX, {"weight_map": weight_map})
+    files.write_json(directory / checkpoint.WEIGHTS_INDEX, {"weight_map": weight_map})
     return directory
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from coconut.commands.run import main
-from coconut.config.reading import RunConfig
+from coconut.config.keys import RunConfig
 from coconut.errors import UserError, guarded
 
 ROOT = Path(__file__).parents[1]

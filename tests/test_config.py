@@ -8,7 +8,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from coconut.config.reading import Lora, RunConfig, check_config, load_config
+from coconut.config.keys import RunConfig
+from coconut.config.lora_keys import Lora
+from coconut.config.reading import check_config, load_config
 from coconut.errors import UserError
 
 PUBLISHED = """

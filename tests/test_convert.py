@@ -19,12 +19,12 @@ from tiny import MODEL, REPOSITORY
 
 from coconut.backend import Decoding
 from coconut.batches.batch import collate
-from coconut.checkpoints.checkpoint import read_json, write_json
 from coconut.convert import mlx_to_torch, tensors, torch_to_mlx, verify
 from coconut.convert.read import read
 from coconut.errors import UserError
 from coconut.feedback.rules import parse
-from coconut.feedback.rules import shapes as feedback_shapes
+from coconut.feedback.weights import shapes as feedback_shapes
+from coconut.files import read_json, write_json
 
 Weights = dict[str, np.ndarray]
 

@@ -26,7 +26,7 @@ from coconut.batches.curriculum import (
     stage_of_epoch,
     training_row,
 )
-from coconut.config.reading import RunConfig
+from coconut.config.keys import RunConfig
 
 MARKERS = Markers(TOKENS["start"], TOKENS["end"], TOKENS["latent"])
 S, E, L = TOKENS["start"], TOKENS["end"], TOKENS["latent"]

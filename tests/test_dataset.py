@@ -10,7 +10,7 @@ import pytest
 from coconut.batches.curriculum import Sample
 from coconut.batches.dataset import SHOWN_PROBLEMS, check_lengths, read_items, tokenize
 from coconut.batches.training_data import DEBUG_ITEMS, TrainingData, sentences
-from coconut.config.reading import RunConfig
+from coconut.config.keys import RunConfig
 from coconut.errors import UserError
 from coconut.tasks import prosqa
 from coconut.text.tiktoken import TiktokenTokenizer, prosqa_encoding

@@ -29,7 +29,7 @@ from tiny import REPOSITORY, data_set_config, read_log, run_config, start, write
 
 import coconut.run.curriculum_loop
 from coconut.commands.run import main
-from coconut.config.reading import RunConfig
+from coconut.config.keys import RunConfig
 from coconut.errors import UserError
 from coconut.run.curriculum_loop import Runner
 from coconut.run.latro.loop import LatroRunner

@@ -12,12 +12,12 @@ from tiny import read_log, run_config, start
 
 from coconut.backend import LossSum, StepStats
 from coconut.batches.batch import collate
-from coconut.batches.curriculum import question_row
+from coconut.batches.curriculum import markers_of, question_row
 from coconut.batches.dataset import read_items, tokenize
 from coconut.run.curriculum_loop import Runner
-from coconut.run.evaluate import evaluate, markers_of
+from coconut.run.evaluate import evaluate
 from coconut.tasks import prosqa
-from coconut.text.tiktoken import load_tokenizer
+from coconut.text.opening import load_tokenizer
 
 
 class Answers:

@@ -33,15 +33,20 @@ from tiny import (
     start,
 )
 
-from coconut.backend import Decoding, Source
+from coconut.backend import Decoding
 from coconut.batches.batch import collate
 from coconut.batches.curriculum import Row
 from coconut.checkpoints.adapters import Adapter, fingerprint
-from coconut.checkpoints.source import _feedback
-from coconut.config.reading import Lora, RunConfig
+from coconut.checkpoints.source import Source, _feedback
+from coconut.config.keys import RunConfig
+from coconut.config.lora_keys import Lora
 from coconut.errors import UserError
+from coconut.feedback import draws, weights
 from coconut.feedback import rules as rules
-from coconut.feedback.rules import Setup, parse
+from coconut.feedback.catalogue import SOURCES, TRANSFORMS
+from coconut.feedback.rules import parse
+from coconut.feedback.statistics import ThoughtStatistics
+from coconut.feedback.weights import Setup
 
 RULES = [
     "last",
@@ -135,7 +140,7 @@ def array(twin, a: np.ndarray):
 
 def own_weights(rule: str, n_layers: int = 3, width: int = 64) -> dict[str, np.ndarray]:
     """A rule's weights moved away from where they start, at which much of them has no effect."""
-    drawn = rules.initial_weights(parse(rule), n_layers, width, 0.2, 0)
+    drawn = weights.initial_weights(parse(rule), n_layers, width, 0.2, 0)
     rng = np.random.default_rng(1)
     return {n: w + 0.1 * rng.standard_normal(w.shape).astype("f4") for n, w in drawn.items()}
 
@@ -144,13 +149,13 @@ def load(twin, rule: str, directory=MODEL, own=None):
     """(model, module) with a rule."""
     model, module, _ = twin.weights.load_model(directory)
     trained = None if own is None else {n: array(twin, w) for n, w in own.items()}
-    twin.thinker.attach(model, setup_of(rule), trained=trained)
+    twin.feedback.attach(model, setup_of(rule), trained=trained)
     return model, module
 
 
 def think(twin, model, batch, key=(0,), training=False):
     """(logits, thoughts) of a batch."""
-    prepared = twin.thinker.prepare(model, batch, key, training)
+    prepared = twin.feedback.prepare(model, batch, key, training)
     out = twin.latent.latent_forward(
         model, twin.latent.Inputs.of(batch), batch.first_latent, batch.n_passes, prepared=prepared
     )
@@ -166,10 +171,10 @@ def thoughts_of(twin, rule, batch, directory=MODEL, own=None) -> np.ndarray:
 
 def test_every_rule_of_the_catalogue_is_held_to_a_formula_on_both_twins():
     """A new source, transform or option fails here until RULES or ELSEWHERE names it."""
-    catalogue = rules.SOURCES | rules.TRANSFORMS
+    catalogue = SOURCES | TRANSFORMS
     for twin in map(load_twin, CHOSEN):
-        assert twin.thinker.SOURCES.keys() == rules.SOURCES.keys()
-        assert twin.thinker.TRANSFORMS.keys() == rules.TRANSFORMS.keys() - {"noise"}
+        assert twin.sources.SOURCES.keys() == SOURCES.keys()
+        assert twin.transforms.TRANSFORMS.keys() == TRANSFORMS.keys() - {"noise"}
     shown, joined = set(), set()
     for text in [*RULES, *ALL_PARTS]:
         rule = parse(text)
@@ -256,14 +261,14 @@ def test_a_layer_that_the_model_lacks_is_refused(twin, rule):
 def test_markers_without_a_row_are_refused(twin):
     model, _, _ = twin.weights.load_model(MODEL)
     with pytest.raises(UserError, match="embedding has 200 rows"):
-        twin.thinker.attach(model, Setup(parse("soft"), (200, 201, 202), 0, 203))
+        twin.feedback.attach(model, Setup(parse("soft"), (200, 201, 202), 0, 203))
 
 
 # ---- the formulas, with cache, batch and padding
 
 
 def oracle_of(rule, batch, row, own) -> naive_feedback.Thinker:
-    made = rules.prepare(parse(rule), batch, 64, (0,), training=True)
+    made = draws.prepare(parse(rule), batch, 64, (0,), training=True)
     drawn = {name: made[name][:, row] for name in ("noise", "kept") if name in made}
     model = naive.GPT2.load(MODEL)
     return naive_feedback.Thinker(model, setup_of(rule), own, **drawn)
@@ -287,7 +292,7 @@ def test_cached_ragged_batches_equal_the_formulas_run_uncached(twin, rule):
 
 def gradients_of(twin, model, module, batch, training=True):
     """Gradients of the summed loss by our own names."""
-    prepared = twin.thinker.prepare(model, batch, (0,), training)
+    prepared = twin.feedback.prepare(model, batch, (0,), training)
     inputs = twin.latent.Inputs.of(batch)
 
     def loss(model):
@@ -466,7 +471,7 @@ def test_shuffle_gives_every_row_the_state_of_another(twin):
     with pytest.raises(UserError, match="no other row"):
         thoughts_of(twin, "shuffle", ragged_batch(6, (2,)))
     seeds = [
-        rules.prepare(parse(f"shuffle:{seed}"), ragged_batch(6, (2,) * 9), 64, (0,), False)
+        draws.prepare(parse(f"shuffle:{seed}"), ragged_batch(6, (2,) * 9), 64, (0,), False)
         for seed in (0, 1)
     ]
     assert (seeds[0]["partners"] != seeds[1]["partners"]).any()
@@ -489,7 +494,7 @@ def test_noise_follows_its_key_its_schedule_and_when():
     batch = ragged_batch(6, (2, 2))
 
     def noise(rule, key=(0,), training=True, progress=0.0):
-        return rules.prepare(parse(rule), batch, 64, key, training, progress).get("noise")
+        return draws.prepare(parse(rule), batch, 64, key, training, progress).get("noise")
 
     first = noise("last|noise:0.2")
     assert first.shape == (2, 2, 64) and 0.15 < first.std() < 0.25
@@ -520,7 +525,7 @@ def test_noise_has_the_density_and_divergence_of_a_gaussian(twin):
         value.sum().backward()
         return to_numpy(value), np.zeros_like(at) if x.grad is None else to_numpy(x.grad)
 
-    density, kl = twin.thinker.noise_log_density, twin.thinker.noise_kl
+    density, kl = twin.measures.noise_log_density, twin.measures.noise_kl
     given, mean, other = (array(twin, x) for x in (thought, a, reference))
     value, slope = value_and_slope(lambda x: density(given, x, 0.3), a)
     np.testing.assert_allclose(value, normal.sum(axis=-1), rtol=1e-4)
@@ -545,7 +550,7 @@ def test_a_ridge_is_the_least_squares_map_to_the_next_embedding(twin):
     words = np.setdiff1d(np.arange(200), list(TOKENS.values()))
     rows = [Row(i, rng.choice(words, 30 - i).tolist(), None, -1, 0) for i in range(6)]
     model, _ = load(twin, "last|linear:ridge,lam=0.3")
-    twin.thinker.fit(model, [collate(rows[:4], TOKENS["eos"]), collate(rows[4:], TOKENS["eos"])])
+    twin.feedback.fit(model, [collate(rows[:4], TOKENS["eos"]), collate(rows[4:], TOKENS["eos"])])
     oracle = naive.GPT2.load(MODEL)
     E = oracle.weights["wte.weight"]
     H = np.concatenate([oracle.trunk(oracle.embed(row.ids))[:-1] for row in rows])
@@ -603,7 +608,7 @@ def test_suppressed_coordinates_are_those_found_by_hand(twin, options, expected)
     thinker = twin.thinker.Thinker.__new__(twin.thinker.Thinker)
     thinker.layers = {i: array(twin, h[None].astype("f4")) for i, h in enumerate(HAND)}
     thinker.feedback = type("OfTwoLayers", (), {"n_layers": 2})
-    np.testing.assert_allclose(to_numpy(twin.thinker.suppressed(thinker, part))[0], expected)
+    np.testing.assert_allclose(to_numpy(twin.sources.suppressed(thinker, part))[0], expected)
 
 
 # ---- the pseudo-inverse
@@ -612,12 +617,14 @@ def test_suppressed_coordinates_are_those_found_by_hand(twin, options, expected)
 def test_pseudo_inverse_equals_least_squares_and_undoes_full_rank_only():
     rng = np.random.default_rng(0)
     W, z = rng.standard_normal((200, 16)), rng.standard_normal(200)
-    solved = rules.inverse_gram(W.T @ W, 1e-15) @ (W.T @ z)
+    solved = weights.inverse_gram(W.T @ W, 1e-15) @ (W.T @ z)
     np.testing.assert_allclose(solved, np.linalg.lstsq(W, z, rcond=None)[0], atol=1e-12)
     x = rng.standard_normal(16)
-    np.testing.assert_allclose(rules.inverse_gram(W.T @ W, 1e-15) @ (W.T @ (W @ x)), x, atol=1e-12)
+    np.testing.assert_allclose(
+        weights.inverse_gram(W.T @ W, 1e-15) @ (W.T @ (W @ x)), x, atol=1e-12
+    )
     V = W[:, :8] @ rng.standard_normal((8, 16))
-    assert np.abs(rules.inverse_gram(V.T @ V, 1e-9) @ (V.T @ (V @ x)) - x).max() > 0.1
+    assert np.abs(weights.inverse_gram(V.T @ V, 1e-9) @ (V.T @ (V @ x)) - x).max() > 0.1
 
 
 def test_inverse_is_of_its_own_model_and_follows_its_parameters(twin):
@@ -669,7 +676,7 @@ def test_thoughts_are_measured_as_they_are_defined(twin):
     rng = np.random.default_rng(0)
     thoughts, sources = rng.standard_normal((3, 2, 64)), rng.standard_normal((2, 3, 64))
     given = [array(twin, t.astype("f4")) for t in thoughts]
-    found = twin.thinker.measure(model, given, array(twin, sources.astype("f4")))
+    found = twin.measures.measure(model, given, array(twin, sources.astype("f4")))
     rms = np.sqrt((thoughts**2).mean(axis=-1))
     unit, rows = (a / np.linalg.norm(a, axis=-1, keepdims=True) for a in (thoughts, E))
     p = naive.softmax(sources.swapaxes(0, 1) @ W.T)
@@ -707,7 +714,7 @@ def test_what_an_evaluation_measures_is_of_the_rows_that_have_the_latent(uncompi
 
 def test_effective_rank_counts_the_directions_that_are_used_alike():
     def rank(rows):
-        statistics = rules.ThoughtStatistics()
+        statistics = ThoughtStatistics()
         statistics.add_rank(np.array([rows], "f4"), np.ones((len(rows), 1), bool))
         return statistics.means()["effective_rank"][0]
 

@@ -17,7 +17,9 @@ from test_source import IDS, MARKED, checkpoint
 from coconut.batches.curriculum import Markers, item_rng, longest_row, training_row
 from coconut.batches.dataset import read_items, tokenize
 from coconut.checkpoints.source import newest_checkpoint, open_source
-from coconut.config.reading import Lora, RunConfig, check_config, load_config
+from coconut.config.keys import RunConfig
+from coconut.config.lora_keys import Lora
+from coconut.config.reading import check_config, load_config
 from coconut.errors import UserError
 from coconut.plan.plan import print_plan
 from coconut.text.tiktoken import prosqa_encoding

@@ -11,9 +11,10 @@ import pytest
 from golden_models import MODELS, TOKENS, as_row, golden
 from tiny import MODEL, run_config
 
-from coconut.backend import Decoding, Source
+from coconut.backend import Decoding
 from coconut.batches.batch import collate
 from coconut.batches.curriculum import Row
+from coconut.checkpoints.source import Source
 
 EOS, LATENT = TOKENS["eos"], TOKENS["latent"]
 N_NEW = 12

@@ -20,11 +20,12 @@ from tiny import REPOSITORY, chat_model, data_set_config, read_log, run_config, 
 from coconut.checkpoints.hub import fetch
 from coconut.checkpoints.source import open_source
 from coconut.commands.run import main
-from coconut.config.reading import RunConfig, load_config
+from coconut.config.keys import RunConfig
+from coconut.config.reading import load_config
 from coconut.convert.tensors import Tensor, write_safetensors
 from coconut.errors import UserError
 from coconut.plan.plan import print_plan
-from coconut.text.tiktoken import PROSQA_CONCEPTS, PROSQA_NAMES
+from coconut.text.tokenizer import PROSQA_CONCEPTS, PROSQA_NAMES
 
 ENTRIES = ("model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors")
 EOS = "<eos>"

@@ -15,8 +15,9 @@ from tiny import MODEL, assert_same_gradients, gradient_scale
 
 from coconut.backend import Decoding
 from coconut.batches.batch import collate
+from coconut.batches.credit import credit
 from coconut.batches.curriculum import Row
-from coconut.batches.rollouts import Rollout, Stops, collate_rollouts, credit, make_rollout
+from coconut.batches.rollouts import Rollout, Stops, collate_rollouts, make_rollout
 
 PAD, LATENT = TOKENS["latro_pad"], TOKENS["latent"]
 SCORES = {"rtol": 1e-4, "atol": 1e-3}

@@ -15,8 +15,9 @@ from tiny import REPOSITORY, random_gpt2
 
 from coconut.backend import Decoding
 from coconut.batches.batch import collate
+from coconut.batches.credit import credit
 from coconut.batches.curriculum import IGNORED, Row
-from coconut.batches.rollouts import Rollout, collate_rollouts, credit
+from coconut.batches.rollouts import Rollout, collate_rollouts
 from coconut.config.latro_keys import LatroConfig
 from coconut.config.reading import check_config
 from coconut.run.latro.loop import LatroRunner, read_curve

@@ -11,15 +11,17 @@ import yaml
 from conftest import CHOSEN, load_twin
 from safetensors.numpy import load_file
 
+from coconut.config.keys import PUBLISHED_NAMES
 from coconut.config.latro_keys import LatroConfig
-from coconut.config.reading import PUBLISHED_NAMES, check_config, load_config
+from coconut.config.reading import check_config, load_config
 from coconut.errors import UserError
-from coconut.plan.latro_plan import plan_lines, print_latro_plan, resumed_from
+from coconut.plan.latro_plan import print_latro_plan
 from coconut.reporting.curves import read_history
-from coconut.reporting.report import panels_of
+from coconut.reporting.panels import panels_of
 from coconut.run.answering import evaluate_data_set
 from coconut.run.latro import loop
 from coconut.run.latro.loop import LatroRunner, read_curve
+from coconut.run.latro.resume import plan_lines, resumed_from
 
 REPOSITORY = Path(__file__).parent.parent
 PUBLISHED_METRICS = (

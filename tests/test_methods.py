@@ -8,7 +8,7 @@ import math
 import pytest
 from tiny import read_log, run_config, start
 
-from coconut.config.reading import DATASET_METHODS, METHODS, WITH_LATENTS
+from coconut.config.keys import DATASET_METHODS, METHODS, WITH_LATENTS
 
 # (stage, latents) of the two epochs, and keys of the method's own.
 SCHEDULES = {

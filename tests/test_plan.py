@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 from test_source import IDS, MARKED, checkpoint
 
-from coconut.config.reading import RunConfig, check_config
+from coconut.config.keys import RunConfig
+from coconut.config.reading import check_config
 from coconut.errors import UserError
 from coconut.plan.memory import evaluation_bytes, shape_of, training_bytes
 from coconut.plan.plan import LONGEST, PUBLISHED_SHAPES, SPREAD, print_plan, resume_in_words

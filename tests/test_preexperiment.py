@@ -15,7 +15,7 @@ from coconut.config.latro_keys import LatroConfig
 from coconut.config.reading import check_config
 from coconut.errors import UserError
 from coconut.run.latro.preexperiment import measure
-from coconut.text.tiktoken import Tokenizer
+from coconut.text.tokenizer import Tokenizer
 
 NATS = 1e-3
 """Largest gap of a summed log-probability to the oracle's, relative to 20 nats; seen: 3e-6."""

@@ -14,13 +14,14 @@ import yaml
 from hub_standin import TOKEN, Hub, serving
 from tiny import REPOSITORY, start
 
-from coconut.checkpoints.checkpoint import describe, read_json, write_json
+from coconut.checkpoints.checkpoint import describe
 from coconut.checkpoints.hub import fetch
+from coconut.checkpoints.named import checkpoint_config
 from coconut.checkpoints.source import open_source
 from coconut.commands import generate as ask
-from coconut.commands.generate import checkpoint_config
 from coconut.commands.publish import main
 from coconut.config.reading import load_config
+from coconut.files import read_json, write_json
 
 SHIPPED = REPOSITORY / "data/checkpoints/prosqa"
 REPO = "someone/made"

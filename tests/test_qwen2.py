@@ -26,11 +26,14 @@ from tiny import (
     start,
 )
 
-from coconut.backend import Decoding, Source
+from coconut.backend import Decoding
 from coconut.batches.batch import collate
-from coconut.config.reading import RunConfig, load_config
+from coconut.checkpoints.source import Source
+from coconut.config.keys import RunConfig
+from coconut.config.reading import load_config
 from coconut.errors import UserError
-from coconut.text.tiktoken import LATENT, load_tokenizer
+from coconut.text.opening import load_tokenizer
+from coconut.text.tokenizer import LATENT
 
 EOS = TOKENS["eos"]
 TIED, UNTIED = NAMES = ("qwen2-tiny", "qwen2-tiny-untied")

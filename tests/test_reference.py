@@ -19,8 +19,9 @@ from coconut.batches.curriculum import (
     stage_of_epoch,
     training_row,
 )
+from coconut.config.keys import RunConfig
 from coconut.config.latro_keys import UNUSED, LatroConfig
-from coconut.config.reading import Lora, RunConfig
+from coconut.config.lora_keys import Lora
 from coconut.config.reference import CURRICULUM, GROUPS, READ_BY, grouped, help_text, keys_markdown
 
 KEYS = [f.name for f in fields(RunConfig)]

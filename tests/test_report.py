@@ -15,16 +15,8 @@ from coconut.config.reading import check_config
 from coconut.errors import UserError
 from coconut.reporting.curves import read_history
 from coconut.reporting.drawing import INK
-from coconut.reporting.report import (
-    POINTS,
-    Reporter,
-    main,
-    page,
-    panels_of,
-    results,
-    settings,
-    write_report,
-)
+from coconut.reporting.panels import POINTS, panels_of
+from coconut.reporting.report import Reporter, main, page, results, settings, write_report
 
 PNG = b"\x89PNG\r\n\x1a\n"
 
@@ -153,7 +145,7 @@ def test_thoughts_of_an_evaluation_are_drawn_a_line_a_latent(tmp_path):
 
 def test_a_long_curve_keeps_its_mean_and_range(tmp_path):
     from coconut.reporting.curves import Curve
-    from coconut.reporting.report import _thinned
+    from coconut.reporting.panels import _thinned
 
     values = [float((7 * i) % 101) for i in range(20 * POINTS)]
     curve = Curve([float(i) for i in range(len(values))], values)

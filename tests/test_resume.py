@@ -24,7 +24,8 @@ from tiny import REPOSITORY, read_log, run_config, start
 
 import coconut.checkpoints.checkpoint
 import coconut.run.curriculum_loop
-from coconut.config.reading import RunConfig, load_config
+from coconut.config.keys import RunConfig
+from coconut.config.reading import load_config
 from coconut.errors import UserError
 from coconut.reporting.console import Console
 

@@ -8,9 +8,11 @@ from golden_models import golden
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from coconut.batches import rollouts
+from coconut.batches import credit, rollouts
+from coconut.batches.credit import leave_one_out
 from coconut.batches.curriculum import Row
-from coconut.batches.rollouts import Stops, collate_rollouts, leave_one_out, make_rollout
+from coconut.batches.rollouts import Stops, collate_rollouts, make_rollout
+from coconut.config import latro_keys
 
 GOLDEN_TOLERANCE = {"rtol": 1e-5, "atol": 1e-5}
 """Observed 6e-7, the golden values' float32."""
@@ -218,7 +220,7 @@ def test_golden_rewards_and_advantages(case):
     inputs, outputs = case["inputs"], case["outputs"]
     finished = np.array([inputs["pad_token_id"] in r for r in inputs["truncated_responses"]])
     assert finished.tolist() == outputs["contain_stop_token"]
-    found = rollouts.credit(
+    found = credit.credit(
         *(np.array(inputs[name]) for name in ("rewards", "logprobs", "ref_logprobs")),
         finished,
         inputs["rloo_k"],
@@ -256,12 +258,12 @@ def test_advantages_are_what_leaving_one_out_says():
 def test_a_penalty_worsens_unless_it_is_the_released_one():
     rewards = np.array([-1.0, -9.0, -2.0, -2.0])
     finished = np.array([True, False, False, True])
-    assert rollouts.penalised(rewards, finished, 2, "constant", 2).tolist() == [-1, -11, -4, -2]
-    assert rollouts.penalised(rewards, finished, 2, "group_mean", 2).tolist() == [-1, -10, -4, -2]
-    assert rollouts.penalised(rewards, finished, 2, "batch_mean", 2).tolist() == [-1, -7, -7, -2]
-    mild = rollouts.penalised(np.array([-1.0, -9.0]), np.array([True, False]), 2, "group_mean", 1.2)
+    assert credit.penalised(rewards, finished, 2, "constant", 2).tolist() == [-1, -11, -4, -2]
+    assert credit.penalised(rewards, finished, 2, "group_mean", 2).tolist() == [-1, -10, -4, -2]
+    assert credit.penalised(rewards, finished, 2, "batch_mean", 2).tolist() == [-1, -7, -7, -2]
+    mild = credit.penalised(np.array([-1.0, -9.0]), np.array([True, False]), 2, "group_mean", 1.2)
     assert mild.tolist() == [-1, -9]
 
 
 def test_the_published_stop_strings_are_eighteen():
-    assert len(rollouts.STOP_SEQS) == len(set(rollouts.STOP_SEQS)) == 18
+    assert len(latro_keys.STOP_SEQS) == len(set(latro_keys.STOP_SEQS)) == 18

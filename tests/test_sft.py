@@ -12,7 +12,7 @@ from tiny import data_set_config, read_log
 
 from coconut.batches.curriculum import IGNORED
 from coconut.batches.questions import DataSet
-from coconut.config.reading import RunConfig
+from coconut.config.keys import RunConfig
 from coconut.errors import UserError
 from coconut.plan.plan import print_plan
 from coconut.run.sft_loop import SftRunner

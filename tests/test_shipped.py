@@ -57,7 +57,7 @@ def test_twins_give_the_same_answers(evaluations):
 
 def test_it_opens_in_transformers_with_the_same_tokens():
     transformers = pytest.importorskip("transformers")
-    from coconut.text.tiktoken import load_tokenizer
+    from coconut.text.opening import load_tokenizer
 
     directory = ROOT / "data" / "checkpoints" / "prosqa"
     item = prosqa.read(ROOT / "data" / "prosqa_test.json")[0]

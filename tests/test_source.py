@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from coconut.checkpoints.source import newest_checkpoint, open_source, progress_of
-from coconut.config.reading import RunConfig
+from coconut.config.keys import RunConfig
 from coconut.errors import UserError
 from coconut.text.tiktoken import prosqa_encoding
 

@@ -16,7 +16,9 @@ from hypothesis import strategies as st
 
 from coconut.errors import UserError
 from coconut.text import tiktoken as tokens
-from coconut.text.tiktoken import MARKERS, load_tokenizer, prosqa_encoding
+from coconut.text.opening import load_tokenizer
+from coconut.text.tiktoken import prosqa_encoding
+from coconut.text.tokenizer import MARKERS, Tokenizer
 
 PROSQA = json.loads((Path(__file__).parent.parent / "data" / "prosqa_valid.json").read_text())
 TEXTS = [
@@ -55,21 +57,21 @@ def small_ranks(text: str, n_merges: int) -> dict[bytes, int]:
     return ranks
 
 
-def learned() -> tokens.Tokenizer:
+def learned() -> Tokenizer:
     ranks = small_ranks(" ".join(item["question"] for item in PROSQA[:3]), 80)
     return tokens.TiktokenTokenizer(
         "learned", r" ?\p{L}+| ?\p{N}+|[\s\S]", ranks, {"<|endoftext|>": len(ranks)}
     )
 
 
-def gpt2() -> tokens.Tokenizer:
+def gpt2() -> Tokenizer:
     if "TIKTOKEN_CACHE_DIR" not in os.environ:
         pytest.skip("needs TIKTOKEN_CACHE_DIR with the GPT-2 vocabulary")
     return load_tokenizer("gpt2")
 
 
 @pytest.fixture(scope="module", params=[prosqa_encoding, learned, gpt2], ids=lambda f: f.__name__)
-def encoding(request) -> tokens.Tokenizer:
+def encoding(request) -> Tokenizer:
     return request.param()
 
 
@@ -165,7 +167,7 @@ def test_a_lone_surrogate_is_a_user_error(encoding):
 # --- files
 
 
-def reads_alike(tokenizer: tokens.Tokenizer, other: tokens.Tokenizer, text: str) -> bool:
+def reads_alike(tokenizer: Tokenizer, other: Tokenizer, text: str) -> bool:
     ids = tokenizer.encode(text)
     return other.encode(text) == ids and other.decode(ids) == tokenizer.decode(ids)
 
@@ -187,7 +189,7 @@ def test_saved_and_loaded_gives_the_same_ids(encoding, saved):
 
 
 @pytest.fixture(scope="module")
-def through_json(saved, tmp_path_factory) -> tokens.Tokenizer:
+def through_json(saved, tmp_path_factory) -> Tokenizer:
     """What was saved, read from its tokenizer.json alone."""
     directory = tmp_path_factory.mktemp("json")
     for name in ("tokenizer.json", "tokenizer_config.json"):

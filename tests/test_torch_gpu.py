@@ -22,8 +22,10 @@ from coconut.backend import Decoding
 from coconut.batches.batch import Batch, collate
 from coconut.batches.rollouts import Rollout, collate_rollouts
 from coconut.checkpoints.adapters import Adapter
-from coconut.config.reading import DATASET_METHODS, METHODS, Lora
-from coconut.feedback.rules import Setup, parse
+from coconut.config.keys import DATASET_METHODS, METHODS
+from coconut.config.lora_keys import Lora
+from coconut.feedback.rules import parse
+from coconut.feedback.weights import Setup
 from coconut.world import World
 
 if "cuda" not in CHOSEN:

@@ -22,7 +22,8 @@ from tiny import (
 from coconut.backend import StepStats
 from coconut.batches.batch import collate
 from coconut.errors import UserError
-from coconut.run.curriculum_loop import Runner, learning_rate
+from coconut.run.curriculum_loop import Runner
+from coconut.run.learning_rate import learning_rate
 
 LOSS = 2e-6  # relative; 1.2e-7 seen
 GRADIENTS = 2e-5  # of a tensor's norm; 1.5e-6 seen

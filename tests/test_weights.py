@@ -12,9 +12,9 @@ from golden_models import TOKENS, as_row, mlx_array, ragged_batch, to_numpy, tor
 from safetensors.numpy import load_file, save_file
 from tiny import MODEL, assert_same_updates, model_directory, run_config, start
 
-from coconut.backend import Source
 from coconut.batches.batch import collate
 from coconut.checkpoints.initial import initial_weights
+from coconut.checkpoints.source import Source
 from coconut.errors import UserError
 
 LOGITS = 5e-5  # 2.3e-6 seen

@@ -15,7 +15,8 @@ from safetensors.numpy import load_file, save_file
 from coconut.batches.batch import Batch
 from coconut.batches.curriculum import Row
 from coconut.checkpoints.initial import initial_weights
-from coconut.config.reading import RunConfig, check_config
+from coconut.config.keys import RunConfig
+from coconut.config.reading import check_config
 from coconut.run.curriculum_loop import Runner
 from coconut.tasks import prosqa
 

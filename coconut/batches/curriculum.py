@@ -14,7 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from coconut.config.reading import DATASET_METHODS, WITH_LATENTS, RunConfig
+from coconut.config.keys import DATASET_METHODS, WITH_LATENTS, RunConfig
+from coconut.text.tokenizer import Tokenizer
 
 IGNORED = -100
 """Label of a position that no loss is taken at."""
@@ -259,3 +260,10 @@ def split_sentence(sentence: Sequence[int]) -> tuple[list[int], list[int]]:
 def item_rng(seed: int, epoch: int, idx: int) -> np.random.Generator:
     """The random stream of one item in one epoch: the same in any process and after any resume."""
     return np.random.default_rng([seed, epoch, idx])
+
+
+def markers_of(tokenizer: Tokenizer) -> Markers | None:
+    """The three latent tokens, None if the tokenizer was not given them."""
+    if tokenizer.start_id is None or tokenizer.end_id is None or tokenizer.latent_id is None:
+        return None
+    return Markers(tokenizer.start_id, tokenizer.end_id, tokenizer.latent_id)

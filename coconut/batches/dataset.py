@@ -9,7 +9,7 @@ from typing import Any
 
 from coconut.batches.curriculum import Sample
 from coconut.errors import UserError
-from coconut.text.tiktoken import Tokenizer
+from coconut.text.tokenizer import Tokenizer
 
 CHECKED_ITEMS = 50_000
 """Of a larger file, this many evenly spread items are compared with the whole text's tokens."""

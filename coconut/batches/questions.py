@@ -20,13 +20,12 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from coconut.batches.curriculum import Row, Sample
+from coconut.batches.curriculum import Row, Sample, markers_of
 from coconut.batches.dataset import raise_all
-from coconut.config.reading import RunConfig
+from coconut.config.keys import RunConfig
 from coconut.errors import UserError
-from coconut.run.evaluate import markers_of
 from coconut.text.chat import end_of_turn, render, stop_tokens, uses_template
-from coconut.text.tiktoken import Tokenizer
+from coconut.text.tokenizer import Tokenizer
 
 Item = dict[str, Any]
 DEBUG_ITEMS = {"train": 5_000, "validation": 32, "test": 32}

@@ -8,9 +8,9 @@ from typing import Any, Protocol
 
 from coconut.batches.curriculum import Sample
 from coconut.batches.dataset import SHOWN_PROBLEMS, read_items, tokenize
-from coconut.config.reading import TASKS, RunConfig
+from coconut.config.keys import TASKS, RunConfig
 from coconut.errors import UserError
-from coconut.text.tiktoken import Tokenizer
+from coconut.text.tokenizer import Tokenizer
 from coconut.world import World
 
 DEBUG_ITEMS, DEBUG_VALIDATION = 5_000, 32

@@ -26,9 +26,10 @@ from typing import Any
 import numpy as np
 
 from coconut.checkpoints.architectures import TRIED, is_borrowed
-from coconut.checkpoints.checkpoint import CHECKSUMS, read_json, sha256, weight_files
-from coconut.config.reading import Lora, lora_of
+from coconut.checkpoints.checkpoint import CHECKSUMS, weight_files
+from coconut.config.lora_keys import Lora, lora_of
 from coconut.errors import UserError
+from coconut.files import read_json, sha256
 
 TRAINED, ADAPTER_CONFIG = "trained.safetensors", "adapter_config.json"
 FUSED = ("phi3",)

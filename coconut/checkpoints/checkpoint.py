@@ -11,22 +11,21 @@ A name without a dot is always complete: it appears by one rename of a directory
 
 from __future__ import annotations
 
-import hashlib
-import json
-import math
 import os
 import re
 import shutil
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from coconut.checkpoints.architectures import check_architecture, resolved
 from coconut.errors import UserError
 
 if TYPE_CHECKING:
-    from coconut.backend import Backend
+    pass
+from coconut.checkpoints.safetensors import TensorEntry, _is_entry, safetensors_header
+from coconut.files import _flush, _hidden, _is_file_name, read_json, sha256, write_json
 
 FORMAT_VERSION = 1
 CONFIG, COCONUT, CHECKSUMS = "config.json", "coconut.json", "checksums.json"
@@ -171,133 +170,6 @@ def clean(run_dir: Path) -> None:
             shutil.rmtree(path)
         else:
             path.unlink()
-
-
-def read_bytes(path: Path) -> bytes:
-    """Content of a file. Raises UserError if it cannot be read."""
-    try:
-        return Path(path).read_bytes()
-    except OSError as error:
-        raise UserError(str(path), f"cannot be read: {error.strerror}") from error
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """The JSON object in a file. Raises UserError if it is not there or not one."""
-    try:
-        content = json.loads(read_bytes(path))
-    # RecursionError: brackets nested a thousand deep are damage too.
-    except (ValueError, RecursionError) as error:
-        raise UserError(str(path), f"not JSON, the file is damaged ({error})") from error
-    if not isinstance(content, dict):
-        raise UserError(str(path), f"expected a JSON object, got {type(content).__name__}")
-    return content
-
-
-def write_json(path: Path, content: dict[str, Any]) -> None:
-    """Write a JSON object, indented, replacing the file in one step.
-
-    Raises ValueError on NaN or infinity (not JSON), UserError if the disk refuses.
-    """
-    path = Path(path)
-    text = json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
-    partial = _hidden(path, "partial")
-    try:
-        partial.write_text(text, encoding="utf-8")
-        _flush(partial)
-        partial.replace(path)
-    except OSError as error:
-        partial.unlink(missing_ok=True)
-        raise UserError(str(path), f"cannot be written: {error.strerror}") from error
-
-
-def write_text(path: Path, content: str | bytes) -> None:
-    """Write a file whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.partial")
-    try:
-        partial.write_bytes(content.encode("utf-8") if isinstance(content, str) else content)
-        partial.replace(path)
-    except OSError:
-        partial.unlink(missing_ok=True)
-        raise
-
-
-def sha256(path: Path) -> str:
-    """Hexadecimal sha256 of a file, read in pieces of a megabyte."""
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while piece := file.read(1 << 20):
-            digest.update(piece)
-    return digest.hexdigest()
-
-
-def measured_with(twin: str, backend: Backend, data: str) -> dict[str, str]:
-    """What a summary says of the machine it was made on, and of the file of its questions."""
-    return {
-        "backend": twin,
-        "device": backend.device,
-        "dtype": backend.dtype,
-        "data": data,
-        "data_sha256": sha256(Path(data)),
-    }
-
-
-class TensorEntry(NamedTuple):
-    """One tensor of a safetensors file; start and stop are byte offsets into the data part."""
-
-    dtype: str
-    shape: tuple[int, ...]
-    start: int
-    stop: int
-
-
-_LONGEST_HEADER = 100_000_000  # the format's own limit
-_BITS = {
-    **dict.fromkeys(("BOOL", "U8", "I8", "F8_E4M3", "F8_E5M2", "F8_E8M0"), 8),
-    **dict.fromkeys(("U16", "I16", "F16", "BF16"), 16),
-    **dict.fromkeys(("U32", "I32", "F32"), 32),
-    **dict.fromkeys(("U64", "I64", "F64", "C64"), 64),
-}
-
-
-def safetensors_header(path: Path) -> dict[str, TensorEntry]:
-    """Names, types and shapes of a safetensors file, checked against its size.
-
-    The tensors must fill the data part without gap or overlap, so a file cut anywhere is found
-    before a framework opens it. Reads the header only. Raises UserError.
-    Source: the format's description, 8 bytes of little-endian header length, JSON, data.
-    """
-    path = Path(path)
-    try:
-        with open(path, "rb") as file:
-            size = os.fstat(file.fileno()).st_size
-            length = int.from_bytes(file.read(8), "little")
-            if size < 8 or length > min(size - 8, _LONGEST_HEADER):
-                raise UserError(
-                    str(path), f"truncated or damaged: {size:,} bytes, header of {length:,} bytes"
-                )
-            header = file.read(length)
-    except OSError as error:
-        raise UserError(str(path), f"cannot be read: {error.strerror}") from error
-    try:
-        content = json.loads(header, object_pairs_hook=_without_repetition)
-    except (ValueError, RecursionError) as error:
-        raise UserError(str(path), f"the header is no safetensors header: {error}") from error
-    if not isinstance(content, dict):
-        raise UserError(str(path), "the header is no JSON object")
-    content.pop("__metadata__", None)
-    entries = {name: _tensor_entry(path, name, entry) for name, entry in content.items()}
-    end = 0
-    for name, entry in sorted(entries.items(), key=lambda item: (item[1].start, item[1].stop)):
-        if entry.start != end:
-            raise UserError(str(path), f"{name}: data begin at {entry.start:,}, expected {end:,}")
-        end = entry.stop
-    if end != size - 8 - length:
-        kind = "truncated" if end > size - 8 - length else "too long"
-        raise UserError(
-            str(path), f"{kind}: {size:,} bytes, the header describes {8 + length + end:,}"
-        )
-    return entries
 
 
 def weight_files(directory: Path) -> dict[str, dict[str, TensorEntry]]:
@@ -454,60 +326,3 @@ def _is_left(path: Path, pid: int) -> bool:
     except PermissionError:
         return False
     return False
-
-
-def _hidden(path: Path, state: str) -> Path:
-    return path.parent / f".{path.name}.{state}-{os.getpid()}"
-
-
-def _flush(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _is_file_name(name: object) -> bool:
-    # isprintable: neither NUL nor lone surrogates, which no file system call takes.
-    return (
-        isinstance(name, str)
-        and name not in ("", ".", "..")
-        and name.isprintable()
-        and not set(name) & set("/\\")
-    )
-
-
-def _is_entry(name: str, entry: object) -> bool:
-    # A damaged or hostile list must not lead out of the directory.
-    return (
-        all(map(_is_file_name, name.split("/")))
-        and isinstance(entry, dict)
-        and type(entry.get("bytes")) is int
-        and isinstance(entry.get("sha256"), str)
-    )
-
-
-def _without_repetition(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    content = dict(pairs)
-    if len(content) < len(pairs):
-        raise ValueError("a name occurs twice")
-    return content
-
-
-def _tensor_entry(path: Path, name: str, entry: object) -> TensorEntry:
-    if isinstance(entry, dict):
-        dtype: Any = entry.get("dtype")
-        shape: Any = entry.get("shape")
-        offsets: Any = entry.get("data_offsets")
-        if isinstance(dtype, str) and _are_counts(shape) and _are_counts(offsets):
-            bits = _BITS.get(dtype)
-            if bits is None:
-                raise UserError(str(path), f"{name}: type {dtype} is not supported")
-            if len(offsets) == 2 and 8 * (offsets[1] - offsets[0]) == bits * math.prod(shape):
-                return TensorEntry(dtype, tuple(shape), offsets[0], offsets[1])
-    raise UserError(str(path), f"{name}: dtype, shape and data_offsets do not fit together")
-
-
-def _are_counts(numbers: object) -> bool:
-    return isinstance(numbers, list) and all(type(n) is int and n >= 0 for n in numbers)

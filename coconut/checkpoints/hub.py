@@ -15,11 +15,11 @@ from coconut.checkpoints.checkpoint import (
     WEIGHTS,
     WEIGHTS_INDEX,
     index_files,
-    read_json,
     weight_files,
 )
 from coconut.errors import UserError
-from coconut.text.tiktoken import ENCODING_FILE, HF_COMPANIONS, HF_FILE, RANKS_FILE
+from coconut.files import read_json
+from coconut.text.tokenizer import ENCODING_FILE, HF_COMPANIONS, HF_FILE, RANKS_FILE
 
 DESCRIPTION = (
     CONFIG,

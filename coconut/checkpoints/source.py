@@ -5,17 +5,23 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from coconut.backend import Source
 from coconut.checkpoints.adapters import Adapter, fingerprint, is_adapter, read_adapter
-from coconut.checkpoints.architectures import check_architecture, resolved
-from coconut.checkpoints.checkpoint import COCONUT, CONFIG, describe, latest, read_json, verify
+from coconut.checkpoints.architectures import check_architecture, n_positions, resolved
+from coconut.checkpoints.checkpoint import COCONUT, CONFIG, describe, latest, verify
 from coconut.checkpoints.hub import fetch
-from coconut.config.reading import LATENT_GROWTH, METHODS, WITH_FEEDBACK, Lora, RunConfig
+from coconut.config.keys import LATENT_GROWTH, METHODS, WITH_FEEDBACK, RunConfig
+from coconut.config.lora_keys import Lora
 from coconut.errors import UserError
-from coconut.feedback.rules import Setup, parse
-from coconut.text.tiktoken import Tokenizer, load_tokenizer
+from coconut.feedback.rules import parse
+from coconut.feedback.weights import Setup
+from coconut.files import read_json
+from coconut.text.opening import load_tokenizer
+from coconut.text.tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    from coconut.config.keys import RunConfig
 
 LAST = "last"
 """Directory of a run's checkpoint inside an epoch (save_every); the others are epoch_NN."""
@@ -317,3 +323,28 @@ def _described(model: dict[str, Any], tokenizer: Tokenizer) -> dict[str, Any]:
     if "n_positions" in model:
         known["n_ctx"] = model["n_positions"]
     return known | model
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where a model comes from, and the vocabulary it is to have.
+
+    config: its config.json. directory: a checkpoint with weights, or None for random ones.
+    vocab_size: rows the embedding needs at least. new_tokens: ids whose rows must be set anew, from
+    the row of copy_from, or at random if that is None. adapter: what is trained beside it, if the
+    weights themselves are frozen.
+    """
+
+    config: dict[str, Any]
+    directory: Path | None
+    vocab_size: int
+    new_tokens: range
+    copy_from: int | None
+    feedback: Setup | None = None
+    """The rule that latents are fed by, if there are any."""
+    adapter: Adapter | None = None
+
+    @property
+    def n_positions(self) -> int | None:
+        """Positions the model has, or of a borrowed one those within its sliding window."""
+        return n_positions(self.config)

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 
 from coconut.checkpoints.adapters import is_adapter
 from coconut.checkpoints.checkpoint import COCONUT, describe, write_atomically
+from coconut.checkpoints.named import checkpoint_config
 from coconut.checkpoints.source import open_source
-from coconut.commands.generate import checkpoint_config
 from coconut.errors import UserError, guarded
 
 if TYPE_CHECKING:

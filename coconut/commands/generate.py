@@ -6,21 +6,17 @@ import argparse
 import json
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from coconut.backend import Decoding
 from coconut.batches.batch import collate
-from coconut.batches.curriculum import Sample, question_row
-from coconut.checkpoints.checkpoint import describe
-from coconut.checkpoints.hub import fetch
+from coconut.batches.curriculum import Sample, markers_of, question_row
 from coconut.checkpoints.source import open_source
-from coconut.config.reading import METHODS, RunConfig
 from coconut.errors import UserError, guarded
-from coconut.run.evaluate import markers_of
 
 if TYPE_CHECKING:
     from coconut.backend import MakeBackend
+from coconut.checkpoints.named import add_model, checkpoint_config, found_model, too_low
 
 
 def main(twin: str, make_backend: MakeBackend, argv: Sequence[str] | None = None) -> None:
@@ -38,25 +34,6 @@ def main(twin: str, make_backend: MakeBackend, argv: Sequence[str] | None = None
     parser.add_argument("--json", action="store_true", help="an object a question")
     options = parser.parse_args(argv)
     guarded(lambda: _answer(make_backend, options))
-
-
-def add_model(parser: argparse.ArgumentParser) -> None:
-    """The options that name a checkpoint."""
-    parser.add_argument(
-        "--model", required=True, metavar="DIR", help="checkpoint directory, or its name on the hub"
-    )
-    parser.add_argument("--base", metavar="DIR", help="where an adapter's base is, if it was moved")
-
-
-def too_low(options: argparse.Namespace, **least: int) -> list[str]:
-    """What is wrong with the options that have a least value; one that was not given is right."""
-    given = ((name, getattr(options, name), low) for name, low in least.items())
-    return [
-        f"--{name.replace('_', '-')}: must be at least {low}, got {value}"
-        for name, value, low in given
-        # Not `value < low`: a NaN is not below anything.
-        if value is not None and not value >= low
-    ]
 
 
 def _answer(make_backend: MakeBackend, options: argparse.Namespace) -> None:
@@ -100,23 +77,3 @@ def _answer(make_backend: MakeBackend, options: argparse.Namespace) -> None:
                 found = {"question": questions[row.idx], "latents": row.n_latents, "text": text}
                 text = json.dumps(found, ensure_ascii=False)
             print(text, flush=True)
-
-
-def found_model(name: Path | str) -> Path:
-    """The directory of a checkpoint that is named by it, or by its name on the hub."""
-    directory = Path(name)
-    return directory if directory.exists() else fetch(str(name))
-
-
-def checkpoint_config(directory: Path, base: str | None = None) -> RunConfig:
-    """The configuration a checkpoint is asked under: its own method and latents.
-
-    base: directory of an adapter's base, if it was moved.
-    """
-    made_with = describe(directory)["coconut"] or {"method": "cot"}
-    config = RunConfig(load_model_path=str(directory), only_eval=True, model_id=base)
-    for name in ("method", "c_thought", "max_latent_stage", "pad_latent_to_max", "latent_growth"):
-        setattr(config, name, made_with.get(name, getattr(config, name)))
-    if config.method not in METHODS:
-        raise UserError(str(directory / "coconut.json"), f"unknown method {config.method!r}")
-    return config

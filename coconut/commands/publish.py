@@ -19,14 +19,13 @@ from coconut.checkpoints.checkpoint import (
     FEEDBACK,
     describe,
     epoch_of,
-    read_bytes,
-    read_json,
     verify,
     weight_files,
 )
 from coconut.checkpoints.hub import DESCRIPTION, http_error, status_and_reason
-from coconut.config.reading import DATASET_METHODS
+from coconut.config.keys import DATASET_METHODS
 from coconut.errors import UserError, guarded
+from coconut.files import read_bytes, read_json
 
 CARD, SUMMARY = "README.md", "summary.json"
 ASKED = ("method", "c_thought", "max_latent_stage", "pad_latent_to_max", "stage")

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING
 
+from coconut.config.keys import DATASET_METHODS, RunConfig
 from coconut.config.latro_keys import LatroConfig
-from coconut.config.reading import DATASET_METHODS, RunConfig, load_config
+from coconut.config.reading import load_config
 from coconut.config.reference import help_text
 from coconut.errors import UserError, guarded
-from coconut.world import AgreedError, World
+from coconut.world import World
 
 if TYPE_CHECKING:
     from coconut.backend import Backend, MakeBackend
+from coconut.world import together
 
 
 def main(
@@ -105,24 +106,3 @@ def _process_problem(config: RunConfig, twin: str, n: int, only_check: bool) -> 
             " --nproc_per_node N -m cuda_coconut.run ..., or set shard: False"
         )
     return None
-
-
-def together(run: Callable[[World], None], make_world: Callable[[], World]) -> None:
-    """Call `run` in every process of a run; a UserError in one ends all, said once."""
-    world = make_world()
-    try:
-        run(world)
-    except UserError as error:
-        told = world.tell(error)
-        if world.is_first or not isinstance(told, AgreedError):
-            print(told, file=sys.stderr, flush=True)
-        if isinstance(told, AgreedError):
-            # A launcher ends all processes when one leaves: not before the line is out.
-            world.gather(b"")
-        sys.exit(2)
-    except KeyboardInterrupt:
-        if world.is_first:
-            raise
-        sys.exit(130)
-    finally:
-        world.close()

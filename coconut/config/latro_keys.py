@@ -7,8 +7,23 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
-from coconut.batches.rollouts import PENALTIES, STOP_SEQS
-from coconut.config.reading import CURRICULUM_KEYS, RunConfig, key, not_default, not_read
+from coconut.config.checks import not_default, not_read
+from coconut.config.keys import CURRICULUM_KEYS, RunConfig
+from coconut.config.values import key
+
+STOP_SEQS = (
+    *("Answer:", " Answer:", "\nAnswer:"),
+    *("The answer is", " The answer is", "\nThe answer is"),
+    *("The answer is:", " The answer is:", "\nThe answer is:"),
+    *(" the answer is", "so the final answer is", "So, the answer is"),
+    "Therefore, the answer is",
+    *("The function call is:", "\nThe function call is:"),
+    *("The function call is", "\nThe function call is", "the function call is"),
+)
+"""The published stop strings; those of a function call come from a task that was not published."""
+
+PENALTIES = ("constant", "group_mean", "batch_mean")
+"""What an unfinished rationale's reward becomes; `penalised` says how."""
 
 PRESETS: dict[str, dict[str, Any]] = {
     "paper": {},

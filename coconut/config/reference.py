@@ -12,16 +12,16 @@ from collections.abc import Sequence
 from dataclasses import Field, fields
 from typing import Any
 
-from coconut.config.latro_keys import PRESETS, UNUSED, LatroConfig
-from coconut.config.reading import (
+from coconut.config.keys import (
     DATASET_METHODS,
     METHODS,
     PUBLISHED_NAMES,
     WITH_FEEDBACK,
     WITH_LATENTS,
-    Lora,
     RunConfig,
 )
+from coconut.config.latro_keys import PRESETS, UNUSED, LatroConfig
+from coconut.config.lora_keys import Lora
 
 CURRICULUM = tuple(method for method in METHODS if method not in DATASET_METHODS)
 STAGED = ("coconut", "pause_as_thought", "no_thoughts")

@@ -44,17 +44,16 @@ from coconut.checkpoints.checkpoint import (
     CONFIG,
     FEEDBACK,
     describe,
-    read_json,
     write_atomically,
-    write_json,
 )
+from coconut.checkpoints.named import checkpoint_config
 from coconut.checkpoints.source import open_source
-from coconut.commands.generate import checkpoint_config
-from coconut.config.reading import Lora
+from coconut.config.lora_keys import Lora
 from coconut.convert.tensors import read_file
 from coconut.convert.write import refuse_existing
 from coconut.errors import UserError, guarded
-from coconut.text.tiktoken import load_tokenizer
+from coconut.files import read_json, write_json
+from coconut.text.opening import load_tokenizer
 
 PEFT_WEIGHTS = "adapter_model.safetensors"
 PREFIX = "base_model.model."

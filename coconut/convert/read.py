@@ -17,11 +17,10 @@ from coconut.checkpoints.checkpoint import (
     WEIGHTS,
     WEIGHTS_INDEX,
     describe,
-    read_json,
-    safetensors_header,
     verify,
     weight_files,
 )
+from coconut.checkpoints.safetensors import safetensors_header
 from coconut.convert.keymap import (
     ARCHITECTURES,
     COCONUT_PREFIX,
@@ -36,6 +35,7 @@ from coconut.convert.keymap import (
 )
 from coconut.convert.tensors import WEIGHT_TYPES, Tensor, read_file, read_safetensors, shown, some
 from coconut.errors import UserError
+from coconut.files import read_json
 
 PICKLED, PICKLED_INDEX = "pytorch_model.bin", "pytorch_model.bin.index.json"
 TRAINER_STATE = "trainer_state.json"

@@ -16,7 +16,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from coconut.checkpoints.checkpoint import WEIGHTS, WEIGHTS_INDEX, safetensors_header
+from coconut.checkpoints.checkpoint import WEIGHTS, WEIGHTS_INDEX
+from coconut.checkpoints.safetensors import safetensors_header
 from coconut.errors import UserError
 
 SHARD_BYTES = 5 * 2**30

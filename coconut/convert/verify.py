@@ -23,11 +23,12 @@ from coconut.batches.batch import collate
 from coconut.batches.curriculum import Row
 from coconut.checkpoints.architectures import n_positions
 from coconut.checkpoints.checkpoint import CONFIG
-from coconut.config.reading import WITH_FEEDBACK
+from coconut.config.keys import WITH_FEEDBACK
 from coconut.convert.keymap import TWINS, WRAPPER_COPY
 from coconut.convert.read import FORK_IDS, Checkpoint, read
 from coconut.errors import UserError, guarded
-from coconut.feedback.rules import Setup, parse
+from coconut.feedback.rules import parse
+from coconut.feedback.weights import Setup
 
 TOLERANCE = 1e-4
 """Of the largest logit. Seen between the twins: 1e-6; a turned square matrix gives about 1."""

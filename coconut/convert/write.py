@@ -9,13 +9,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from coconut import files
 from coconut.checkpoints import checkpoint as layout
 from coconut.convert.keymap import HEAD, WRAPPER_COPY
 from coconut.convert.read import FORK_IDS, Checkpoint
 from coconut.convert.tensors import to_torch, write_weights
 from coconut.errors import UserError
 from coconut.feedback.rules import parse
-from coconut.text.tiktoken import HF_FILE, RANKS_FILE, Tokenizer, load_tokenizer
+from coconut.text.opening import load_tokenizer
+from coconut.text.tokenizer import HF_FILE, RANKS_FILE, Tokenizer
 
 NO_TOKENIZER = "none"
 PUBLISHED = {"c_thought": 1, "max_latent_stage": 6}
@@ -77,12 +79,12 @@ def write_directory(
     if tokenizer is not None and "eos_token_id" not in config:
         config["bos_token_id"] = config["eos_token_id"] = tokenizer.eos_id
     with layout.write_atomically(target) as partial:
-        layout.write_json(partial / layout.CONFIG, config)
+        files.write_json(partial / layout.CONFIG, config)
         write_weights(partial, found.tensors)
         if tokenizer is not None:
             tokenizer.save(partial)
         if coconut is not None:
-            layout.write_json(partial / layout.COCONUT, coconut)
+            files.write_json(partial / layout.COCONUT, coconut)
     return notes
 
 

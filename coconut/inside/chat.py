@@ -18,15 +18,14 @@ import rich.console
 
 from coconut.backend import Decoding
 from coconut.batches.batch import collate
-from coconut.batches.curriculum import Sample, question_row
-from coconut.commands.generate import add_model, too_low
+from coconut.batches.curriculum import Sample, markers_of, question_row
+from coconut.checkpoints.named import add_model, too_low
 from coconut.errors import UserError, guarded
 from coconut.inside.graph import read_graph
 from coconut.inside.lens import Lens
 from coconut.reporting.console import Console
-from coconut.run.evaluate import markers_of
 from coconut.text.answers import exact_match
-from coconut.text.tiktoken import MARKERS
+from coconut.text.tokenizer import MARKERS
 
 if TYPE_CHECKING:
     from coconut.backend import MakeBackend

@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from coconut.batches.dataset import read_items
-from coconut.checkpoints.checkpoint import write_text
-from coconut.commands.generate import add_model, too_low
+from coconut.checkpoints.named import add_model, too_low
 from coconut.errors import UserError, guarded
+from coconut.files import write_text
 from coconut.inside.graph import read_graph
 from coconut.inside.lens import READINGS, Inspection, Lens
 from coconut.inside.page import page

@@ -20,15 +20,14 @@ import numpy as np
 
 from coconut.backend import Backend, Decoding
 from coconut.batches.batch import Batch, collate
-from coconut.batches.curriculum import Row, Sample, plan, question_row
+from coconut.batches.curriculum import Row, Sample, markers_of, plan, question_row
+from coconut.checkpoints.named import checkpoint_config, found_model
 from coconut.checkpoints.source import open_source
-from coconut.commands.generate import checkpoint_config, found_model
-from coconut.config.reading import WITH_FEEDBACK, WITH_LATENTS
+from coconut.config.keys import WITH_FEEDBACK, WITH_LATENTS
 from coconut.errors import UserError
 from coconut.inside.graph import Graph, read_graph, sentences
-from coconut.run.evaluate import markers_of
 from coconut.text.answers import exact_match, extract
-from coconut.text.tiktoken import END_OF_TEXT, PROSQA_CONCEPTS, PROSQA_NAMES, START, Tokenizer
+from coconut.text.tokenizer import END_OF_TEXT, PROSQA_CONCEPTS, PROSQA_NAMES, START, Tokenizer
 
 if TYPE_CHECKING:
     from coconut.backend import MakeBackend

@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from coconut.backend import Source
 from coconut.checkpoints.adapters import n_trained
 from coconut.checkpoints.architectures import check_architecture, is_borrowed, n_positions
+from coconut.checkpoints.source import Source
 from coconut.errors import UserError
 
 

@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 
-from coconut.backend import Source
 from coconut.batches.curriculum import (
     IGNORED,
     Markers,
@@ -21,6 +20,7 @@ from coconut.batches.curriculum import (
     evaluation_stage,
     item_rng,
     longest_row,
+    markers_of,
     mixed_stage,
     n_stages,
     plan,
@@ -33,16 +33,16 @@ from coconut.batches.questions import DataSet, Questions
 from coconut.batches.training_data import DEBUG_VALIDATION, TrainingData
 from coconut.checkpoints.adapters import check_twin, in_words, n_trained
 from coconut.checkpoints.hub import HubUnreachable, missing_weights
-from coconut.checkpoints.source import newest_checkpoint, open_source, progress_of
+from coconut.checkpoints.source import Source, newest_checkpoint, open_source, progress_of
+from coconut.config.keys import DATASET_METHODS, WITH_LATENTS, RunConfig
 from coconut.config.latro_keys import LatroConfig
-from coconut.config.reading import DATASET_METHODS, WITH_LATENTS, RunConfig
 from coconut.errors import UserError
 from coconut.plan.memory import Shape, evaluation_bytes, frozen_bytes, shape_of, training_bytes
 from coconut.reporting.console import Console
-from coconut.run.evaluate import markers_of
 from coconut.run.latro.preexperiment import scored
-from coconut.text.tiktoken import Tokenizer, load_tokenizer
-from coconut.world import processes_in_words
+from coconut.run.start import processes_in_words
+from coconut.text.opening import load_tokenizer
+from coconut.text.tokenizer import Tokenizer
 
 SPREAD, LONGEST = 1_000, 200
 """Of a larger data set, this many evenly spread and this many longest items are tokenised."""

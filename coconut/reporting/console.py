@@ -30,7 +30,7 @@ import rich.text
 from coconut.errors import UserError
 
 if TYPE_CHECKING:
-    from coconut.config.reading import RunConfig
+    from coconut.config.keys import RunConfig
 
 LOG = "log.jsonl"
 N_SHOWN = 5

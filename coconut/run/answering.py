@@ -12,15 +12,15 @@ from typing import Any
 from coconut.backend import Backend, MakeBackend
 from coconut.batches.dataset import check_lengths
 from coconut.batches.questions import Questions
-from coconut.checkpoints import checkpoint
-from coconut.checkpoints.checkpoint import write_text
 from coconut.checkpoints.source import open_source
+from coconut.config.keys import RunConfig
 from coconut.config.latro_keys import LatroConfig
-from coconut.config.reading import RunConfig
+from coconut.files import write_text
 from coconut.reporting.console import N_SHOWN, Console, tracker
-from coconut.run.curriculum_loop import check_same
+from coconut.run import ending
 from coconut.run.latro.rationale_check import RationaleCheck
 from coconut.run.sampling import decode_rows
+from coconut.run.start import check_same
 from coconut.world import World
 
 SHOWN = 60
@@ -74,7 +74,7 @@ def evaluate_data_set(
             summary["rationales"] = check.run(backend, tokens, world)
         summary |= {
             "method": config.method,
-            **checkpoint.measured_with(twin, backend, path),
+            **ending.measured_with(twin, backend, path),
             "checkpoint": config.load_model_path or config.model_id,
             "dataset_name": config.dataset_name,
             "split": config.split,

@@ -7,13 +7,14 @@ import math
 import os
 import shutil
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from coconut.backend import MakeBackend, Source
+from coconut import files
+from coconut.backend import MakeBackend
 from coconut.batches.batch import Batch, chunks, collate, epoch_order
 from coconut.batches.curriculum import (
     Row,
@@ -22,6 +23,7 @@ from coconut.batches.curriculum import (
     evaluation_stage,
     item_rng,
     longest_row,
+    markers_of,
     mixed_stage,
     n_stages,
     question_row,
@@ -31,14 +33,17 @@ from coconut.batches.curriculum import (
 from coconut.batches.dataset import check_lengths, read_items, tokenize
 from coconut.batches.training_data import DEBUG_VALIDATION, TrainingData, TrainingSamples
 from coconut.checkpoints import checkpoint
-from coconut.checkpoints.checkpoint import write_text
 from coconut.checkpoints.source import LAST, newest_checkpoint, open_source
-from coconut.config.reading import RunConfig
+from coconut.config.keys import RunConfig
 from coconut.errors import UserError
+from coconut.files import write_text
 from coconut.reporting.console import N_SHOWN, Console, tracker
 from coconut.reporting.report import Reporter
-from coconut.run.evaluate import Evaluation, evaluate, markers_of
-from coconut.world import World, processes_in_words
+from coconut.run import ending
+from coconut.run.evaluate import Evaluation, evaluate
+from coconut.run.learning_rate import learning_rate
+from coconut.run.start import check_same, processes_in_words
+from coconut.world import World
 
 N_FITTED = 512
 """Training items that a feedback rule's `linear` is fitted on, if it asks for that."""
@@ -328,7 +333,7 @@ class Runner:
             "loss": loss,
             "epoch": None if epoch is None else epoch + 1,
             "method": config.method,
-            **checkpoint.measured_with(self.twin, self.backend, self.val_path),
+            **ending.measured_with(self.twin, self.backend, self.val_path),
             "checkpoint": (config.load_model_path or config.model_id)
             if epoch is None
             else str(self.run_dir),
@@ -389,7 +394,7 @@ class Runner:
             self.world.wait()  # the others hear of a disk that refuses, and give nothing
             self.backend.save(partial, with_optimizer=True)
             self.tokenizer.save(partial)
-            checkpoint.write_json(
+            files.write_json(
                 partial / "coconut.json",
                 {
                     "format_version": checkpoint.FORMAT_VERSION,
@@ -406,7 +411,7 @@ class Runner:
                     else [self.markers.start, self.markers.end, self.markers.latent],
                 },
             )
-            checkpoint.write_json(
+            files.write_json(
                 partial / "trainer_state.json",
                 {
                     "epoch": self.epoch,
@@ -423,7 +428,7 @@ class Runner:
         )
 
     def _restore(self, directory: Path) -> None:
-        state = checkpoint.read_json(directory / "trainer_state.json")
+        state = files.read_json(directory / "trainer_state.json")
         if state["seed"] != self.config.seed:
             raise UserError(
                 str(directory),
@@ -444,7 +449,7 @@ class Runner:
         path = self.run_dir / "evaluations.json"
         if path.exists():
             # Later ones are of checkpoints that are gone: what is trained again is measured again.
-            found = checkpoint.read_json(path).items()
+            found = files.read_json(path).items()
             self.evaluations = {epoch: value for epoch, value in found if int(epoch) <= self.epoch}
 
     def _prune(self) -> None:
@@ -501,34 +506,3 @@ class Runner:
             labels=batch.labels[0][batch.mask[0]].tolist(),
             texts=[self.tokenizer.decode([i], keep_markers=True) for i in ids],
         )
-
-
-def check_same(world: World, config: RunConfig, source: Source, files: Iterable[str]) -> None:
-    """Raise UserError unless all processes read the same files, wherever they run.
-
-    files: data that is there before the run.
-    """
-    world.check_same("configuration", config.to_yaml())
-    for path in sorted(files):
-        world.check_same_file(Path(path))
-    if source.directory is None:
-        world.check_same("model_config_path", json.dumps(source.config))
-    elif (source.directory / checkpoint.CHECKSUMS).exists():
-        # Its digests were compared with the files when it was opened.
-        world.check_same_file(source.directory / checkpoint.CHECKSUMS)
-    else:
-        for name in sorted(checkpoint.weight_files(source.directory)):
-            world.check_same_file(source.directory / name)
-
-
-def learning_rate(config: RunConfig, update: int, total: int) -> float:
-    """Rate of an update: linear warm-up, then constant, or linear or cosine to 0 at `total`."""
-    if update < config.warmup_updates:
-        return config.lr * (update + 1) / config.warmup_updates
-    done = (update - config.warmup_updates) / max(total - config.warmup_updates, 1)
-    factor = {
-        "constant": 1.0,
-        "linear": 1 - done,
-        "cosine": 0.5 * (1 + math.cos(math.pi * done)),
-    }
-    return config.lr * max(factor[config.lr_schedule], 0.0)

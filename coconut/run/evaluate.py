@@ -12,10 +12,10 @@ import numpy as np
 
 from coconut.backend import Backend, Decoding
 from coconut.batches.batch import collate
-from coconut.batches.curriculum import Markers, Sample, question_row, remaining_steps
-from coconut.config.reading import RunConfig
+from coconut.batches.curriculum import Sample, markers_of, question_row, remaining_steps
+from coconut.config.keys import RunConfig
 from coconut.text.answers import classify_chain, cot_match, exact_match, extract, numeric_match
-from coconut.text.tiktoken import Tokenizer
+from coconut.text.tokenizer import Tokenizer
 from coconut.world import World
 
 
@@ -157,10 +157,3 @@ def _count(predictions: Sequence[dict[str, Any]], seconds: float) -> dict[str, A
         "new_tokens_per_question": sum(p["new_tokens"] for p in predictions) / n,
         "unfinished": sum(not p["ended"] for p in predictions) / n,
     }
-
-
-def markers_of(tokenizer: Tokenizer) -> Markers | None:
-    """The three latent tokens, None if the tokenizer was not given them."""
-    if tokenizer.start_id is None or tokenizer.end_id is None or tokenizer.latent_id is None:
-        return None
-    return Markers(tokenizer.start_id, tokenizer.end_id, tokenizer.latent_id)

@@ -11,7 +11,7 @@ import numpy as np
 from coconut.backend import Backend, Decoding
 from coconut.batches.batch import chunks, collate
 from coconut.batches.curriculum import Row
-from coconut.config.reading import RunConfig
+from coconut.config.keys import RunConfig
 from coconut.world import World
 
 if TYPE_CHECKING:

@@ -9,10 +9,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from coconut import files
 from coconut.batches.curriculum import Sample
 from coconut.batches.questions import Questions
 from coconut.checkpoints import checkpoint
 from coconut.reporting.console import Console
+from coconut.run import ending
 from coconut.run.answering import answer, check_room
 from coconut.run.curriculum_loop import Runner
 from coconut.run.evaluate import Evaluation
@@ -83,9 +85,9 @@ class SftRunner(Runner):
                 )
             summary |= {
                 "checkpoint": str(directory) if has_best else "last",
-                **checkpoint.measured_with(self.twin, self.backend, data),
+                **ending.measured_with(self.twin, self.backend, data),
             }
             if self.world.is_first:
-                checkpoint.write_json(path, summary)
+                files.write_json(path, summary)
             n = summary["n"]
             console.event("test", path=str(path), answer=(round(summary["accuracy"] * n), n))

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from decimal import Decimal
 from typing import Any
 
-from coconut.text.tiktoken import MARKERS
+from coconut.text.tokenizer import MARKERS
 
 _ANSWER_SIGN = re.compile("#{3,}")
 _NUMBER = re.compile(r"[-+]?(\d+(,\d+)*(\.\d*)?|\.\d+)", re.ASCII)

@@ -15,9 +15,9 @@ from typing import Any, NoReturn
 import jinja2
 import jinja2.sandbox
 
-from coconut.config.reading import RunConfig
+from coconut.config.keys import RunConfig
 from coconut.errors import UserError
-from coconut.text.tiktoken import Tokenizer
+from coconut.text.tokenizer import Tokenizer
 
 Message = dict[str, str]
 _PROBE = "zqxj"

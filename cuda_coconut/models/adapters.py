@@ -14,11 +14,11 @@ from torch import nn
 
 from coconut.checkpoints import adapters as files
 from coconut.checkpoints.adapters import Adapter
-from coconut.checkpoints.checkpoint import ADAPTERS, write_json
+from coconut.checkpoints.checkpoint import ADAPTERS
 from coconut.errors import UserError
-from cuda_coconut.models.base import Key, as_linear, dropout
+from coconut.files import write_json
+from cuda_coconut.models.base import RULE_PREFIX, Key, as_linear, dropout
 from cuda_coconut.models.weights import to_numpy, write_tensors
-from cuda_coconut.thoughts.thinker import PREFIX
 
 LEAVES = {
     "lora_A.default.weight": "lora_a",
@@ -148,7 +148,7 @@ def fused(model) -> dict[str, torch.Tensor]:
     for name, w in model.named_parameters():
         parts = name.split(".")
         is_own = not {"lora_A", "lora_B", "lora_magnitude_vector", "rows"} & set(parts)
-        if is_own and not name.startswith(PREFIX):
+        if is_own and not name.startswith(RULE_PREFIX):
             plain = ".".join(part for part in parts if part not in ("base_layer", "base"))
             weights[plain] = w.detach()
     for path, module in model.named_modules():
@@ -162,7 +162,7 @@ def fused(model) -> dict[str, torch.Tensor]:
 def save(model, config: Mapping[str, Any], adapter: Adapter, directory: Path) -> None:
     """Write the adapter's files; see coconut/adapters.py."""
     own = {name: w.detach() for name, w in model.named_parameters() if w.requires_grad}
-    trained = to_numpy({n: w for n, w in to_hf(own).items() if not n.startswith(PREFIX)})
+    trained = to_numpy({n: w for n, w in to_hf(own).items() if not n.startswith(RULE_PREFIX)})
     paths = files.vocabulary(config) if adapter.rows else ()
     base = to_numpy({path: model.get_submodule(path).base.weight.detach() for path in paths})
     _, whole = files.split_trained(trained)

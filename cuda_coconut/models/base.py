@@ -14,6 +14,8 @@ from torch.utils.checkpoint import checkpoint
 
 from cuda_coconut.models.cache import Segment, SegmentCache, Shared
 
+RULE_PREFIX = "feedback."
+"""Of a feedback rule's weights among the model's parameters."""
 NEVER = -1e9
 """Added to the score of a key that must not be seen; finite, so that no row can become NaN."""
 

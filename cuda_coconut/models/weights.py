@@ -14,8 +14,8 @@ from coconut.checkpoints.adapters import check_twin
 from coconut.checkpoints.checkpoint import FEEDBACK, OPTIMIZER, WEIGHTS, WEIGHTS_INDEX, weight_files
 from coconut.errors import UserError
 from cuda_coconut import models
-from cuda_coconut.thoughts.thinker import PREFIX
-from cuda_coconut.updates.shard import spread_like, whole
+from cuda_coconut.models.base import RULE_PREFIX
+from cuda_coconut.models.shard import spread_like, whole
 
 SHARD_BYTES = 5 * 2**30
 HEAD = "lm_head.weight"
@@ -74,26 +74,26 @@ def set_weights(model, weights: dict[str, torch.Tensor], where: str) -> None:
 def hf_weights(model, module) -> dict[str, torch.Tensor]:
     """The model's parameters under Hugging Face names, in Hugging Face layout."""
     own = {name: w.detach() for name, w in model.named_parameters()}
-    return module.to_hf({n: w for n, w in own.items() if not n.startswith(PREFIX)})
+    return module.to_hf({n: w for n, w in own.items() if not n.startswith(RULE_PREFIX)})
 
 
 def feedback_weights(model) -> dict[str, torch.Tensor]:
     """The weights of the model's feedback rule, without prefix."""
     own = {name: w.detach() for name, w in model.named_parameters()}
-    return {n.removeprefix(PREFIX): w for n, w in own.items() if n.startswith(PREFIX)}
+    return {n.removeprefix(RULE_PREFIX): w for n, w in own.items() if n.startswith(RULE_PREFIX)}
 
 
 def save_feedback(model, directory: Path) -> None:
     """Write feedback.safetensors if the model's rule has weights."""
     if own := feedback_weights(model):
-        write_tensors(directory / FEEDBACK, {f"{PREFIX}{n}": w for n, w in own.items()})
+        write_tensors(directory / FEEDBACK, {f"{RULE_PREFIX}{n}": w for n, w in own.items()})
 
 
 def load_feedback(directory: Path) -> dict[str, torch.Tensor]:
     """The weights in feedback.safetensors without prefix; none if there is no such file."""
     path = directory / FEEDBACK
     raw = load_file(path) if path.exists() else {}
-    return {n.removeprefix(PREFIX): w for n, w in raw.items()}
+    return {n.removeprefix(RULE_PREFIX): w for n, w in raw.items()}
 
 
 def save_config(config: dict[str, Any], args: Any, directory: Path) -> None:
@@ -146,7 +146,7 @@ def save_moments(optimizer, module, directory: Path | None) -> None:
                 own[name] = moment.cpu()
         if directory is None:
             continue
-        rule = {n: own.pop(n) for n in list(own) if n.startswith(PREFIX)}
+        rule = {n: own.pop(n) for n in list(own) if n.startswith(RULE_PREFIX)}
         own = module.to_hf(own) | rule
         moments.update({f"{kind}.{n}": w.detach() for n, w in own.items()})
     if directory is None:
@@ -167,7 +167,7 @@ def load_moments(optimizer, model, module, directory: Path) -> None:
     own = {}
     for kind in MOMENTS:
         read = {n[2:]: w for n, w in raw.items() if n.startswith(f"{kind}.")}
-        rule = {n: read.pop(n) for n in list(read) if n.startswith(PREFIX)}
+        rule = {n: read.pop(n) for n in list(read) if n.startswith(RULE_PREFIX)}
         own[kind] = module.sanitize(read) | rule
     if step is None or any({n: w.shape for n, w in o.items()} != shapes for o in own.values()):
         raise UserError(str(path), "its moments do not fit the model; remove it to start anew")

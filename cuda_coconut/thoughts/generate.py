@@ -11,8 +11,8 @@ from coconut.backend import Decoding, Sampled
 from coconut.batches.batch import Batch
 from cuda_coconut.models.base import NEVER, to_device
 from cuda_coconut.models.cache import DecodeCache
+from cuda_coconut.thoughts.feedback import prepare
 from cuda_coconut.thoughts.latent import Inputs, LatentOutput, latent_forward
-from cuda_coconut.thoughts.thinker import prepare
 
 COMPACT_AT = 0.75
 """Rows that ended leave the batch once fewer than this share are still writing; moving the cache

@@ -17,7 +17,8 @@ import torch
 from coconut.batches.batch import Batch
 from cuda_coconut.models.base import Key, Mask, additive_mask, split_key, to_device
 from cuda_coconut.models.cache import SegmentCache
-from cuda_coconut.thoughts.thinker import Thinker, prepare
+from cuda_coconut.thoughts.feedback import prepare, think
+from cuda_coconut.thoughts.thinker import Thinker
 
 
 @dataclass
@@ -99,7 +100,7 @@ def latent_forward(
             thought = replaced[i - 1].to(thought.dtype)
         elif thinker:
             has_stopped = thinker.has_stopped
-            thought = thinker.think(thought, i - 1)
+            thought = think(thinker, thought, i - 1)
             if has_stopped is not None:
                 inputs = without_latent(inputs, end, has_stopped)
         start, end = end, end + pieces[i].shape[1]

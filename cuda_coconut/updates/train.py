@@ -11,13 +11,13 @@ import torch
 
 from coconut.backend import LossSum, StepStats
 from coconut.batches.batch import Batch
-from coconut.feedback.rules import GAINS
+from coconut.feedback.catalogue import GAINS
 from coconut.world import World
 from cuda_coconut.models.base import Key, to_device
+from cuda_coconut.models.shard import Shards, own_part
+from cuda_coconut.thoughts.feedback import PREFIX, prepare
 from cuda_coconut.thoughts.latent import Inputs, latent_forward
-from cuda_coconut.thoughts.thinker import PREFIX, prepare
 from cuda_coconut.updates.losses import masked_cross_entropy
-from cuda_coconut.updates.shard import Shards, own_part
 
 _ALIGNED = 64
 """Elements that a gradient's place is a multiple of, so that kernels read it in whole vectors."""

@@ -14,11 +14,11 @@ from mlx.utils import tree_flatten, tree_unflatten
 
 from coconut.checkpoints import adapters as files
 from coconut.checkpoints.adapters import Adapter
-from coconut.checkpoints.checkpoint import ADAPTERS, write_json
+from coconut.checkpoints.checkpoint import ADAPTERS
 from coconut.checkpoints.initial import grown_rows
-from mlx_coconut.models.base import dropout
+from coconut.files import write_json
+from mlx_coconut.models.base import RULE_PREFIX, dropout
 from mlx_coconut.models.weights import write_tensors
-from mlx_coconut.thoughts.thinker import PREFIX
 
 QUANTIZED = (nn.QuantizedLinear, nn.QuantizedEmbedding)
 
@@ -170,7 +170,7 @@ def fused(model) -> dict[str, mx.array]:
     for name, w in tree_flatten(model.parameters()):
         parts = [part for part in name.split(".") if part not in ("linear", "base")]
         is_own = parts[-1] not in (*files.LEAVES, "rows", "scales", "biases")
-        if is_own and not name.startswith(PREFIX):
+        if is_own and not name.startswith(RULE_PREFIX):
             weights.setdefault(".".join(parts), w)
     return weights
 
@@ -178,7 +178,7 @@ def fused(model) -> dict[str, mx.array]:
 def save(model, config: Mapping[str, Any], adapter: Adapter, directory: Path) -> None:
     """Write the adapter's files; see coconut/adapters.py."""
     own = tree_flatten(model.trainable_parameters())
-    trained = {name: np.array(w) for name, w in own if not name.startswith(PREFIX)}
+    trained = {name: np.array(w) for name, w in own if not name.startswith(RULE_PREFIX)}
     paths = files.vocabulary(config) if adapter.rows else ()
     base = {path: np.array(_dense(_find(model, path).base)) for path in paths}
     _, whole = files.split_trained(trained)

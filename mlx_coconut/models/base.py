@@ -11,6 +11,8 @@ import mlx.core as mx
 from mlx_coconut.models.cache import Segment, SegmentCache, Shared
 from mlx_coconut.models.cpu import replaces, softmax
 
+RULE_PREFIX = "feedback."
+"""Of a feedback rule's weights among the model's parameters."""
 NEVER = -1e9
 """Added to the score of a key that must not be seen; finite, so that no row can become NaN."""
 

@@ -14,7 +14,7 @@ from mlx.utils import tree_flatten, tree_unflatten
 from coconut.checkpoints.checkpoint import FEEDBACK, OPTIMIZER, WEIGHTS, WEIGHTS_INDEX, weight_files
 from coconut.errors import UserError
 from mlx_coconut import models
-from mlx_coconut.thoughts.thinker import PREFIX
+from mlx_coconut.models.base import RULE_PREFIX
 
 SHARD_BYTES = 5 * 2**30
 HEAD = "lm_head.weight"
@@ -97,20 +97,21 @@ def set_weights(model, weights: dict[str, mx.array], where: str) -> None:
 def hf_weights(model, module) -> dict[str, mx.array]:
     """The model's parameters under Hugging Face names, in Hugging Face layout."""
     own = dict(tree_flatten(model.parameters()))
-    return module.to_hf({n: w for n, w in own.items() if not n.startswith(PREFIX)})
+    return module.to_hf({n: w for n, w in own.items() if not n.startswith(RULE_PREFIX)})
 
 
 def feedback_weights(model) -> dict[str, mx.array]:
     """The weights of the model's feedback rule, without prefix."""
     own = dict(tree_flatten(model.parameters()))
-    return {n.removeprefix(PREFIX): w for n, w in own.items() if n.startswith(PREFIX)}
+    return {n.removeprefix(RULE_PREFIX): w for n, w in own.items() if n.startswith(RULE_PREFIX)}
 
 
 def save_feedback(model, directory: Path) -> None:
     """Write feedback.safetensors if the model's rule has weights."""
     if own := feedback_weights(model):
         write_tensors(
-            directory / FEEDBACK, {f"{PREFIX}{n}": mx.contiguous(w) for n, w in own.items()}
+            directory / FEEDBACK,
+            {f"{RULE_PREFIX}{n}": mx.contiguous(w) for n, w in own.items()},
         )
 
 
@@ -118,7 +119,7 @@ def load_feedback(directory: Path) -> dict[str, mx.array]:
     """The weights in feedback.safetensors without prefix; none if there is no such file."""
     path = directory / FEEDBACK
     raw = mx.load(str(path)) if path.exists() else {}
-    return {n.removeprefix(PREFIX): w for n, w in raw.items()}
+    return {n.removeprefix(RULE_PREFIX): w for n, w in raw.items()}
 
 
 def save_config(config: dict[str, Any], args: Any, directory: Path) -> None:
@@ -159,7 +160,7 @@ def save_moments(optimizer, module, directory: Path) -> None:
     moments = {}
     for kind in ("m", "v"):
         own = {n[: -len(kind) - 1]: w for n, w in state.items() if n.endswith(f".{kind}")}
-        rule = {n: own.pop(n) for n in list(own) if n.startswith(PREFIX)}
+        rule = {n: own.pop(n) for n in list(own) if n.startswith(RULE_PREFIX)}
         named = module.to_hf(own) | rule
         moments.update({f"{kind}.{n}": mx.contiguous(w) for n, w in named.items()})
     moments["step"] = mx.array([int(optimizer.step)], mx.int64)
@@ -177,7 +178,7 @@ def load_moments(optimizer, model, module, directory: Path) -> None:
     flat = dict(tree_flatten(optimizer.state))
     for kind in ("m", "v"):
         named = {n[2:]: w for n, w in raw.items() if n.startswith(f"{kind}.")}
-        rule = {n: named.pop(n) for n in list(named) if n.startswith(PREFIX)}
+        rule = {n: named.pop(n) for n in list(named) if n.startswith(RULE_PREFIX)}
         own = module.sanitize(named) | rule
         shapes = {n: w.shape for n, w in flat.items() if n.endswith(f".{kind}")}
         if step is None or {f"{n}.{kind}": w.shape for n, w in own.items()} != shapes:

@@ -12,8 +12,8 @@ from coconut.batches.batch import Batch
 from mlx_coconut.models.base import NEVER
 from mlx_coconut.models.cache import DecodeCache
 from mlx_coconut.models.cpu import softmax
+from mlx_coconut.thoughts.feedback import prepare
 from mlx_coconut.thoughts.latent import Inputs, LatentOutput, latent_forward
-from mlx_coconut.thoughts.thinker import prepare
 
 COMPACT_AT = 0.75
 """Rows that ended leave the batch once fewer than this share are still writing; moving the cache

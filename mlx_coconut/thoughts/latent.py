@@ -17,7 +17,8 @@ import numpy as np
 from coconut.batches.batch import Batch
 from mlx_coconut.models.base import additive_mask, split_key
 from mlx_coconut.models.cache import SegmentCache
-from mlx_coconut.thoughts.thinker import Thinker, prepare
+from mlx_coconut.thoughts.feedback import prepare, think
+from mlx_coconut.thoughts.thinker import Thinker
 
 
 @dataclass
@@ -92,7 +93,7 @@ def latent_forward(
             thought = replaced[i - 1].astype(thought.dtype)
         elif thinker:
             has_stopped = thinker.has_stopped
-            thought = thinker.think(thought, i - 1)
+            thought = think(thinker, thought, i - 1)
             if has_stopped is not None:
                 inputs = without_latent(inputs, end, has_stopped)
         start, end = end, T if i == n_passes else end + 1

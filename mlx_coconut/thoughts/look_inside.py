@@ -11,8 +11,8 @@ from coconut.backend import Trace
 from coconut.batches.batch import Batch
 from mlx_coconut.models.base import NEVER, recorded_attention
 from mlx_coconut.models.cache import DecodeCache
+from mlx_coconut.thoughts.feedback import prepare
 from mlx_coconut.thoughts.latent import Inputs, latent_forward
-from mlx_coconut.thoughts.thinker import prepare
 
 ROWS = 32
 """Continuations read at once; each holds a copy of its prompt's keys and values."""

@@ -16,16 +16,22 @@ from typing import Any
 
 import numpy as np
 
+from coconut import files
 from coconut.backend import Decoding, MakeBackend
 from coconut.batches.batch import chunks, collate, epoch_order
+from coconut.batches.credit import credit
+from coconut.batches.curriculum import markers_of
 from coconut.batches.latro_prompts import Data, check_room, passes
-from coconut.batches.rollouts import Rollout, RolloutBatch, collate_rollouts, credit, exchanged
+from coconut.batches.rollouts import Rollout, RolloutBatch, collate_rollouts, exchanged
 from coconut.checkpoints import checkpoint
-from coconut.checkpoints.checkpoint import write_text
 from coconut.checkpoints.source import open_source
 from coconut.config.latro_keys import LatroConfig
 from coconut.errors import UserError
-from coconut.plan.latro_plan import (
+from coconut.files import write_text
+from coconut.reporting.console import Console, tracker
+from coconut.reporting.report import Reporter
+from coconut.run import ending
+from coconut.run.latro.resume import (
     WARM_START,
     checkpoints,
     plan_lines,
@@ -33,10 +39,8 @@ from coconut.plan.latro_plan import (
     warm_weights,
     whole_update,
 )
-from coconut.reporting.console import Console, tracker
-from coconut.reporting.report import Reporter
-from coconut.run.curriculum_loop import check_same, learning_rate
-from coconut.run.evaluate import markers_of
+from coconut.run.learning_rate import learning_rate
+from coconut.run.start import check_same
 from coconut.world import World
 
 BEST = "best"
@@ -356,7 +360,7 @@ class LatroRunner:
         data = self.data.questions.path("validation")
         summary = {
             "method": "latro",
-            **checkpoint.measured_with(self.twin, self.backend, data),
+            **ending.measured_with(self.twin, self.backend, data),
             "checkpoint": str(self.run_dir),
             "update": self.update,
             "n_updates": self.total,
@@ -370,7 +374,7 @@ class LatroRunner:
             **{name: self.speed.get(name) for name in SPEED},
         }
         if self.world.is_first:
-            checkpoint.write_json(self.run_dir / "summary.json", summary)
+            files.write_json(self.run_dir / "summary.json", summary)
 
     def _test(self) -> None:
         """The best checkpoint on the test split, once for the run."""
@@ -387,9 +391,9 @@ class LatroRunner:
         if self.world.is_first:
             about = {
                 "checkpoint": str(best) if has_best else "last",
-                **checkpoint.measured_with(self.twin, self.backend, data),
+                **ending.measured_with(self.twin, self.backend, data),
             }
-            checkpoint.write_json(path, found | about)
+            files.write_json(path, found | about)
         self.console.event(
             "test", path=str(path), n=found["n"], accuracy=found["eval/zero_shot_acc"]
         )
@@ -479,7 +483,7 @@ class LatroRunner:
             self.world.wait()  # the others hear of a disk that refuses
             self.backend.save(partial, with_optimizer=with_optimizer)
             self.tokenizer.save(partial)
-            checkpoint.write_json(
+            files.write_json(
                 partial / "coconut.json",
                 {
                     "format_version": checkpoint.FORMAT_VERSION,
@@ -491,7 +495,7 @@ class LatroRunner:
                     "latent_ids": [m.start, m.end, m.latent] if m else None,
                 },
             )
-            checkpoint.write_json(
+            files.write_json(
                 partial / "trainer_state.json",
                 {
                     "epoch": 0,
@@ -512,7 +516,7 @@ class LatroRunner:
         return hashlib.sha256(text.encode()).hexdigest()
 
     def _restore(self, directory: Path) -> None:
-        state = checkpoint.read_json(directory / "trainer_state.json")
+        state = files.read_json(directory / "trainer_state.json")
         if state["seed"] != self.config.seed:
             raise UserError(
                 str(directory),

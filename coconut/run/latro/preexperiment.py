@@ -17,18 +17,19 @@ from typing import Any
 
 import numpy as np
 
+from coconut import files
 from coconut.backend import Backend, MakeBackend
 from coconut.batches.batch import chunks
 from coconut.batches.dataset import check_lengths
 from coconut.batches.questions import Item, Questions
 from coconut.batches.rollouts import Rollout, collate_rollouts
-from coconut.checkpoints import checkpoint
-from coconut.checkpoints.checkpoint import write_text
 from coconut.checkpoints.source import open_source
 from coconut.config.latro_keys import LatroConfig
 from coconut.errors import UserError
+from coconut.files import write_text
 from coconut.reporting.console import Console, tracker
-from coconut.run.curriculum_loop import check_same
+from coconut.run import ending
+from coconut.run.start import check_same
 from coconut.world import World
 
 
@@ -87,7 +88,7 @@ def measure(
             "prompt": questions.wording,
             "n_shots": questions.n_shots,
             "method": config.method,
-            **checkpoint.measured_with(twin, backend, path),
+            **ending.measured_with(twin, backend, path),
             "checkpoint": config.load_model_path or config.model_id,
             "dataset_name": config.dataset_name,
             "split": config.split,
@@ -96,7 +97,7 @@ def measure(
         if world.is_first:
             lines = "".join(json.dumps(row) + "\n" for row in rows)
             write_text(config.run_dir / "likelihoods.jsonl", lines)
-            checkpoint.write_json(config.run_dir / "summary.json", summary)
+            files.write_json(config.run_dir / "summary.json", summary)
         console.record("preexperiment", **summary)
         console.say(
             f"log p(answer), mean of {len(items):,}: {means['without']:.3f} nats without rationale,"

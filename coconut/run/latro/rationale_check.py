@@ -24,7 +24,7 @@ from coconut.config.latro_keys import LatroConfig
 from coconut.errors import UserError
 from coconut.run.latro.preexperiment import answer_logprobs
 from coconut.run.sampling import decode_rows
-from coconut.text.tiktoken import Tokenizer
+from coconut.text.tokenizer import Tokenizer
 from coconut.world import World
 
 

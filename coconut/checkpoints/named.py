@@ -1,0 +1,54 @@
+"""A checkpoint that a command names: its option, its directory, its configuration."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from coconut.checkpoints.checkpoint import describe
+from coconut.checkpoints.hub import fetch
+from coconut.config.keys import METHODS, RunConfig
+from coconut.errors import UserError
+
+if TYPE_CHECKING:
+    pass
+
+
+def add_model(parser: argparse.ArgumentParser) -> None:
+    """The options that name a checkpoint."""
+    parser.add_argument(
+        "--model", required=True, metavar="DIR", help="checkpoint directory, or its name on the hub"
+    )
+    parser.add_argument("--base", metavar="DIR", help="where an adapter's base is, if it was moved")
+
+
+def too_low(options: argparse.Namespace, **least: int) -> list[str]:
+    """What is wrong with the options that have a least value; one that was not given is right."""
+    given = ((name, getattr(options, name), low) for name, low in least.items())
+    return [
+        f"--{name.replace('_', '-')}: must be at least {low}, got {value}"
+        for name, value, low in given
+        # Not `value < low`: a NaN is not below anything.
+        if value is not None and not value >= low
+    ]
+
+
+def found_model(name: Path | str) -> Path:
+    """The directory of a checkpoint that is named by it, or by its name on the hub."""
+    directory = Path(name)
+    return directory if directory.exists() else fetch(str(name))
+
+
+def checkpoint_config(directory: Path, base: str | None = None) -> RunConfig:
+    """The configuration a checkpoint is asked under: its own method and latents.
+
+    base: directory of an adapter's base, if it was moved.
+    """
+    made_with = describe(directory)["coconut"] or {"method": "cot"}
+    config = RunConfig(load_model_path=str(directory), only_eval=True, model_id=base)
+    for name in ("method", "c_thought", "max_latent_stage", "pad_latent_to_max", "latent_growth"):
+        setattr(config, name, made_with.get(name, getattr(config, name)))
+    if config.method not in METHODS:
+        raise UserError(str(directory / "coconut.json"), f"unknown method {config.method!r}")
+    return config

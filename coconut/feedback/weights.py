@@ -1,0 +1,150 @@
+"""A rule on a model: its setup, and the shapes and first values of its trained weights."""
+
+from __future__ import annotations
+
+import math
+import zlib
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:
+    pass
+from coconut.feedback.catalogue import Part
+from coconut.feedback.layers import span_layers
+from coconut.feedback.rules import Rule
+
+# ---- a rule in a run
+
+
+@dataclass(frozen=True)
+class Setup:
+    """A rule and what it must know of the vocabulary.
+
+    markers: ids of start, end and latent. n_tokens: ids below are tokens, rows beyond are spare.
+    is_trained: its weights come with the checkpoint.
+    """
+
+    rule: Rule
+    markers: tuple[int, int, int]
+    eos_id: int
+    n_tokens: int
+    is_trained: bool = False
+
+    def problems(self, n_layers: int, n_rows: int) -> list[str]:
+        """What keeps the rule from running on a model of L layers with n_rows embeddings."""
+        found = []
+        try:
+            self.rule.layers(n_layers)
+        except ValueError as error:
+            found.append(f"feedback {self.rule}: {error}")
+        ids = [*self.markers, self.eos_id]
+        if any(not 0 <= i < n_rows for i in ids):
+            found.append(
+                f"feedback {self.rule}: the markers and eos are tokens {ids}, but the embedding"
+                f" has {n_rows} rows; give the tokenizer the model was trained with"
+            )
+        return found
+
+    def excluded(self, with_eos: bool, n_rows: int) -> np.ndarray:
+        """(V,) float32, 1 on rows that no thought is mixed from: markers, spare rows, eos."""
+        out = np.zeros(n_rows, np.float32)
+        out[self.n_tokens :] = 1
+        out[list(self.markers)] = 1
+        if not with_eos:
+            out[self.eos_id] = 1
+        return out
+
+
+def shapes(rule: Rule, n_layers: int, width: int) -> dict[str, tuple[int, ...]]:
+    """Names and shapes of the rule's trained weights, without the prefix `feedback.`."""
+    return {name: w.shape for name, w in initial_weights(rule, n_layers, width, 1.0, 0).items()}
+
+
+def initial_weights(
+    rule: Rule, n_layers: int, width: int, rho: float, seed: int
+) -> dict[str, np.ndarray]:
+    """float32 weights of a rule before training; rho: mean rms of an embedding row.
+
+    Each has a stream of its own, made from its name and the seed. linear with init=ridge starts as
+    the identity and is fitted before the first update.
+    """
+    out: dict[str, np.ndarray] = {}
+
+    def normal(name: str, rows: int, columns: int) -> np.ndarray:
+        rng = np.random.default_rng([seed, zlib.crc32(f"feedback.{name}".encode())])
+        return rng.standard_normal((rows, columns))
+
+    for part in rule.parts:
+        if part.name == "mean" and part["learned"]:
+            first, last = span_layers(part["layers"], n_layers)
+            out["mean.alpha"] = np.zeros(last - first + 1)
+        elif part.name == "rms" and part["scale"] == "learned":
+            out["rms.scale"] = np.full(1, rho)
+        elif part.name == "linear":
+            out["linear.weight"] = np.eye(width)
+            if part["init"] == "orthogonal":
+                q, r = np.linalg.qr(normal("linear.weight", width, width))
+                out["linear.weight"] = q * np.sign(np.diag(r))
+            out["linear.bias"] = np.zeros(width)
+        elif part.name == "mlp":
+            hidden = part["hidden"] or 2 * width
+            out["mlp.norm_in"] = np.ones(width)
+            out["mlp.w1"] = normal("mlp.w1", hidden, width) / math.sqrt(width)
+            out["mlp.b1"] = np.zeros(hidden)
+            out["mlp.w2"] = np.zeros((width, hidden))
+            out["mlp.b2"] = np.zeros(width)
+            if part["norm_out"]:
+                out["mlp.norm_out"] = np.full(width, rho)
+        elif part.name == "mlp_plain":
+            hidden = part["hidden"]
+            out["mlp_plain.w1"] = normal("mlp_plain.w1", hidden, width) / math.sqrt(width)
+            out["mlp_plain.w2"] = normal("mlp_plain.w2", width, hidden) / math.sqrt(hidden)
+            out["mlp_plain.norm"] = np.full(width, rho)
+        elif part.name == "gate":
+            rows = width if part["vector"] else 1
+            out["gate.weight"] = np.zeros((rows, width))
+            out["gate.bias"] = np.full(rows, part["c"])
+    return {name: w.astype(np.float32) for name, w in out.items()}
+
+
+def random_row(part: Part, width: int) -> np.ndarray:
+    """The fixed row (D,) of `random`, with rms 1."""
+    row = np.random.default_rng([part["seed"], zlib.crc32(b"feedback.random")]).standard_normal(
+        width
+    )
+    return (row / math.sqrt((row**2).mean())).astype(np.float32)
+
+
+def inverse_gram(gram: np.ndarray, lam: float) -> np.ndarray:
+    """(WᵀW + λI)⁻¹ in float64 from WᵀW (d, d), λ being lam times the mean of its diagonal."""
+    gram = gram.astype(np.float64)
+    return np.linalg.inv(gram + lam * np.trace(gram) / len(gram) * np.eye(len(gram)))
+
+
+class RidgeSums:
+    """Sums over tokens of ordinary text, from which `linear` is fitted in closed form."""
+
+    def __init__(self, width: int):
+        self.n = 0
+        self.h, self.e = np.zeros(width), np.zeros(width)
+        self.hh, self.eh = np.zeros((width, width)), np.zeros((width, width))
+
+    def add(self, h: np.ndarray, e: np.ndarray) -> None:
+        """h (N, D): ĥ of N tokens; e (N, D): embeddings of the tokens behind them."""
+        h, e = h.astype(np.float64), e.astype(np.float64)
+        self.n += len(h)
+        self.h += h.sum(axis=0)
+        self.e += e.sum(axis=0)
+        self.hh += h.T @ h
+        self.eh += e.T @ h
+
+    def solve(self, lam: float) -> tuple[np.ndarray, np.ndarray]:
+        """(P, b) that minimise the sum of ‖P h + b - e‖² plus lam ‖P‖²."""
+        n = max(self.n, 1)
+        hh = self.hh - np.outer(self.h, self.h) / n
+        eh = self.eh - np.outer(self.e, self.h) / n
+        P = np.linalg.solve(hh + lam * np.eye(len(hh)), eh.T).T
+        b = (self.e - P @ self.h) / n
+        return P.astype(np.float32), b.astype(np.float32)

@@ -1,0 +1,101 @@
+"""Files read, written whole or not at all, and their digests; errors name file and place."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from coconut.errors import UserError
+
+if TYPE_CHECKING:
+    pass
+
+
+def read_bytes(path: Path) -> bytes:
+    """Content of a file. Raises UserError if it cannot be read."""
+    try:
+        return Path(path).read_bytes()
+    except OSError as error:
+        raise UserError(str(path), f"cannot be read: {error.strerror}") from error
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The JSON object in a file. Raises UserError if it is not there or not one."""
+    try:
+        content = json.loads(read_bytes(path))
+    # RecursionError: brackets nested a thousand deep are damage too.
+    except (ValueError, RecursionError) as error:
+        raise UserError(str(path), f"not JSON, the file is damaged ({error})") from error
+    if not isinstance(content, dict):
+        raise UserError(str(path), f"expected a JSON object, got {type(content).__name__}")
+    return content
+
+
+def write_json(path: Path, content: dict[str, Any]) -> None:
+    """Write a JSON object, indented, replacing the file in one step.
+
+    Raises ValueError on NaN or infinity (not JSON), UserError if the disk refuses.
+    """
+    path = Path(path)
+    text = json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    partial = _hidden(path, "partial")
+    try:
+        partial.write_text(text, encoding="utf-8")
+        _flush(partial)
+        partial.replace(path)
+    except OSError as error:
+        partial.unlink(missing_ok=True)
+        raise UserError(str(path), f"cannot be written: {error.strerror}") from error
+
+
+def write_text(path: Path, content: str | bytes) -> None:
+    """Write a file whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.partial")
+    try:
+        partial.write_bytes(content.encode("utf-8") if isinstance(content, str) else content)
+        partial.replace(path)
+    except OSError:
+        partial.unlink(missing_ok=True)
+        raise
+
+
+def sha256(path: Path) -> str:
+    """Hexadecimal sha256 of a file, read in pieces of a megabyte."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while piece := file.read(1 << 20):
+            digest.update(piece)
+    return digest.hexdigest()
+
+
+def _hidden(path: Path, state: str) -> Path:
+    return path.parent / f".{path.name}.{state}-{os.getpid()}"
+
+
+def _flush(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _is_file_name(name: object) -> bool:
+    # isprintable: neither NUL nor lone surrogates, which no file system call takes.
+    return (
+        isinstance(name, str)
+        and name not in ("", ".", "..")
+        and name.isprintable()
+        and not set(name) & set("/\\")
+    )
+
+
+def _without_repetition(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    content = dict(pairs)
+    if len(content) < len(pairs):
+        raise ValueError("a name occurs twice")
+    return content

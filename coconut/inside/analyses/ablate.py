@@ -1,0 +1,147 @@
+"""Accuracy with other thoughts in the place of the model's own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from coconut.config.keys import WITH_FEEDBACK
+from coconut.errors import UserError
+from coconut.inside.lens import Lens
+from coconut.text.answers import extract
+
+if TYPE_CHECKING:
+    pass
+from coconut.inside.analyses.asking import (
+    Options,
+    Table,
+    _accuracy,
+    _percent,
+    _questions,
+    _right,
+    answers,
+    thoughts_of,
+)
+from coconut.inside.analyses.forced_k import _shortcut
+
+NOISES = (0.5, 1.0, 2.0)
+"""Standard deviations of added noise, in rms of the thoughts themselves."""
+
+
+# --- does the content matter?
+
+
+def ablate(lens: Lens, options: Options, advance: Callable[[int], None]) -> dict[str, Any]:
+    """Accuracy with thoughts put in the place of the model's own; all else is computed as usual."""
+    if not lens.n_thoughts or lens.config.method not in WITH_FEEDBACK:
+        raise UserError(str(lens.directory), "its latents receive no thoughts: nothing to replace")
+    sides = (options.items, options.swapped)
+    own = [thoughts_of(lens, _questions(items), options) for items in sides]
+    rows = []
+    for name, about, change in _changes(own, options.seed):
+        written, hits = [], []
+        for side, items in enumerate(sides):
+            given = change(side)
+            n = 0 if given is None else lens.n_thoughts
+            written.append(answers(lens, _questions(items), options, n, given))
+            hits.append(_right(written[-1], items))
+        found = _accuracy(hits[0], hits[1])
+        # The concept that the other name's question has for an answer.
+        found["other"] = sum(
+            extract(text)[0].rsplit(" ", 1)[-1] == other["answer"].rsplit(" ", 1)[-1]
+            for text, other in zip(written[0], options.swapped, strict=True)
+        )
+        rows.append({"thoughts": name, "about": about, **found})
+        advance(1)
+    return {"n_thoughts": lens.n_thoughts, "rows": rows, "shortcut": _shortcut(options.items)}
+
+
+Change = Callable[[int], "np.ndarray | None"]
+
+
+def _changes(own: list[np.ndarray], seed: int) -> list[tuple[str, str, Change]]:
+    """(name, what it is, side -> thoughts (N, R, D)); side 0 as asked, 1 swapped.
+
+    A change takes the same draws on both sides.
+    """
+    n, R, D = own[0].shape
+    mean = [x.mean(axis=0, keepdims=True) for x in own]
+    scale = [np.sqrt((x.astype(np.float64) ** 2).mean(axis=(0, 2), keepdims=True)) for x in own]
+    # Another question: one step around a shuffled circle, so nobody is their own neighbour.
+    circle = np.random.default_rng([seed, 0]).permutation(n)
+    neighbour = np.empty(n, int)
+    neighbour[circle] = np.roll(circle, 1)
+    draws = np.random.default_rng([seed, 1])
+    normal = draws.standard_normal((n, R, D))
+    order = np.array([_derangement(R, draws) for _ in range(n)])
+
+    def f32(x: np.ndarray) -> np.ndarray:
+        return np.ascontiguousarray(x, np.float32)
+
+    def one_mean(i: int) -> Change:
+        def change(side: int) -> np.ndarray:
+            x = own[side].copy()
+            x[:, i] = mean[side][:, i]
+            return x
+
+        return change
+
+    changes: list[tuple[str, str, Change]] = [
+        ("own", "the model's own, put back: the control", lambda s: own[s]),
+        ("none", "no latents at all", lambda s: None),
+        ("zero", "zeros", lambda s: np.zeros_like(own[s])),
+        ("mean", "the mean over all questions", lambda s: f32(np.repeat(mean[s], n, axis=0))),
+        ("random", "random, at the thoughts' scale", lambda s: f32(normal * scale[s])),
+    ]
+
+    def noisy(sigma: float) -> Change:
+        return lambda side: f32(own[side] + sigma * normal * scale[side])
+
+    for sigma in NOISES:
+        about = f"its own plus noise of {sigma:g} times their scale"
+        changes.append((f"noise {sigma:g}", about, noisy(sigma)))
+    changes.append(
+        (
+            "shuffled",
+            "its own in another order",
+            lambda s: np.take_along_axis(own[s], order[:, :, None], axis=1),
+        )
+    )
+    changes.append(("another's", "of another question", lambda s: own[s][neighbour]))
+    changes.append(
+        ("other name's", "of the same graph, the other name asked", lambda s: own[1 - s])
+    )
+    for i in range(R):
+        changes.append((f"mean at {i + 1}", f"only thought {i + 1} is the mean", one_mean(i)))
+    return changes
+
+
+def _derangement(n: int, rng: np.random.Generator) -> np.ndarray:
+    """A random order that leaves nothing in its place (of one thing, itself)."""
+    while True:
+        order = rng.permutation(n)
+        if n < 2 or (order != np.arange(n)).all():
+            return order
+
+
+def ablate_table(found: dict[str, Any]) -> Table:
+    """A row a kind of thoughts."""
+    columns = [
+        "thoughts",
+        "as asked %",
+        "swapped %",
+        "both %",
+        "other name's answer %",
+        "what they are",
+    ]
+    rows = [
+        [
+            row["thoughts"],
+            *(_percent(row[name], row["n"]) for name in ("as_asked", "swapped", "both", "other")),
+            row["about"],
+        ]
+        for row in found["rows"]
+    ]
+    return columns, rows
