@@ -28,7 +28,7 @@ test: setup
 # In a real browser: Debian's chromium and chromium-driver, or COCONUT_CHROMIUM and COCONUT_CHROMEDRIVER.
 test-browser: setup
 	$(BIN)/python -m pip install -q -r requirements-browser.txt
-	BROWSER_TESTS=1 HF_HUB_OFFLINE=1 $(BIN)/python -m pytest tests/test_browser.py $(ARGS)
+	BROWSER_TESTS=1 HF_HUB_OFFLINE=1 $(BIN)/python -m pytest tests/inside/test_browser.py $(ARGS)
 
 lint: setup
 	$(BIN)/ruff format --check .

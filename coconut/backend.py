@@ -225,7 +225,7 @@ class Backend(Protocol):
     def save(self, directory: Path | None, with_optimizer: bool) -> None:
         """Write config.json, model.safetensors and, if asked, optimizer.safetensors.
 
-        Of an adapted model its adapter instead of model.safetensors; see coconut/adapters.py.
+        Of an adapted model its adapter instead of model.safetensors; see checkpoints/adapters.py.
         directory: None in all processes but the first, which only hand over what they hold alone.
         """
         ...

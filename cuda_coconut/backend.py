@@ -226,7 +226,7 @@ class Backend:
     def save(self, directory: Path | None, with_optimizer: bool) -> None:
         """Write config.json, model.safetensors and, if asked, optimizer.safetensors.
 
-        Of an adapted model its adapter instead of model.safetensors; see coconut/adapters.py.
+        Of an adapted model its adapter instead of model.safetensors; see checkpoints/adapters.py.
         """
         with self.gathered():
             # First: whatever the disk then says to one process, no other is left waiting.

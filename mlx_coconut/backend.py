@@ -220,7 +220,7 @@ class Backend:
     def save(self, directory: Path | None, with_optimizer: bool) -> None:
         """Write config.json, model.safetensors and, if asked, optimizer.safetensors.
 
-        Of an adapted model its adapter instead of model.safetensors; see coconut/adapters.py.
+        Of an adapted model its adapter instead of model.safetensors; see checkpoints/adapters.py.
         """
         if self.model.feedback is not None:
             self.model.feedback.inverses.forget()  # a resumed run makes them anew too

@@ -244,7 +244,7 @@ def read_adapter(directory: Path) -> Adapter:
     if not isinstance(ours, dict):
         raise UserError(
             str(path),
-            "an adapter of another program; python convert/adapters.py makes it one of ours",
+            "an adapter of another program; python -m coconut.convert.adapters makes it one of ours",
         )
     try:
         return Adapter(

@@ -1,6 +1,6 @@
 """docs/keys.md and the keys of --help: every key of a run, in groups, with who reads it.
 
-    python -m coconut.config > docs/keys.md
+    python -m coconut.config.reference > docs/keys.md
 
 Default, type, limits and help of a key stand in its dataclass; here stands only where it is listed
 and who reads it. A new key joins the group of the key declared before it until it is put elsewhere.
@@ -134,12 +134,12 @@ def help_text() -> str:
 
 
 def keys_markdown() -> str:
-    """docs/keys.md: `python -m coconut.config > docs/keys.md` writes it, a test compares."""
+    """docs/keys.md: `python -m coconut.config.reference > docs/keys.md` writes it, a test compares."""
     lines = [
         "# Keys of a run",
         "",
         "In a YAML file, or as `key=value` behind it on the command line (`generate.items=100` for"
-        " keys inside a key). Made from `coconut/config.py` and `coconut/latro_config.py` by"
+        " keys inside a key). Made from `coconut/config/reading.py` and `coconut/config/latro_keys.py` by"
         " `python -m coconut.config`.",
         "",
         "**Read by** says which methods read a key; nothing there means all. *With latents* are "

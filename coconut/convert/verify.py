@@ -49,7 +49,7 @@ PUBLISHED = Fed(Setup(parse("last"), (0, 0, 0), 0, 0))
 def main(argv: Sequence[str] | None = None) -> None:
     """Print the largest gap between the logits; status 1 if it is too large, 2 on bad input."""
     parser = argparse.ArgumentParser(
-        prog="python convert/verify.py",
+        prog="python -m coconut.convert.verify",
         description="Compare the logits of two checkpoints, whatever their layouts.",
     )
     parser.add_argument("source", metavar="SRC", type=Path)

@@ -45,7 +45,7 @@ class Tokenizer(ABC):
     them: one more than their highest id. len() counts the latent markers too, so it is the number
     of embedding rows needed. start_id, end_id and latent_id are None until `with_latents`.
     chat_template is a Jinja text, None if the tokenizer brings none; special_tokens are its
-    bos_token, eos_token, pad_token, ..., as far as it names them. coconut/chat.py reads both.
+    bos_token, eos_token, pad_token, ..., as far as it names them. coconut/text/chat.py reads both.
     """
 
     def __init__(self, name: str, eos_id: int, vocab_size: int, markers: dict[str, int]) -> None:

@@ -160,7 +160,7 @@ def fused(model) -> dict[str, torch.Tensor]:
 
 
 def save(model, config: Mapping[str, Any], adapter: Adapter, directory: Path) -> None:
-    """Write the adapter's files; see coconut/adapters.py."""
+    """Write the adapter's files; see coconut/checkpoints/adapters.py."""
     own = {name: w.detach() for name, w in model.named_parameters() if w.requires_grad}
     trained = to_numpy({n: w for n, w in to_hf(own).items() if not n.startswith(RULE_PREFIX)})
     paths = files.vocabulary(config) if adapter.rows else ()

@@ -1,6 +1,6 @@
 """Feedback rules: the states of one column -> the input of the latent behind it.
 
-Names, options and where they are explained: coconut/feedback.py, docs/feedback.md.
+Names, options and where they are explained: coconut/feedback/rules.py, docs/feedback.md.
 """
 
 from __future__ import annotations

@@ -23,7 +23,7 @@ from cuda_coconut.thoughts.thinker import Thinker
 
 @dataclass
 class Inputs:
-    """The arrays of a Batch that a forward pass reads; see coconut/batch.py for the shapes."""
+    """The arrays of a Batch that a forward pass reads; shapes: coconut/batches/batch.py."""
 
     ids: torch.Tensor
     mask: torch.Tensor

@@ -176,7 +176,7 @@ def fused(model) -> dict[str, mx.array]:
 
 
 def save(model, config: Mapping[str, Any], adapter: Adapter, directory: Path) -> None:
-    """Write the adapter's files; see coconut/adapters.py."""
+    """Write the adapter's files; see coconut/checkpoints/adapters.py."""
     own = tree_flatten(model.trainable_parameters())
     trained = {name: np.array(w) for name, w in own if not name.startswith(RULE_PREFIX)}
     paths = files.vocabulary(config) if adapter.rows else ()

@@ -96,7 +96,7 @@ class Block(nn.Module):
         self.mlp = MLP(args)
 
     draw = None
-    """Where adapters with dropout find the key of the block; see mlx_coconut/adapters.py."""
+    """Where adapters with dropout find the key of the block; see mlx_coconut/models/adapters.py."""
 
     def __call__(self, x, mask, cache, layer, key=None):
         if self.draw is not None:

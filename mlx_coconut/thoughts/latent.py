@@ -23,7 +23,7 @@ from mlx_coconut.thoughts.thinker import Thinker
 
 @dataclass
 class Inputs:
-    """The arrays of a Batch that a forward pass reads; see coconut/batch.py for the shapes."""
+    """The arrays of a Batch that a forward pass reads; shapes: coconut/batches/batch.py."""
 
     ids: mx.array
     mask: mx.array

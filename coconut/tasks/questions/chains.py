@@ -64,7 +64,9 @@ def make(seed: int = 0) -> tuple[list[Item], list[Item]]:
     rng = random.Random(seed)
     table, hidden = operation(rng)
     questions = [tuple(map(int, f"{n:04d}")) for n in rng.sample(range(10_000), 10_000)]
-    written, others, needy = [], [], set()
+    written: list[dict[str, str]] = []
+    others: list[dict[str, str]] = []
+    needy = set()
     for a, b, c, d in questions:
         first = table[a][b]
         second = table[first][c]

@@ -19,7 +19,7 @@ from coconut import files
 from coconut.checkpoints import checkpoint, safetensors
 from coconut.errors import UserError
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 GOLDEN = ROOT / "tests" / "golden" / "models"
 NO_PROCESS = 2**22 + 1  # above the largest process number of Linux and macOS
 

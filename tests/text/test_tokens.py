@@ -20,7 +20,7 @@ from coconut.text.opening import load_tokenizer
 from coconut.text.tiktoken import prosqa_encoding
 from coconut.text.tokenizer import MARKERS, Tokenizer
 
-PROSQA = json.loads((Path(__file__).parent.parent / "data" / "prosqa_valid.json").read_text())
+PROSQA = json.loads((Path(__file__).parents[2] / "data" / "prosqa_valid.json").read_text())
 TEXTS = [
     "Tom has 37 pens and buys 33.  How many? \n",
     "<<48/2=24>>\n### 1,450",

@@ -13,7 +13,7 @@ import pytest
 from coconut.errors import UserError
 from data import download
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 CONTENT = b"".join(b"line %d\n" % i for i in range(30_000))
 SHA256 = hashlib.sha256(CONTENT).hexdigest()
 HUB_PATH = "/datasets/some/set/resolve/v1/deep/file.txt"

@@ -14,7 +14,7 @@ from coconut.commands.run import main
 from coconut.config.keys import RunConfig
 from coconut.errors import UserError, guarded
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 
 
 def no_backend(config: RunConfig, source: object) -> None:

@@ -14,7 +14,7 @@ from coconut.run.curriculum_loop import Runner
 from coconut.tasks import prosqa
 from coconut.tasks.prosqa_stats import shortcuts
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 SEARCHES = {"a parent within 3 hops of the asked name", "a parent within 2 hops of the asked name"}
 """Rules that do search from the asked name, which is what the model is meant to do."""
 

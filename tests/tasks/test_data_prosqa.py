@@ -23,7 +23,7 @@ from coconut.tasks.graphs import shortest_path
 from coconut.tasks.prosqa import Options, generate, keys, swap
 from coconut.tasks.prosqa_stats import shortcut_accuracies, shortcuts, statistics
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 HERE = ROOT / "tests" / "data"
 TABLE = json.loads((HERE / "prosqa_statistics.json").read_text())
 N_OFFICIAL, N_TABLE = 800, 20_000

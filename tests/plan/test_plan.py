@@ -17,7 +17,7 @@ from coconut.errors import UserError
 from coconut.plan.memory import evaluation_bytes, shape_of, training_bytes
 from coconut.plan.plan import LONGEST, PUBLISHED_SHAPES, SPREAD, print_plan, resume_in_words
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 TINY = ROOT / "args" / "models" / "tiny_gpt2.json"
 ITEMS = [
     {"question": "Tom is a wumpus. " * n + "Who?", "answer": "b", "steps": ["c", "d e"][:n]}

@@ -28,8 +28,8 @@ KEYS = [f.name for f in fields(RunConfig)]
 
 
 def test_the_reference_of_keys_is_made_from_the_dataclass() -> None:
-    written = (Path(__file__).parents[1] / "docs" / "keys.md").read_text()
-    assert written == keys_markdown(), "run: python -m coconut.config > docs/keys.md"
+    written = (Path(__file__).parents[2] / "docs" / "keys.md").read_text()
+    assert written == keys_markdown(), "run: python -m coconut.config.reference > docs/keys.md"
 
 
 def test_every_key_stands_in_the_reference_once_and_in_help() -> None:

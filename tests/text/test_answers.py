@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from coconut.text import answers
 
-GOLDEN = json.loads((Path(__file__).parent / "golden" / "answers.json").read_text())
+GOLDEN = json.loads((Path(__file__).parents[1] / "golden" / "answers.json").read_text())
 
 
 @pytest.mark.parametrize("case", GOLDEN["coconut_outputs"], ids=lambda case: case["text"][:20])
@@ -134,7 +134,7 @@ def test_without_a_chain_the_label_decides():
 
 
 def test_each_given_chain_of_the_shipped_items_is_a_correct_path():
-    for path in sorted((Path(__file__).parent.parent / "data").glob("prosqa_*.json")):
+    for path in sorted((Path(__file__).parents[2] / "data").glob("prosqa_*.json")):
         for item in json.loads(path.read_text())[:50]:
             for n_hidden in range(len(item["steps"])):
                 shown = item["steps"][n_hidden:]

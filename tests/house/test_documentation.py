@@ -36,7 +36,7 @@ from conftest import CHOSEN, TWINS, load_twin
 import coconut.config.reference
 import coconut.feedback.rules
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 TOUR = "docs/tour.md"
 PAGES = [
     "README.md",
@@ -79,10 +79,10 @@ ON_DISK = (
     "model_id=data/checkpoints/prosqa train_path=data/prosqa_tiny.json"
     " val_path=data/prosqa_tiny.json"
 )
-NETWORK = "needs the network; tests/test_data_download.py has a server of its own"
-RAW = "reads a file that is not here; tests/test_data_converters.py has small ones"
-DATA_SETS = "tests/test_docs_data_sets.py runs it with the page's files, in both twins"
-SLOW = "takes a minute; tests/test_analyse.py runs each on a tiny model"
+NETWORK = "needs the network; tests/tasks/test_data_download.py has a server of its own"
+RAW = "reads a file that is not here; tests/tasks/test_data_converters.py has small ones"
+DATA_SETS = "tests/tasks/test_docs_data_sets.py runs it with the page's files, in both twins"
+SLOW = "takes a minute; tests/inside/test_analyse.py runs each on a tiny model"
 
 COMMANDS: dict[str, How] = {
     "git clone *": How(skip="made this directory"),
@@ -93,7 +93,7 @@ COMMANDS: dict[str, How] = {
     "make *": How(),
     "TWINS=mlx make test": How(),
     "PICTURE=docs/inspect.png make test-browser": How(),
-    "python -m pytest tests/test_feedback.py -k times": How(
+    "python -m pytest tests/thoughts/test_feedback.py -k times": How(
         skip="test_the_rule_of_the_page_is_held_to_its_oracle does it"
     ),
     "python -m pytest -m gpu": How(skip="skips itself without a GPU"),
@@ -102,7 +102,9 @@ COMMANDS: dict[str, How] = {
     # The shipped model.
     "python -m mlx_coconut.inspect --model data/checkpoints/prosqa *": How(add="--idx 1"),
     "python -m mlx_coconut.inspect --model data/checkpoints/hops *": How(),
-    "python -m mlx_coconut.serve *": How(parse="ends when stopped; tests/test_page.py asks it"),
+    "python -m mlx_coconut.serve *": How(
+        parse="ends when stopped; tests/inside/test_page.py asks it"
+    ),
     "python -m mlx_coconut.chat *": How(stdin="/example 5\n/thoughts\n/quit\n"),
     "python -m mlx_coconut.generate *": How(shows=False),
     "python -m mlx_coconut.run args/prosqa_coconut_eval.yaml*": How(
@@ -128,15 +130,15 @@ COMMANDS: dict[str, How] = {
     "python -m mlx_coconut.fuse *": How(),
     "python -m bench *": How(parse="takes half an hour"),
     "python -m bench.recipe": How(parse="takes half an hour"),
-    "python convert/adapters.py *": How(),
+    "python -m coconut.convert.adapters *": How(),
     "python -m mlx_coconut.inspect --model runs/*": How(),
-    "python -m coconut.report *": How(swap={"runs/tiny-qwen": "runs/tiny-eval"}),
+    "python -m coconut.reporting.report *": How(swap={"runs/tiny-qwen": "runs/tiny-eval"}),
     "python -m mlx_coconut.publish runs/* --dry-run": How(),
     "python -m mlx_coconut.run args/tiny_latro.yaml*": How(check=True),
     "python -m *_coconut.run args/latro_gsm8k.yaml *": How(
-        parse="its model and questions are downloads; tests/test_latro_runner.py plans such"
+        parse="its model and questions are downloads; tests/run/test_latro_runner.py plans such"
     ),
-    "python -m data.latro.sums": How(skip=DATA_SETS),
+    "python -m coconut.tasks.questions.sums": How(skip=DATA_SETS),
     "python -m mlx_coconut.run args/sums_*": How(skip=DATA_SETS),
     "python -m mlx_coconut.run args/latro_preexperiment_gsm8k.yaml *": How(skip=DATA_SETS),
     "python make_sums.py": How(),
@@ -145,7 +147,7 @@ COMMANDS: dict[str, How] = {
         add="train_path=sums_valid.json num_epochs=1 report=False max_new_tokens=2"
     ),
     "python -m mlx_coconut.run args/gsm_coconut.yaml model_id=* --check": How(
-        parse="needs the network; tests/test_borrowed.py has tiny ones"
+        parse="needs the network; tests/models/test_borrowed.py has tiny ones"
     ),
     # GPT-2 and what is made of it.
     "python -m *_coconut.run args/*_coconut.yaml*--check": How(add=ON_DISK),
@@ -157,11 +159,11 @@ COMMANDS: dict[str, How] = {
     ),
     "mlx.launch *": How(add=ON_DISK, check=True),
     "python convert/torch_to_mlx.py checkpoint_33 *": How(
-        parse="an official file is not here; tests/test_convert.py writes such"
+        parse="an official file is not here; tests/convert/test_convert.py writes such"
     ),
     "python convert/torch_to_mlx.py runs/*": How(statuses=(0, 2)),
     "python convert/mlx_to_torch.py *": How(),
-    "python convert/verify.py *": How(),
+    "python -m coconut.convert.verify *": How(),
     # Data and keys.
     "python -m coconut.config*": How(),
     "python data/NAME.py": How(skip="a pattern for those below it"),

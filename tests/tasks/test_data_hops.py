@@ -14,7 +14,7 @@ from coconut.errors import UserError
 from coconut.tasks import hops
 from coconut.tasks.generated import read_keys
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 OPTIONS = hops.Options(concepts=5, hops=3)
 
 

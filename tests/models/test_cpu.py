@@ -95,7 +95,7 @@ print(cpu.logsumexp(x).sum().item())
         done = subprocess.run(
             [sys.executable, "-c", program],
             env={**os.environ, "PATH": path},
-            cwd=Path(__file__).parent.parent,
+            cwd=Path(__file__).parents[2],
             stdout=subprocess.PIPE,
             text=True,
             check=True,

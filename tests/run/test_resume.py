@@ -1,6 +1,6 @@
 """A run killed at any moment and started again gives bitwise what an unbroken one gives.
 
-    python tests/test_resume.py TWIN CONFIG.yaml MOMENT
+    python tests/run/test_resume.py TWIN CONFIG.yaml MOMENT
 
 is the run that gets killed: it kills itself, by SIGKILL, at a moment named below.
 """

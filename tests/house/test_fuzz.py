@@ -25,7 +25,7 @@ from coconut.plan.plan import print_plan
 from coconut.text.tiktoken import prosqa_encoding
 
 TOKENIZER = prosqa_encoding().with_latents()
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 
 bounded = settings(
     max_examples=40,

@@ -1,6 +1,6 @@
 """Several processes compute what one computes: losses, weights, answers; and end together.
 
-    LAUNCHER tests/test_distributed.py TWIN FOLDER
+    LAUNCHER tests/run/test_distributed.py TWIN FOLDER
 
 is what each of two launched processes does: the runs of `PAIR`, one after another.
 """

@@ -23,7 +23,7 @@ from coconut.run.latro import loop
 from coconut.run.latro.loop import LatroRunner, read_curve
 from coconut.run.latro.resume import plan_lines, resumed_from
 
-REPOSITORY = Path(__file__).parent.parent
+REPOSITORY = Path(__file__).parents[2]
 PUBLISHED_METRICS = (
     *("eps", "objective/kl_penalty", "objective/rlhf_reward", "objective/advantage_avg"),
     *("loss/policy_avg", "loss/sft_avg", "val/num_stop_tokens", "val/perc_finished_thoughts"),

@@ -556,7 +556,7 @@ def test_a_model_without_thoughts_is_shown_by_what_it_prints(twin, tmp_path, cap
 
 
 def test_a_circle_is_a_graph_whose_concepts_the_first_thoughts_name(twin):
-    root = Path(__file__).parents[1]
+    root = Path(__file__).parents[2]
     item = json.loads((root / "data/hops_valid.json").read_text())[1]
     lens = open_lens(twin, root / "data/checkpoints/hops")
     found = lens.inspect(item["question"], item["answer"], 1, max_new_tokens=24)

@@ -11,8 +11,9 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib  # pytest brings it
 
-ROOT = Path(__file__).parent.parent
-DECLARED = tomllib.loads((ROOT / "tests" / "twin_differences.toml").read_text())["difference"]
+ROOT = Path(__file__).parents[2]
+TOML = ROOT / "tests" / "house" / "twin_differences.toml"
+DECLARED = tomllib.loads(TOML.read_text())["difference"]
 
 
 def files(package: str) -> set[str]:

@@ -15,7 +15,7 @@ from coconut.errors import UserError
 from coconut.tasks import arc
 from data import gsm8k, prontoqa
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 HERE = ROOT / "tests" / "data"
 
 

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from coconut.errors import UserError
 from coconut.reporting.console import Console
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 
 
 def said(kind: str, **fields) -> str:

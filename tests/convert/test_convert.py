@@ -19,12 +19,13 @@ from tiny import MODEL, REPOSITORY
 
 from coconut.backend import Decoding
 from coconut.batches.batch import collate
-from coconut.convert import mlx_to_torch, tensors, torch_to_mlx, verify
+from coconut.convert import tensors, verify
 from coconut.convert.read import read
 from coconut.errors import UserError
 from coconut.feedback.rules import parse
 from coconut.feedback.weights import shapes as feedback_shapes
 from coconut.files import read_json, write_json
+from convert import mlx_to_torch, torch_to_mlx
 
 Weights = dict[str, np.ndarray]
 

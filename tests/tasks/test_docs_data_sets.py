@@ -40,7 +40,7 @@ def checkout(tmp_path, monkeypatch) -> Path:
     for path in (REPOSITORY / "args").glob("latro_pre*.yaml"):
         (tmp_path / "args" / path.name).symlink_to(path)
     (module,) = blocks("python")
-    (tmp_path / "data/latro/sums.py").write_text(module)
+    (tmp_path / "coconut/tasks/questions/sums.py").write_text(module)
     names = re.findall(r"^`(args/\w+\.yaml)`", PAGE, re.M)
     for name, text in zip(names, blocks("yaml"), strict=True):
         (tmp_path / name).write_text(text)
@@ -54,7 +54,7 @@ def checkout(tmp_path, monkeypatch) -> Path:
 def test_the_example_makes_trains_and_evaluates(checkout, twin, capsys):
     (commands,) = blocks("sh")
     made, *runs = commands.strip().splitlines()
-    assert made == "python -m data.latro.sums"
+    assert made == "python -m coconut.tasks.questions.sums"
     importlib.import_module("data.latro.sums").make()
     for path in (checkout / "data/cache").iterdir():
         lines = path.read_text().splitlines(keepends=True)
