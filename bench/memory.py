@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from bench.workload import END, LATENT, START, Workload, peak_rss, reset_peak_rss
-from coconut.checkpoints.adapters import Adapter, fingerprint
+from coconut.checkpoints.adapter_files import fingerprint
+from coconut.checkpoints.adapters import Adapter
 from coconut.checkpoints.source import Source
 from coconut.config.keys import RunConfig
 from coconut.config.lora_keys import Lora

@@ -27,7 +27,7 @@ from coconut.config.reading import check_config
 from coconut.errors import guarded
 from coconut.files import write_text
 from coconut.run.curriculum_loop import Runner
-from coconut.tasks import prosqa
+from coconut.tasks import prosqa, prosqa_graph
 from coconut.tasks.generated import write
 from cuda_coconut.backend import Backend
 
@@ -122,7 +122,7 @@ def train(config: RunConfig, make: Callable[..., Backend]) -> dict[str, Any]:
 def train_base(directory: Path) -> Path:
     """The checkpoint that all rows start from; made once."""
     if not (directory / "val.json").exists():
-        asked = prosqa.Options(**GRAPHS | {"swapped": 0.0})
+        asked = prosqa_graph.Options(**GRAPHS | {"swapped": 0.0})
         write(directory / "val.json", prosqa.generate, prosqa.keys, asked, 9, N_QUESTIONS, [])
     tiny = json.loads((ROOT / "args/models/tiny_qwen2.json").read_text())
     model = directory / "model.json"

@@ -1,4 +1,4 @@
-"""Pointer chasing: which concept is so many hops behind a name? See coconut/tasks/hops.py."""
+"""Pointer chasing: which concept is so many hops behind a name? See coconut/tasks/suite/hops.py."""
 
 import sys
 from pathlib import Path
@@ -7,7 +7,7 @@ if not __package__:  # run as `python data/hops.py`
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 from coconut.tasks.files import command
-from coconut.tasks.hops import main
+from coconut.tasks.suite.hops import main
 
 if __name__ == "__main__":
     command(main)

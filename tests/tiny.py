@@ -18,7 +18,7 @@ from coconut.checkpoints.initial import initial_weights
 from coconut.config.keys import RunConfig
 from coconut.config.reading import check_config
 from coconut.run.curriculum_loop import Runner
-from coconut.tasks import prosqa
+from coconut.tasks import prosqa, prosqa_graph
 
 MODEL = MODELS / "gpt2-tiny"
 REPOSITORY = Path(__file__).parent.parent
@@ -111,7 +111,9 @@ def gradient_scale(grads: dict[str, np.ndarray], name: str) -> float:
 
 def write_items(path: Path, n: int, seed: int = 7) -> Path:
     """A data file of n small ProsQA items."""
-    items = list(prosqa.generate(prosqa.Options(nodes=16, max_hops=4), seed, n, 0, frozenset()))
+    items = list(
+        prosqa.generate(prosqa_graph.Options(nodes=16, max_hops=4), seed, n, 0, frozenset())
+    )
     path.write_text(json.dumps(items))
     return path
 

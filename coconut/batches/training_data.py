@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import importlib
 from pathlib import Path
 from typing import Any, Protocol
 
 from coconut.batches.curriculum import Sample
 from coconut.batches.dataset import SHOWN_PROBLEMS, read_items, tokenize
-from coconut.config.keys import TASKS, RunConfig
+from coconut.config.keys import RunConfig
 from coconut.errors import UserError
+from coconut.tasks.generated import TASKS, maker, of_epoch, read_keys, write
 from coconut.text.tokenizer import Tokenizer
 from coconut.world import World
 
@@ -48,7 +48,7 @@ class TrainingData:
         self.fresh = self.generated.pop("fresh", False)
         self.n_items = int(self.generated.pop("items", 0))
         self.seed = int(self.generated.pop("seed", config.seed))
-        self.maker = maker(self.generated.pop("task", TASKS[0]))
+        self.maker = maker(self.generated.pop("task", next(iter(TASKS))))
         self.cached: tuple[int, list[Sample]] | None = None
 
     @property
@@ -106,20 +106,14 @@ class TrainingData:
         return items
 
     def _generate(self, start: int, n_items: int, epoch: int) -> Any:
-        from coconut.tasks.generated import read_keys
-
         exclude = {key for path in self._held_out() for key in read_keys(path, self.maker.keys)}
         return self.maker.generate(self._options(epoch), self.seed, n_items, start, exclude)
 
     def _write(self, path: Path) -> None:
-        from coconut.tasks.generated import write
-
         what = (self._options(0), self.seed, self.n_items, self._held_out())
         write(path, self.maker.generate, self.maker.keys, *what)
 
     def _options(self, epoch: int) -> Any:
-        from coconut.tasks.generated import of_epoch
-
         return of_epoch(self.maker.Options, self.generated, epoch)
 
     def _held_out(self) -> list[Path]:
@@ -127,11 +121,6 @@ class TrainingData:
         shipped = Path(__file__).parents[2] / "data"
         paths = [shipped / "prosqa_valid.json", shipped / "prosqa_test.json"]
         return [*paths, Path(str(self.config.val_path))]
-
-
-def maker(task: str) -> Any:
-    """The module that makes items of a task, with `Options`, `generate` and `keys`."""
-    return importlib.import_module(f"coconut.tasks.{task}")
 
 
 def sentences(question: str) -> list[str]:

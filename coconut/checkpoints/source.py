@@ -7,7 +7,8 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from coconut.checkpoints.adapters import Adapter, fingerprint, is_adapter, read_adapter
+from coconut.checkpoints.adapter_files import fingerprint, is_adapter, read_adapter
+from coconut.checkpoints.adapters import Adapter
 from coconut.checkpoints.architectures import check_architecture, n_positions, resolved
 from coconut.checkpoints.checkpoint import COCONUT, CONFIG, describe, latest, verify
 from coconut.checkpoints.hub import fetch

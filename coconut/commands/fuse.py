@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from coconut.checkpoints.adapters import is_adapter
+from coconut.checkpoints.adapter_files import is_adapter
 from coconut.checkpoints.checkpoint import COCONUT, describe, write_atomically
 from coconut.checkpoints.named import checkpoint_config
 from coconut.checkpoints.source import open_source

@@ -13,7 +13,7 @@ from typing import Any
 
 import yaml
 
-from coconut.checkpoints.adapters import is_adapter
+from coconut.checkpoints.adapter_files import is_adapter
 from coconut.checkpoints.checkpoint import (
     CHECKSUMS,
     FEEDBACK,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import os
 import stat
 import typing
@@ -17,7 +16,6 @@ from coconut.config.keys import (
     DATASET_METHODS,
     PUBLISHED_NAMES,
     PUBLISHED_SWITCHES,
-    TASKS,
     WITH_FEEDBACK,
     WITH_LATENTS,
     RunConfig,
@@ -26,6 +24,7 @@ from coconut.config.lora_keys import BITS, GROUP_SIZES, _lora
 from coconut.config.values import _bool, _int, _nearest, _shown, _word
 from coconut.errors import UserError
 from coconut.feedback.rules import parse
+from coconut.tasks.generated import TASKS, maker, of_epoch
 
 
 def _resolve_method(config: RunConfig) -> list[str]:
@@ -192,14 +191,12 @@ def _generate_problems(config: RunConfig) -> list[str]:
     if not config.generate:
         return []
     values = dict(config.generate)
-    task = values.pop("task", TASKS[0])
+    task = values.pop("task", next(iter(TASKS)))
     if task not in TASKS:
         return [f"generate.task: expected one of {', '.join(TASKS)}, got {_shown(task)}"]
-    from coconut.tasks.generated import of_epoch
-
-    maker = importlib.import_module(f"coconut.tasks.{task}")
+    options = maker(task).Options
     problems = []
-    known = {"task", "items", "fresh", "seed"} | {f.name for f in fields(maker.Options)}
+    known = {"task", "items", "fresh", "seed"} | {f.name for f in fields(options)}
     for name in [name for name in values if name not in known]:
         del values[name]
         advice = _nearest(name, known) or f"known: {', '.join(sorted(known))}"
@@ -230,7 +227,7 @@ def _generate_problems(config: RunConfig) -> list[str]:
         return problems
     for epoch in range(max(map(len, lists.values()), default=1)):
         try:
-            of_epoch(maker.Options, values, epoch)
+            of_epoch(options, values, epoch)
         except UserError as error:
             problems += [f"generate.{problem}" for problem in error.problems]
     return list(dict.fromkeys(problems))

@@ -33,8 +33,6 @@ WITH_LATENTS = ("coconut", "coconut_no_curriculum", "pause", "pause_as_thought")
 """Methods whose rows hold the markers and latent positions."""
 WITH_FEEDBACK = ("coconut", "coconut_no_curriculum", "latro")
 """Methods whose latent positions receive a hidden state instead of a token's embedding."""
-TASKS = ("prosqa", "hops")
-"""What `generate` can make; the first is the default. Each is a file of data/."""
 CURRICULUM_KEYS = (
     *("c_thought", "epochs_per_stage", "max_latent_stage", "pad_latent_to_max", "uniform_prob"),
     *("stage", "n_latents", "stage_mixing", "latent_growth", "icot_tokens_per_epoch"),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import re
 import typing
 from collections.abc import Mapping
@@ -134,8 +133,3 @@ def _read_yaml(path: str | Path) -> dict[Any, Any]:
     if not isinstance(values, dict):
         raise UserError(str(path), "expected `key: value` lines")
     return values
-
-
-if __name__ == "__main__":
-    # By name: mypy cannot follow an import back to this file.
-    print(importlib.import_module("coconut.config.reference").keys_markdown(), end="")

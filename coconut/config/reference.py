@@ -134,13 +134,13 @@ def help_text() -> str:
 
 
 def keys_markdown() -> str:
-    """docs/keys.md: `python -m coconut.config.reference > docs/keys.md` writes it, a test compares."""
+    """docs/keys.md: `python -m coconut.config.reference > docs/keys.md`; a test compares."""
     lines = [
         "# Keys of a run",
         "",
         "In a YAML file, or as `key=value` behind it on the command line (`generate.items=100` for"
-        " keys inside a key). Made from `coconut/config/reading.py` and `coconut/config/latro_keys.py` by"
-        " `python -m coconut.config`.",
+        " keys inside a key). Made from `coconut/config/keys.py` and its neighbours by"
+        " `python -m coconut.config.reference`.",
         "",
         "**Read by** says which methods read a key; nothing there means all. *With latents* are "
         + ", ".join(f"`{method}`" for method in WITH_LATENTS)
@@ -207,3 +207,7 @@ def _default(defaults: object, f: Field[Any]) -> str:
 
 def _help(f: Field[Any]) -> str:
     return str(f.metadata["help"])
+
+
+if __name__ == "__main__":
+    print(keys_markdown(), end="")

@@ -21,21 +21,23 @@ from typing import Any
 import numpy as np
 from safetensors.numpy import save_file
 
+from coconut.checkpoints.adapter_files import (
+    adapter_config,
+    check_arrays,
+    fingerprint,
+    from_mlx_lm,
+    mlx_name,
+    own_name,
+    read_adapter,
+)
 from coconut.checkpoints.adapters import (
     ADAPTER_CONFIG,
     TRAINED,
     Adapter,
     adapted_layers,
-    adapter_config,
     blocks,
-    check_arrays,
-    fingerprint,
-    from_mlx_lm,
     linear_layers,
-    mlx_name,
     n_layers,
-    own_name,
-    read_adapter,
     vocabulary,
 )
 from coconut.checkpoints.checkpoint import (

@@ -24,6 +24,7 @@ from coconut.errors import UserError, guarded
 from coconut.inside.graph import read_graph
 from coconut.inside.lens import Lens
 from coconut.reporting.console import Console
+from coconut.tasks import prosqa_graph
 from coconut.text.answers import exact_match
 from coconut.text.tokenizer import MARKERS
 
@@ -219,7 +220,7 @@ class Chat:
                 raise UserError("command", f"/example: a number of raw nodes, got {text!r}")
             self._nodes = int(text)
         hops = (1, 2) if self._nodes < 6 else (2, 6) if self._nodes < 12 else (3, 6)
-        options = prosqa.Options(nodes=self._nodes, min_hops=hops[0], max_hops=hops[1])
+        options = prosqa_graph.Options(nodes=self._nodes, min_hops=hops[0], max_hops=hops[1])
         seed = int(self._random.random() * 2**32)
         item = next(iter(prosqa.generate(options, seed, 1)))
         self.say(item["question"])

@@ -26,15 +26,16 @@ from coconut.checkpoints.source import open_source
 from coconut.config.keys import WITH_FEEDBACK, WITH_LATENTS
 from coconut.errors import UserError
 from coconut.inside.graph import Graph, read_graph, sentences
+from coconut.tasks.words import CONCEPTS, NAMES
 from coconut.text.answers import exact_match, extract
-from coconut.text.tokenizer import END_OF_TEXT, PROSQA_CONCEPTS, PROSQA_NAMES, START, Tokenizer
+from coconut.text.tokenizer import END_OF_TEXT, START, Tokenizer
 
 if TYPE_CHECKING:
     from coconut.backend import MakeBackend
 
 _ANSWER_SIGN = re.compile("#{3,}")
 _FORM = "Every X is a Y. NAME is a X. ... Is NAME a X or Y?"
-_PROSQA_WORDS = frozenset((*PROSQA_NAMES, *PROSQA_CONCEPTS))
+_PROSQA_WORDS = frozenset((*NAMES, *CONCEPTS))
 
 READINGS = {
     "step": "the subject of the step it would print next",
@@ -417,7 +418,7 @@ class Lens:
             return None
         return (
             f"words that this model was not trained on: {', '.join(unknown)}; it knows"
-            f" {len(_PROSQA_WORDS)}, such as {PROSQA_NAMES[0]} and {PROSQA_CONCEPTS[-1]}"
+            f" {len(_PROSQA_WORDS)}, such as {NAMES[0]} and {CONCEPTS[-1]}"
         )
 
     @property

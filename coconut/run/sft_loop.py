@@ -1,4 +1,4 @@
-"""`method: sft` over a data set: the loop of coconut/run/curriculum_loop.py, asked and judged as LaTRO is.
+"""`method: sft` over a data set: the curriculum's loop, asked and judged as LaTRO is.
 
 The baseline LaTRO is held against: cross-entropy on the answers that people wrote, one prompt for
 training and evaluation, the best checkpoint by accuracy on items held out of train.

@@ -5,7 +5,8 @@ from __future__ import annotations
 import argparse
 
 from coconut.tasks.generated import write
-from coconut.tasks.prosqa import STEPS, Options, _hops, generate, keys
+from coconut.tasks.prosqa import _hops, generate, keys
+from coconut.tasks.prosqa_graph import STEPS, Options
 
 
 def main() -> None:

@@ -16,6 +16,7 @@ import tokenizers
 
 from coconut.errors import UserError
 from coconut.files import read_bytes, read_json, write_json
+from coconut.tasks.words import CONCEPTS, NAMES
 from coconut.text.tokenizer import (
     _BYTE_TO_CHAR,
     ENCODING_FILE,
@@ -23,8 +24,6 @@ from coconut.text.tokenizer import (
     HF_CONFIG_FILE,
     HF_FILE,
     MARKERS,
-    PROSQA_CONCEPTS,
-    PROSQA_NAMES,
     RANKS_FILE,
     Tokenizer,
     _add_token,
@@ -183,14 +182,14 @@ def prosqa_encoding() -> Tokenizer:
             r"[\s\S]",
         )
     )
-    pieces = ["Is ", *PROSQA_NAMES]
-    for concept in PROSQA_CONCEPTS:
+    pieces = ["Is ", *NAMES]
+    for concept in CONCEPTS:
         pieces += [f"Every {concept}", f" a {concept}"]
         pieces += [f" is a {concept}.{end}" for end in ("\n", "")]
         pieces += [f" or {concept}?{end}" for end in ("\n", "")]
     pieces.append("### ")
-    subjects = [*PROSQA_NAMES, *(f"Every {concept}" for concept in PROSQA_CONCEPTS)]
-    pieces += [f"{subject} is a {c}. " for subject in subjects for c in PROSQA_CONCEPTS]
+    subjects = [*NAMES, *(f"Every {concept}" for concept in CONCEPTS)]
+    pieces += [f"{subject} is a {c}. " for subject in subjects for c in CONCEPTS]
     tokens = [bytes([b]) for b in range(256)] + [piece.encode() for piece in pieces]
     ranks = {token: rank for rank, token in enumerate(tokens)}
     return TiktokenTokenizer("prosqa", pattern, ranks, {END_OF_TEXT: len(ranks)})

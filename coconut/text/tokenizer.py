@@ -28,15 +28,6 @@ HF_COMPANIONS = (
     "tokenizer.model",
 )
 
-PROSQA_NAMES = (
-    "Alex Bob Carol Davis Eva Fae Gabriel Jack Max Oliver Polly Rex Sally Sam Stella Tom Wren"
-).split()
-PROSQA_CONCEPTS = (
-    "bompus boompus brimpus chorpus dumpus felpus fompus gerpus gorpus grimpus gwompus hilpus impus"
-    " jelpus jompus kerpus lempus lorpus numpus quimpus rempus rompus rorpus scrompus shumpus"
-    " sterpus storpus terpus timpus tumpus vumpus worpus wumpus yerpus yimpus yumpus zhorpus zumpus"
-).split()
-
 
 class Tokenizer(ABC):
     """What the rest of the project knows of a tokenizer.

@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
+from coconut.checkpoints import adapter_files
 from coconut.checkpoints import adapters as files
 from coconut.checkpoints.adapters import Adapter
 from coconut.checkpoints.checkpoint import ADAPTERS
@@ -165,18 +166,18 @@ def save(model, config: Mapping[str, Any], adapter: Adapter, directory: Path) ->
     trained = to_numpy({n: w for n, w in to_hf(own).items() if not n.startswith(RULE_PREFIX)})
     paths = files.vocabulary(config) if adapter.rows else ()
     base = to_numpy({path: model.get_submodule(path).base.weight.detach() for path in paths})
-    _, whole = files.split_trained(trained)
-    _save(directory / ADAPTERS, files.to_mlx_lm(adapter, trained, base))
+    _, whole = adapter_files.split_trained(trained)
+    _save(directory / ADAPTERS, adapter_files.to_mlx_lm(adapter, trained, base))
     _save(directory / files.TRAINED, whole)
-    write_json(directory / files.ADAPTER_CONFIG, files.adapter_config(adapter, config))
+    write_json(directory / files.ADAPTER_CONFIG, adapter_files.adapter_config(adapter, config))
 
 
 def load(model, config: Mapping[str, Any], adapter: Adapter) -> None:
     """Put the trained values of an adapter's directory into a model that `adapt` prepared."""
     assert adapter.directory is not None, "an adapter that begins has no files"
-    arrays = files.from_mlx_lm(adapter, config, load_file(adapter.directory / ADAPTERS))
+    arrays = adapter_files.from_mlx_lm(adapter, config, load_file(adapter.directory / ADAPTERS))
     arrays |= load_file(adapter.directory / files.TRAINED)
-    files.check_arrays({n: w.shape for n, w in arrays.items()}, config, adapter)
+    adapter_files.check_arrays({n: w.shape for n, w in arrays.items()}, config, adapter)
     _set(model, arrays)
 
 

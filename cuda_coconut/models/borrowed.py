@@ -196,7 +196,7 @@ class Borrowed:
         return self._run_inner(run, x, positions)
 
     draw = None
-    """Where adapters with dropout find the key of the block; see cuda_coconut/models/adapters.py."""
+    """Where adapters with dropout find the key of the block; see adapters.py."""
 
     def head(self, h: torch.Tensor) -> torch.Tensor:
         """Logits of states after the final norm: (..., D) -> (..., V)."""

@@ -12,6 +12,7 @@ import mlx.nn as nn
 import numpy as np
 from mlx.utils import tree_flatten, tree_unflatten
 
+from coconut.checkpoints import adapter_files
 from coconut.checkpoints import adapters as files
 from coconut.checkpoints.adapters import Adapter
 from coconut.checkpoints.checkpoint import ADAPTERS
@@ -181,18 +182,18 @@ def save(model, config: Mapping[str, Any], adapter: Adapter, directory: Path) ->
     trained = {name: np.array(w) for name, w in own if not name.startswith(RULE_PREFIX)}
     paths = files.vocabulary(config) if adapter.rows else ()
     base = {path: np.array(_dense(_find(model, path).base)) for path in paths}
-    _, whole = files.split_trained(trained)
-    _save(directory / ADAPTERS, files.to_mlx_lm(adapter, trained, base))
+    _, whole = adapter_files.split_trained(trained)
+    _save(directory / ADAPTERS, adapter_files.to_mlx_lm(adapter, trained, base))
     _save(directory / files.TRAINED, whole)
-    write_json(directory / files.ADAPTER_CONFIG, files.adapter_config(adapter, config))
+    write_json(directory / files.ADAPTER_CONFIG, adapter_files.adapter_config(adapter, config))
 
 
 def load(model, config: Mapping[str, Any], adapter: Adapter) -> None:
     """Put the trained values of an adapter's directory into a model that `adapt` prepared."""
     assert adapter.directory is not None, "an adapter that begins has no files"
-    arrays = files.from_mlx_lm(adapter, config, mx.load(str(adapter.directory / ADAPTERS)))
+    arrays = adapter_files.from_mlx_lm(adapter, config, mx.load(str(adapter.directory / ADAPTERS)))
     arrays |= mx.load(str(adapter.directory / files.TRAINED))
-    files.check_arrays({n: w.shape for n, w in arrays.items()}, config, adapter)
+    adapter_files.check_arrays({n: w.shape for n, w in arrays.items()}, config, adapter)
     model.update(tree_unflatten([(n, w.astype(mx.float32)) for n, w in arrays.items()]))
     mx.eval(model.parameters())
 

@@ -12,7 +12,7 @@ from coconut.batches.dataset import SHOWN_PROBLEMS, check_lengths, read_items, t
 from coconut.batches.training_data import DEBUG_ITEMS, TrainingData, sentences
 from coconut.config.keys import RunConfig
 from coconut.errors import UserError
-from coconut.tasks import prosqa
+from coconut.tasks import prosqa, prosqa_graph
 from coconut.text.tiktoken import TiktokenTokenizer, prosqa_encoding
 
 GOOD = {"question": "Tom is a wumpus. Is Tom a wumpus or impus?", "answer": "yes", "steps": ["a."]}
@@ -200,7 +200,7 @@ def questions(path: Path) -> list[str]:
 
 
 def test_no_generated_item_is_one_of_the_validation_file(tmp_path: Path) -> None:
-    options = prosqa.Options(nodes=12)
+    options = prosqa_graph.Options(nodes=12)
     held_out = list(prosqa.generate(options, 7, 10))
     path = file_of(tmp_path, held_out)
     generate = {"items": 10, "seed": 7, "nodes": 12}

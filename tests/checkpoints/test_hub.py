@@ -25,7 +25,7 @@ from coconut.config.reading import load_config
 from coconut.convert.tensors import Tensor, write_safetensors
 from coconut.errors import UserError
 from coconut.plan.plan import print_plan
-from coconut.text.tokenizer import PROSQA_CONCEPTS, PROSQA_NAMES
+from coconut.tasks.words import CONCEPTS, NAMES
 
 ENTRIES = ("model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors")
 EOS = "<eos>"
@@ -41,7 +41,7 @@ def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Hub]:
 def write_tokenizer(directory: Path) -> None:
     """Words of ProsQA, one token each, in the files of a Hugging Face tokenizer."""
     words = ["?", EOS, "<<", "###", ".", "Every", "is", "a", "Is", "or"]
-    words += [*PROSQA_NAMES, *PROSQA_CONCEPTS]
+    words += [*NAMES, *CONCEPTS]
     vocabulary = {word: i for i, word in enumerate(words)}
     engine = tokenizers.Tokenizer(tokenizers.models.WordLevel(vocabulary, unk_token="?"))
     engine.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()

@@ -23,7 +23,7 @@ from coconut.inside.analyses.tree import (
 )
 from coconut.inside.graph import read_graph
 from coconut.inside.lens import Lens
-from coconut.tasks import prosqa
+from coconut.tasks import prosqa, prosqa_graph
 from coconut.text.answers import OUTCOMES, exact_match, extract
 
 N, N_NEW, N_THOUGHTS = 6, 5, 3
@@ -36,7 +36,7 @@ def checkpoint(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
-    options = prosqa.Options(nodes=8, min_hops=2)
+    options = prosqa_graph.Options(nodes=8, min_hops=2)
     path = tmp_path_factory.mktemp("data") / "items.json"
     path.write_text(json.dumps(list(prosqa.generate(options, 7, N))))
     return path
@@ -219,7 +219,7 @@ def test_sets_differ_in_the_way_they_say(data):
 
 def test_more_parents_make_denser_graphs():
     def edges(**changes) -> int:
-        options = prosqa.Options(nodes=12, min_hops=2, **changes)
+        options = prosqa_graph.Options(nodes=12, min_hops=2, **changes)
         return sum(len(item["edges"]) for item in prosqa.generate(options, 5, 40))
 
     assert edges(more_parents=1) > 1.2 * edges() and edges(more_parents=0) == edges()

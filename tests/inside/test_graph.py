@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from tiny import REPOSITORY
 
 from coconut.inside.graph import read_graph, sentences
-from coconut.tasks import hops, prosqa
+from coconut.tasks.suite import hops, prosqa
 
 
 @pytest.mark.parametrize("file", ["prosqa_small_test.json", "prosqa_tiny.json", "prosqa_test.json"])

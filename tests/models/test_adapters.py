@@ -15,7 +15,8 @@ from golden_models import MODELS, TOKENS, ragged_batch
 from test_latro import random_rollouts
 
 from coconut.batches.rollouts import collate_rollouts
-from coconut.checkpoints.adapters import Adapter, fingerprint, n_trained, trained_shapes
+from coconut.checkpoints.adapter_files import fingerprint
+from coconut.checkpoints.adapters import Adapter, n_trained, trained_shapes
 from coconut.checkpoints.source import Source
 from coconut.config.keys import RunConfig
 from coconut.config.lora_keys import Lora

@@ -27,7 +27,8 @@ from tiny import assert_same_gradients, read_log, rows_of, run_config, start
 
 from coconut.backend import Decoding
 from coconut.batches.batch import collate
-from coconut.checkpoints.adapters import Adapter, fingerprint, trained_shapes
+from coconut.checkpoints.adapter_files import fingerprint
+from coconut.checkpoints.adapters import Adapter, trained_shapes
 from coconut.checkpoints.architectures import TRIED, check_architecture, n_positions, resolved
 from coconut.checkpoints.checkpoint import describe
 from coconut.checkpoints.source import Source

@@ -16,7 +16,7 @@ from coconut.batches.curriculum import markers_of, question_row
 from coconut.batches.dataset import read_items, tokenize
 from coconut.run.curriculum_loop import Runner
 from coconut.run.evaluate import evaluate
-from coconut.tasks import prosqa
+from coconut.tasks import prosqa, prosqa_graph
 from coconut.text.opening import load_tokenizer
 
 
@@ -49,7 +49,7 @@ class Answers:
 
 @pytest.fixture
 def items():
-    options = prosqa.Options(nodes=16, max_hops=4)
+    options = prosqa_graph.Options(nodes=16, max_hops=4)
     return list(prosqa.generate(options, 7, 12, 0, frozenset()))
 
 

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from coconut.errors import UserError
-from coconut.tasks import hops
 from coconut.tasks.generated import read_keys
+from coconut.tasks.suite import hops
 
 ROOT = Path(__file__).parents[2]
 OPTIONS = hops.Options(concepts=5, hops=3)

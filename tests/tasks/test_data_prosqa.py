@@ -17,10 +17,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from coconut.errors import UserError
-from coconut.tasks import prosqa
+from coconut.tasks import prosqa, prosqa_graph
 from coconut.tasks.generated import read_keys, write
 from coconut.tasks.graphs import shortest_path
-from coconut.tasks.prosqa import Options, generate, keys, swap
+from coconut.tasks.prosqa import generate, keys, swap
+from coconut.tasks.prosqa_graph import Options
 from coconut.tasks.prosqa_stats import shortcut_accuracies, shortcuts, statistics
 
 ROOT = Path(__file__).parents[2]
@@ -154,7 +155,7 @@ def test_pool_probabilities_show_in_the_share_of_the_second_head(sample):
 
 def test_share_of_raw_graphs_kept():
     n = 3_000
-    kept = sum(prosqa._raw_graph(Random(i).random, Options()) is not None for i in range(n))
+    kept = sum(prosqa_graph._raw_graph(Random(i).random, Options()) is not None for i in range(n))
     assert kept / n == pytest.approx(0.935, abs=4 * math.sqrt(0.935 * 0.065 / n))
 
 

@@ -36,7 +36,8 @@ from tiny import (
 from coconut.backend import Decoding
 from coconut.batches.batch import collate
 from coconut.batches.curriculum import Row
-from coconut.checkpoints.adapters import Adapter, fingerprint
+from coconut.checkpoints.adapter_files import fingerprint
+from coconut.checkpoints.adapters import Adapter
 from coconut.checkpoints.source import Source, _feedback
 from coconut.config.keys import RunConfig
 from coconut.config.lora_keys import Lora

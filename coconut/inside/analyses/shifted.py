@@ -9,6 +9,7 @@ import numpy as np
 
 from coconut.errors import UserError
 from coconut.inside.lens import Lens
+from coconut.tasks.words import CONCEPTS
 
 if TYPE_CHECKING:
     pass
@@ -22,6 +23,7 @@ from coconut.inside.analyses.asking import (
     answers,
 )
 from coconut.inside.analyses.forced_k import _shortcut
+from coconut.tasks import prosqa_graph
 
 # --- out of distribution
 
@@ -35,7 +37,7 @@ def ood(lens: Lens, options: Options, advance: Callable[[int], None]) -> dict[st
     for number, (name, about, changes) in enumerate(_shifts(options.items)):
         items = options.items
         if changes is not None:
-            shifted = prosqa.Options(**changes)
+            shifted = prosqa_graph.Options(**changes)
             items = list(prosqa.generate(shifted, options.seed + number, n, exclude=exclude))
         longest = max((item["question"] for item in items), key=len)
         try:
@@ -84,9 +86,8 @@ def _shifts(items: Sequence[dict[str, Any]]) -> list[tuple[str, str, dict[str, A
 
 def _most_nodes() -> int:
     """The most nodes there are words for."""
-    from coconut.tasks import prosqa
 
-    return len(prosqa.CONCEPTS) + 2
+    return len(CONCEPTS) + 2
 
 
 def ood_table(found: dict[str, Any]) -> Table:

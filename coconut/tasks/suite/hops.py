@@ -18,7 +18,7 @@ from random import Random
 from coconut.errors import UserError
 from coconut.tasks.files import Item
 from coconut.tasks.generated import check_not_negative, digest_of_facts, draw_words, write
-from coconut.tasks.prosqa import CONCEPTS, NAMES
+from coconut.tasks.words import CONCEPTS, NAMES
 
 STEPS = ("path", "thoughts")
 _MAX_TRIES = 1_000

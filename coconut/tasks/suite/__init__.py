@@ -1,0 +1,1 @@
+"""Generated tasks that tell what thoughts compute: one file a task."""
