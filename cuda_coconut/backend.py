@@ -23,8 +23,9 @@ from coconut.feedback.statistics import ThoughtStatistics
 from coconut.world import World
 from cuda_coconut import models
 from cuda_coconut.models import adapters, weights
+from cuda_coconut.models.base import RULE_PREFIX
 from cuda_coconut.models.cpu import keep_freed_memory
-from cuda_coconut.thoughts.feedback import PREFIX, attach, fit, set_trained, set_weights
+from cuda_coconut.thoughts.feedback import attach, fit, set_trained, set_weights
 from cuda_coconut.thoughts.generate import generate
 from cuda_coconut.thoughts.latent import LatentOutput, thoughts_of
 from cuda_coconut.thoughts.look_inside import continuation_logprobs, trace
@@ -213,7 +214,7 @@ class Backend:
             adapters.load(self.model, self.config, adapter)
         else:
             model, _, _ = weights.load_model(directory)
-            rule = {n: w for n, w in self.model.state_dict().items() if n.startswith(PREFIX)}
+            rule = {n: w for n, w in self.model.state_dict().items() if n.startswith(RULE_PREFIX)}
             self.model.load_state_dict(model.state_dict() | rule)
         if self.model.feedback is not None:
             set_trained(self.model.feedback, weights.load_feedback(directory))

@@ -116,7 +116,7 @@ def logits(framework: str, found: Checkpoint, where: str, fed: Fed) -> np.ndarra
     twin = TWINS[framework]
     models, weights, latent, feedback = (
         importlib.import_module(f"{twin}.{name}")
-        for name in ("models", "models.weights", "thoughts.latent", "thoughts.thinker")
+        for name in ("models", "models.weights", "thoughts.latent", "thoughts.feedback")
     )
     model, module = models.build(found.config, f"{where}/{CONFIG}")
     names = {name: name.removeprefix("base_causallm.") for name in found.foreign}

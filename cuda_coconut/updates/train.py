@@ -13,9 +13,9 @@ from coconut.backend import LossSum, StepStats
 from coconut.batches.batch import Batch
 from coconut.feedback.catalogue import GAINS
 from coconut.world import World
-from cuda_coconut.models.base import Key, to_device
+from cuda_coconut.models.base import RULE_PREFIX, Key, to_device
 from cuda_coconut.models.shard import Shards, own_part
-from cuda_coconut.thoughts.feedback import PREFIX, prepare
+from cuda_coconut.thoughts.feedback import prepare
 from cuda_coconut.thoughts.latent import Inputs, latent_forward
 from cuda_coconut.updates.losses import masked_cross_entropy
 
@@ -65,8 +65,8 @@ class Trainer:
             "gains": {"rate": self.feedback_rate, "weight_decay": 0.0},
         }
         for name, w in self.model.named_parameters():
-            is_gain = name.removeprefix(PREFIX) in GAINS
-            kind = "model" if not name.startswith(PREFIX) else "gains" if is_gain else "rule"
+            is_gain = name.removeprefix(RULE_PREFIX) in GAINS
+            kind = "model" if not name.startswith(RULE_PREFIX) else "gains" if is_gain else "rule"
             if w.requires_grad:  # beside an adapter the model's own are frozen
                 groups[kind].setdefault("params", []).append((name, w))
         self.optimizer = torch.optim.AdamW(

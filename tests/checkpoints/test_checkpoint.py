@@ -89,11 +89,12 @@ KILL_POINTS = [
 WRITER = """
 import os, shutil, signal, sys
 from pathlib import Path
-from coconut import checkpoint
+from coconut import files
+from coconut.checkpoints import checkpoint
 
 directory, point, when = Path(sys.argv[1]), sys.argv[2], sys.argv[3]
 owner, name = point.split(".")
-owner = {"checkpoint": checkpoint, "Path": Path, "shutil": shutil}[owner]
+owner = {"checkpoint": checkpoint, "files": files, "Path": Path, "shutil": shutil}[owner]
 original, calls = getattr(owner, name), 0
 
 def shot(*args, **kwargs):

@@ -10,9 +10,9 @@ from conftest import CHOSEN, load_twin
 from tiny import read_log, run_config, start
 
 from coconut.checkpoints.checkpoint import verify
-from coconut.convert import mlx_to_torch, torch_to_mlx
 from coconut.convert.read import read
 from coconut.files import read_json
+from convert import mlx_to_torch, torch_to_mlx
 
 needs_both = pytest.mark.skipif(len(CHOSEN) < 2, reason="TWINS names one twin only")
 

@@ -35,9 +35,9 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
 from cuda_coconut import world
-from cuda_coconut.models import adapters, weights
-from cuda_coconut.thoughts import generate, thinker
-from cuda_coconut.updates import latro, shard, train
+from cuda_coconut.models import adapters, shard, weights
+from cuda_coconut.thoughts import feedback, generate
+from cuda_coconut.updates import latro, train
 
 DEVICE = "cuda"
 EOS, MARKERS = TOKENS["eos"], (TOKENS["start"], TOKENS["end"], TOKENS["latent"])
@@ -119,7 +119,7 @@ def assert_waits_at_the_end_alone(mode: Waits) -> None:
 
 def model_of(name: str = "gpt2-tiny", rule: str = "last"):
     model, _, _ = weights.load_model(MODELS / name)
-    thinker.attach(model, Setup(parse(rule), MARKERS, EOS, n_tokens=200))
+    feedback.attach(model, Setup(parse(rule), MARKERS, EOS, n_tokens=200))
     return model
 
 

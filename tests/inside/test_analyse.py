@@ -88,7 +88,7 @@ def test_right_answers_are_counted_as_asked_swapped_and_both(checkpoint, data, m
         texts[0 if items is options.items else -1] = "### Tom is a nothing."
         return texts
 
-    monkeypatch.setattr(analyse, "answers", said)
+    monkeypatch.setattr(forced_k, "answers", said)
     row = forced_k.forced_k(lens, options, nothing)["rows"][0]
     assert (row["as_asked"], row["swapped"], row["both"]) == (N - 1, N - 1, N - 2)
     expected = {**dict.fromkeys(OUTCOMES, 0), "Correct Label": N - 1, "Incorrect Label": 1}
@@ -173,7 +173,7 @@ def test_tree_values_are_added_up_by_rank_and_by_side(checkpoint, data, monkeypa
     by_word = {"wumpus": 0.5, "jompus": 0.2, "lempus": 0.1, "rempus": 0.05, "gorpus": 0.04}
     values = [[by_word.get(word, 0.0) for word in graph.nodes]] * 3
     tree = _Tree(graph, values, [0.5, 0.25, 0.125])
-    monkeypatch.setattr(analyse, "_trees", lambda *_: [tree])
+    monkeypatch.setattr("coconut.inside.analyses.tree._trees", lambda *_: [tree])
     options = options_of(data)
     rows = parallelism(lens, options, nothing)["rows"]
     assert rows[1]["top"] == pytest.approx([0.5, 0.7, 0.8])

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from tiny import REPOSITORY
 
 from coconut.inside.graph import read_graph, sentences
-from coconut.tasks.suite import hops, prosqa
+from coconut.tasks import prosqa
+from coconut.tasks.suite import hops
 
 
 @pytest.mark.parametrize("file", ["prosqa_small_test.json", "prosqa_tiny.json", "prosqa_test.json"])

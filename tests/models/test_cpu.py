@@ -84,7 +84,7 @@ def test_a_model_computes_the_same_with_them_and_with_mlx_own(monkeypatch):
 @pytest.mark.skipif(sys.platform != "linux", reason="only there does MLX call a compiler")
 def test_a_machine_without_a_compiler_computes_the_same(tmp_path):
     program = """
-from mlx_coconut import cpu
+from mlx_coconut.models import cpu
 import mlx.core as mx
 x = mx.linspace(-5, 5, 20000).reshape(200, 100)
 print(cpu.gelu_new(x).sum().item(), cpu.softmax(x)[:, 99].sum().item())

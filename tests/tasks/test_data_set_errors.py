@@ -211,7 +211,7 @@ def test_a_question_that_leaves_no_room_for_a_rationale(run, capsys, n, latents,
 
 
 SUMS = """\
-from data.files import parse_json, read_lines
+from coconut.tasks.files import parse_json, read_lines
 
 FILES = {"train": "train.jsonl", "test": "test.jsonl"}
 HOW = "ask for them"
@@ -245,7 +245,7 @@ def own_set(run, monkeypatch) -> Path:
     # Written within a second of each other, so a cached one could pass for the next.
     monkeypatch.setattr(sys, "dont_write_bytecode", True)
     yield folder / "sums.py"
-    sys.modules.pop("data.latro.sums", None)
+    sys.modules.pop("coconut.tasks.questions.sums", None)
     vars(latro).pop("sums", None)
 
 

@@ -34,7 +34,7 @@ def blocks(language: str) -> list[str]:
 @pytest.fixture
 def checkout(tmp_path, monkeypatch) -> Path:
     """A folder with the page's files in it, and the run files of the repository."""
-    (tmp_path / "data/latro").mkdir(parents=True)
+    (tmp_path / "coconut/tasks/questions").mkdir(parents=True)
     (tmp_path / "args").mkdir()
     (tmp_path / "args/models").symlink_to(REPOSITORY / "args/models")
     for path in (REPOSITORY / "args").glob("latro_pre*.yaml"):
@@ -45,9 +45,10 @@ def checkout(tmp_path, monkeypatch) -> Path:
     for name, text in zip(names, blocks("yaml"), strict=True):
         (tmp_path / name).write_text(text)
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(questions, "__path__", [*questions.__path__, str(tmp_path / "data/latro")])
+    own = str(tmp_path / "coconut/tasks/questions")
+    monkeypatch.setattr(questions, "__path__", [*questions.__path__, own])
     yield tmp_path
-    sys.modules.pop("data.latro.sums", None)
+    sys.modules.pop("coconut.tasks.questions.sums", None)
     vars(questions).pop("sums", None)
 
 
@@ -55,7 +56,7 @@ def test_the_example_makes_trains_and_evaluates(checkout, twin, capsys):
     (commands,) = blocks("sh")
     made, *runs = commands.strip().splitlines()
     assert made == "python -m coconut.tasks.questions.sums"
-    importlib.import_module("data.latro.sums").make()
+    importlib.import_module("coconut.tasks.questions.sums").make()
     for path in (checkout / "data/cache").iterdir():
         lines = path.read_text().splitlines(keepends=True)
         path.write_text("".join(lines[: 60 if "train" in path.name else 8]))
@@ -81,7 +82,7 @@ def test_the_example_makes_trains_and_evaluates(checkout, twin, capsys):
 
 
 def test_the_example_is_read_back_by_its_own_answer(checkout):
-    importlib.import_module("data.latro.sums").make()
+    importlib.import_module("coconut.tasks.questions.sums").make()
     sums = questions.load("sums")
     for item in sums.read(sums.FILES["test"]):
         assert sums.answer(sums.response(item), item) == item["groundtruth"]
