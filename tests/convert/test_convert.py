@@ -588,7 +588,8 @@ def test_command_runs_as_a_file_and_as_a_module(tmp_path, command):
 
 def test_conversion_imports_no_framework_for_safetensors():
     code = (
-        "import sys; from coconut.convert import read, write, command, verify;from convert import torch_to_mlx, mlx_to_torch;"
+        "import sys; from coconut.convert import read, write, command, verify;"
+        "from convert import torch_to_mlx, mlx_to_torch;"
         f"from pathlib import Path; read.read(Path({str(MODEL)!r}));"
         "print({'torch', 'mlx', 'transformers'} & sys.modules.keys())"
     )
