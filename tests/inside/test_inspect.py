@@ -382,7 +382,9 @@ def test_what_was_taught_and_what_is_fed_back_is_named(twin, tmp_path):
         assert said in told and "not trained on: cat; it knows 55" in unknown
         [other] = warnings(lens.tokenizer, read_graph("Who?"))
         assert "not a ProsQA question (Every X is a Y." in other
-        [neither] = warnings(lens.tokenizer, read_graph("Tom is a wumpus. Is Tom a lempus or rempus?"))
+        [neither] = warnings(
+            lens.tokenizer, read_graph("Tom is a wumpus. Is Tom a lempus or rempus?")
+        )
         assert "both of the choices, or neither" in neither
         assert warnings(lens.tokenizer, read_graph(QUESTION)) == []
 
