@@ -18,8 +18,9 @@ from coconut.checkpoints.named import add_model, too_low
 from coconut.errors import UserError, guarded
 from coconut.files import sha256, write_text
 from coconut.inside import figures
+from coconut.inside.findings import READINGS
 from coconut.inside.graph import read_graph
-from coconut.inside.lens import READINGS, Lens
+from coconut.inside.lens import Lens
 from coconut.reporting.console import Console
 
 if TYPE_CHECKING:

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from coconut.errors import UserError
+from coconut.inside.findings import READINGS
 from coconut.inside.graph import Graph, read_graph
-from coconut.inside.lens import READINGS, Lens
+from coconut.inside.lens import Lens
 
 if TYPE_CHECKING:
     pass
