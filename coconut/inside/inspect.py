@@ -17,7 +17,7 @@ from coconut.files import write_text
 from coconut.inside.findings import READINGS, Inspection
 from coconut.inside.graph import read_graph
 from coconut.inside.lens import Lens
-from coconut.inside.page import page
+from coconut.inside.page.page import page
 from coconut.inside.show import Tables
 
 if TYPE_CHECKING:
