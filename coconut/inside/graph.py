@@ -94,11 +94,12 @@ def read_graph(question: str) -> Graph | None:
         edges=list(edges),
         asked=asked,
         choices=tuple(choices),
-        distances=_distances(len(words), list(edges), asked),
+        distances=distances(len(words), list(edges), asked),
     )
 
 
-def _distances(n: int, edges: list[tuple[int, int]], source: int) -> list[int | None]:
+def distances(n: int, edges: list[tuple[int, int]], source: int) -> list[int | None]:
+    """Hops from a node to each of n; None where no way leads."""
     found: list[int | None] = [None] * n
     found[source] = 0
     queue = deque([source])
