@@ -83,9 +83,9 @@ def _run(twin: str, make_backend: MakeBackend, given: argparse.Namespace) -> Non
     about = _about(twin, lens, given, items)
     console = Console()
     for name in names:
-        analysis, shown = ANALYSES[name], options
+        analysis = ANALYSES[name]
         with console.progress(name, len(items)) as bar:
-            found = analysis.measure(lens, shown, bar.advance)
+            found = analysis.measure(lens, options, bar.advance)
         found = {"analysis": name, **about, **found}
         columns, rows = analysis.table(found)
         console.table(f"{name}: {analysis.help}", columns, rows)

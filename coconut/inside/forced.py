@@ -84,45 +84,38 @@ class Forcing:
         """For each prompt: probability of its case's lead, and of each word given the lead."""
         # One word behind one lead may be cut into tokens in its own way: (k, tokens before the
         # word) is a prompt of its own. Usually there is one a k.
-        spellings = [
-            [spelled(self._tokenizer, case, graph.nodes[node]) for node in case.nodes]
-            for case in cases
-        ]
-        leads = [sorted({s.forced for s in row}) for row in spellings]
+        groups: list[dict[tuple[int, ...], dict[int, Spelling]]] = []
+        for case in cases:
+            words = [spelled(self._tokenizer, case, graph.nodes[node]) for node in case.nodes]
+            leads = sorted({word.forced for word in words})
+            groups.append({x: {i: w for i, w in enumerate(words) if w.forced == x} for x in leads})
         pad_id = self._tokenizer.pad_id
         _, lead_logprobs = self._backend.continuation_logprobs(
-            collate(prompts, pad_id), [[lead for lead in row if lead] for row in leads]
+            collate(prompts, pad_id), [[lead for lead in group if lead] for group in groups]
         )
-        longer = [
-            _behind(prompt, lead)
-            for prompt, row in zip(prompts, leads, strict=True)
-            for lead in row
-        ]
+        pairs = list(zip(prompts, groups, strict=True))
+        longer = [_behind(prompt, lead) for prompt, group in pairs for lead in group]
         if not longer:
             return [(0.0, []) for _ in cases]
-        words = [
-            [s.tokens for s in spellings[k] if s.forced == lead]
-            for k, row in enumerate(leads)
-            for lead in row
-        ]
-        first, word_logprobs = self._backend.continuation_logprobs(collate(longer, pad_id), words)
-        found, at = [], 0
-        for k, row in enumerate(leads):
-            given = iter(lead_logprobs[k])
-            log_leads = [float(next(given).sum(dtype=np.float64)) if lead else 0.0 for lead in row]
+        tokens = [[s.tokens for s in same.values()] for group in groups for same in group.values()]
+        first, word_logprobs = self._backend.continuation_logprobs(collate(longer, pad_id), tokens)
+        found, behind = [], zip(first, word_logprobs, strict=True)
+        for group, lead_given in zip(groups, map(iter, lead_logprobs), strict=True):
+            log_leads = [
+                float(next(lead_given).sum(dtype=np.float64)) if lead else 0.0 for lead in group
+            ]
             largest = max(log_leads, default=0.0)
             total, joint = 0.0, {}
-            for lead, log_lead in zip(row, log_leads, strict=True):
+            for same, log_lead in zip(group.values(), log_leads, strict=True):
                 weight = math.exp(log_lead - largest)
-                same = [(i, s) for i, s in enumerate(spellings[k]) if s.forced == lead]
-                total += weight * self.mass(first[at], same[0][1].shared, "")
-                for (i, spelling), logprobs in zip(same, word_logprobs[at], strict=True):
-                    if spelling.inside:
-                        p = self.mass(first[at], spelling.shared, spelling.inside)
+                next_token, given = next(behind)
+                total += weight * self.mass(next_token, next(iter(same.values())).shared, "")
+                for (i, word), logprobs in zip(same.items(), given, strict=True):
+                    if word.inside:
+                        p = self.mass(next_token, word.shared, word.inside)
                     else:
                         p = probability(logprobs)
                     joint[i] = weight * p
-                at += 1
             values = [joint[i] / total if total else 0.0 for i in range(len(joint))]
             found.append((math.exp(largest) * total, values))
         return found

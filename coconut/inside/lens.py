@@ -234,9 +234,10 @@ class Lens:
         for logprobs in self.backend.trace(collate([row], self.tokenizer.pad_id)).logprobs:
             values = [0.0] * len(graph.nodes)
             for node, word in words:
-                is_one = bool(word.inside)
-                p = self._forcing.mass(logprobs, word.shared, word.inside) if is_one else None
-                values[node] = math.exp(logprobs[word.tokens[0]]) if p is None else p
+                if word.inside:
+                    values[node] = self._forcing.mass(logprobs, word.shared, word.inside)
+                else:
+                    values[node] = math.exp(logprobs[word.tokens[0]])
             found.append(values)
         return found
 

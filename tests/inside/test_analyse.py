@@ -82,7 +82,7 @@ def test_right_answers_are_counted_as_asked_swapped_and_both(checkpoint, data, m
         texts[0 if items is options.items else -1] = "### Tom is a nothing."
         return texts
 
-    monkeypatch.setattr(forced_k, "answers", said)
+    monkeypatch.setattr(asking, "answers", said)
     row = forced_k.measure(lens, options, nothing)["rows"][0]
     assert (row["as_asked"], row["swapped"], row["both"]) == (N - 1, N - 1, N - 2)
     expected = {**dict.fromkeys(OUTCOMES, 0), "Correct Label": N - 1, "Incorrect Label": 1}

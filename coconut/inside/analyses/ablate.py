@@ -14,11 +14,9 @@ from coconut.inside.analyses.asking import (
     Analysis,
     Options,
     Table,
-    accuracy,
-    answers,
+    asked,
     percent,
     questions,
-    right,
     shares,
     shortcut,
     thoughts_of,
@@ -40,17 +38,13 @@ def measure(lens: Lens, options: Options, advance: Callable[[int], None]) -> dic
     own = [thoughts_of(lens, questions(items), options) for items in sides]
     rows = []
     for name, about, change in _changes(own, options.seed):
-        written, hits = [], []
-        for side, items in enumerate(sides):
-            given = change(side)
-            n = 0 if given is None else lens.n_thoughts
-            written.append(answers(lens, questions(items), options, n, given))
-            hits.append(right(written[-1], items))
-        found = accuracy(hits[0], hits[1])
+        given = [change(side) for side in range(2)]
+        n = 0 if given[0] is None else lens.n_thoughts
+        written, found = asked(lens, options, n, given)
         # The concept that the other name's question has for an answer.
         found["other"] = sum(
             extract(text)[0].rsplit(" ", 1)[-1] == other["answer"].rsplit(" ", 1)[-1]
-            for text, other in zip(written[0], options.swapped, strict=True)
+            for text, other in zip(written, options.swapped, strict=True)
         )
         rows.append({"thoughts": name, "about": about, **found})
         advance(1)
@@ -101,17 +95,11 @@ def _changes(own: list[np.ndarray], seed: int) -> list[tuple[str, str, Change]]:
     for sigma in NOISES:
         about = f"its own plus noise of {sigma:g} times their scale"
         changes.append((f"noise {sigma:g}", about, noisy(sigma)))
-    changes.append(
-        (
-            "shuffled",
-            "its own in another order",
-            lambda s: np.take_along_axis(own[s], order[:, :, None], axis=1),
-        )
-    )
-    changes.append(("another's", "of another question", lambda s: own[s][neighbour]))
-    changes.append(
-        ("other name's", "of the same graph, the other name asked", lambda s: own[1 - s])
-    )
+    changes += [
+        ("shuffled", "its own in another order", lambda s: own[s][np.arange(n)[:, None], order]),
+        ("another's", "of another question", lambda s: own[s][neighbour]),
+        ("other name's", "of the same graph, the other name asked", lambda s: own[1 - s]),
+    ]
     for i in range(R):
         changes.append((f"mean at {i + 1}", f"only thought {i + 1} is the mean", one_mean(i)))
     return changes
@@ -127,22 +115,11 @@ def _derangement(n: int, rng: np.random.Generator) -> np.ndarray:
 
 def table(found: dict[str, Any]) -> Table:
     """A row a kind of thoughts."""
-    columns = [
-        "thoughts",
-        *SHARES,
-        "other name's answer %",
-        "what they are",
-    ]
-    rows = [
-        [
-            row["thoughts"],
-            *shares(row),
-            percent(row["other"], row["n"]),
-            row["about"],
-        ]
+    columns = ["thoughts", *SHARES, "other name's answer %", "what they are"]
+    return columns, [
+        [row["thoughts"], *shares(row), percent(row["other"], row["n"]), row["about"]]
         for row in found["rows"]
     ]
-    return columns, rows
 
 
 def picture(found: dict[str, Any]) -> bytes:
@@ -160,8 +137,7 @@ def picture(found: dict[str, Any]) -> bytes:
             ax.barh(at, shares, 0.25, color=colour, label=word)
             for y, share in zip(at, shares, strict=True):
                 ax.annotate(f"{share:.0f}", (share + 0.6, y), va="center", fontsize=7)
-        labels = [f"{row['about']}" for row in rows]
-        ax.set_yticks(places, labels, fontsize=8)
+        ax.set_yticks(places, [row["about"] for row in rows], fontsize=8)
         ax.set_ylim(-0.6, len(rows) - 0.4)
         ax.set_xlim(0, 106)
         ax.set_xlabel(f"% of {rows[0]['n']} questions")

@@ -83,20 +83,24 @@ def _batches(lens: Lens, questions: Sequence[str], size: int, n_thoughts: int) -
         yield numbers, collate([rows[i] for i in numbers], lens.tokenizer.pad_id)
 
 
-def right(written: Sequence[str], items: Sequence[dict[str, Any]]) -> np.ndarray:
-    """Whether each text gives its item's answer: (N,) of bool."""
-    pairs = zip(written, items, strict=True)
-    return np.array([exact_match(extract(text)[0], item["answer"]) for text, item in pairs])
+def asked(
+    lens: Lens,
+    options: Options,
+    n_thoughts: int,
+    thoughts: Sequence[np.ndarray | None] = (None, None),
+) -> tuple[list[str], dict[str, Any]]:
+    """(what is written as asked, counts of questions right as asked, swapped and both).
 
-
-def accuracy(asked: np.ndarray, swapped: np.ndarray) -> dict[str, Any]:
-    """Counts of questions right as asked, swapped and both."""
-    return {
-        "n": len(asked),
-        "as_asked": int(asked.sum()),
-        "swapped": int(swapped.sum()),
-        "both": int((asked & swapped).sum()),
-    }
+    thoughts: as for `answers`, of the questions as asked and swapped.
+    """
+    written, right = [], []
+    for items, given in zip((options.items, options.swapped), thoughts, strict=True):
+        written.append(answers(lens, questions(items), options, n_thoughts, given))
+        pairs = zip(written[-1], items, strict=True)
+        right.append([exact_match(extract(text)[0], item["answer"]) for text, item in pairs])
+    both = sum(a and b for a, b in zip(*right, strict=True))
+    counts = {"as_asked": sum(right[0]), "swapped": sum(right[1]), "both": both}
+    return written[0], {"n": len(options.items), **counts}
 
 
 def questions(items: Sequence[dict[str, Any]]) -> list[str]:
@@ -110,7 +114,7 @@ def percent(count: int, n: int) -> str:
 
 
 def shares(row: dict[str, Any]) -> list[str]:
-    """The cells of a row's `accuracy`."""
+    """The cells of a row with the counts of `asked`."""
     return [percent(row[name], row["n"]) for name in ("as_asked", "swapped", "both")]
 
 

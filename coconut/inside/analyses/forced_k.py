@@ -5,18 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from coconut.inside.analyses.asking import (
-    SHARES,
-    Analysis,
-    Options,
-    Table,
-    accuracy,
-    answers,
-    questions,
-    right,
-    shares,
-    shortcut,
-)
+from coconut.inside.analyses.asking import SHARES, Analysis, Options, Table, asked, shares, shortcut
 from coconut.inside.analyses.axes import ACCURACIES, grid, png, standard_error, title
 from coconut.inside.lens import Lens
 from coconut.reporting.drawing import INK, colours_of, figure_of
@@ -37,9 +26,7 @@ def measure(lens: Lens, options: Options, advance: Callable[[int], None]) -> dic
     """Accuracy and outcome classes after exactly 0, 1, ... thoughts."""
     rows = []
     for k in range(lens.n_thoughts + 1):
-        written = answers(lens, questions(options.items), options, k)
-        other = answers(lens, questions(options.swapped), options, k)
-        found = accuracy(right(written, options.items), right(other, options.swapped))
+        written, found = asked(lens, options, k)
         classes = [
             outcome(item, text, k) for item, text in zip(options.items, written, strict=True)
         ]
@@ -59,15 +46,10 @@ def outcome(item: dict[str, Any], text: str, n_thoughts: int) -> str:
 def table(found: dict[str, Any]) -> Table:
     """A row a number of thoughts."""
     columns = ["thoughts", *SHARES, *OUTCOMES]
-    rows = [
-        [
-            row["thoughts"],
-            *shares(row),
-            *(row["outcomes"][name] for name in OUTCOMES),
-        ]
+    return columns, [
+        [row["thoughts"], *shares(row), *(row["outcomes"][name] for name in OUTCOMES)]
         for row in found["rows"]
     ]
-    return columns, rows
 
 
 def picture(found: dict[str, Any]) -> bytes:

@@ -54,16 +54,8 @@ def measure(lens: Lens, options: Options, advance: Callable[[int], None]) -> dic
 
 def table(found: dict[str, Any]) -> Table:
     """A row a number of thoughts: mean values."""
-    columns = [
-        "thoughts",
-        "lead",
-        "top 1",
-        "top 2",
-        "top 3",
-        "below the name",
-        "at k hops",
-        "uniform",
-    ]
+    tops = [f"top {n + 1}" for n in range(N_TREE)]
+    columns = ["thoughts", "lead", *tops, "below the name", "at k hops", "uniform"]
     rows = [
         [
             row["thoughts"],

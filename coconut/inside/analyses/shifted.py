@@ -3,23 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
 from coconut.errors import UserError
-from coconut.inside.analyses.asking import (
-    SHARES,
-    Analysis,
-    Options,
-    Table,
-    accuracy,
-    answers,
-    questions,
-    right,
-    shares,
-    shortcut,
-)
+from coconut.inside.analyses.asking import SHARES, Analysis, Options, Table, asked, shares, shortcut
 from coconut.inside.analyses.axes import ACCURACIES, grid, png, standard_error, title
 from coconut.inside.lens import Lens
 from coconut.reporting.drawing import INK, colours_of, figure_of
@@ -44,16 +34,13 @@ def measure(lens: Lens, options: Options, advance: Callable[[int], None]) -> dic
             advance(1)
             continue
         swapped = [prosqa.swap(item) for item in items]
-        hits = [
-            right(answers(lens, questions(side), options, lens.n_thoughts), side)
-            for side in (items, swapped)
-        ]
+        _, counts = asked(lens, replace(options, items=items, swapped=swapped), lens.n_thoughts)
         sizes = {
             "nodes": float(np.mean([len(item["idx_to_symbol"]) for item in items])),
             "edges": float(np.mean([len(item["edges"]) for item in items])),
             "hops": float(np.mean([len(item["steps"]) for item in items])),
         }
-        found = {**accuracy(*hits), **sizes, "shortcut": shortcut(items)}
+        found = {**counts, **sizes, "shortcut": shortcut(items)}
         rows.append({"set": name, "about": about, **found})
         advance(1)
     return {"rows": rows}
@@ -83,14 +70,7 @@ def _shifts(items: Sequence[dict[str, Any]]) -> list[tuple[str, str, dict[str, A
 
 def table(found: dict[str, Any]) -> Table:
     """A row a set."""
-    columns = [
-        "set",
-        "nodes",
-        "edges",
-        "hops",
-        *SHARES,
-        "best blind rule %",
-    ]
+    columns = ["set", "nodes", "edges", "hops", *SHARES, "best blind rule %"]
     rows = []
     for row in found["rows"]:
         if "left_out" in row:
