@@ -14,6 +14,24 @@ if TYPE_CHECKING:
     pass
 
 
+_PACKAGE = Path(__file__).resolve().parent
+
+
+def shipped(name: str) -> Path:
+    """Where a file of the project lies: in a checkout, or in what the build put into the package.
+
+    name: its path in the checkout, `data/prosqa_test.json`.
+    """
+    installed = _PACKAGE / "shipped"
+    return (installed if installed.is_dir() else _PACKAGE.parent) / name
+
+
+def here_or_shipped(name: str) -> str:
+    """A path as it is, or where nothing lies there the file that ships under this path, if any."""
+    found = shipped(name)
+    return str(found) if not Path(name).exists() and found.exists() else name
+
+
 def read_bytes(path: Path) -> bytes:
     """Content of a file. Raises UserError if it cannot be read."""
     try:

@@ -1,4 +1,4 @@
-"""`python -m TWIN.generate --model DIR --question TEXT`: ask a checkpoint questions."""
+"""`mlx-coconut generate --model DIR --question TEXT`: ask a checkpoint questions."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from coconut.backend import Decoding
 from coconut.batches.batch import collate
 from coconut.batches.curriculum import Sample, markers_of, question_row
 from coconut.checkpoints.source import open_source
-from coconut.errors import UserError, guarded
+from coconut.errors import UserError, guarded, typed
 
 if TYPE_CHECKING:
     from coconut.backend import MakeBackend
@@ -22,7 +22,7 @@ from coconut.checkpoints.named import add_model, checkpoint_config, found_model,
 def main(twin: str, make_backend: MakeBackend, argv: Sequence[str] | None = None) -> None:
     """Answer the questions given, or one a line from standard input, in batches."""
     parser = argparse.ArgumentParser(
-        prog=f"python -m {twin}.generate", description="Ask a checkpoint questions."
+        prog=typed(twin, "generate"), description="Ask a checkpoint questions."
     )
     add_model(parser)
     parser.add_argument("--question", action="append", metavar="TEXT", help="may be repeated")
