@@ -22,6 +22,7 @@ from coconut.batches.curriculum import Sample, markers_of, question_row
 from coconut.checkpoints.named import add_model, too_low
 from coconut.errors import UserError, guarded, typed
 from coconut.inside.graph import read_graph
+from coconut.inside.known import strangeness
 from coconut.inside.lens import Lens
 from coconut.reporting.console import Console
 from coconut.tasks import prosqa_graph
@@ -149,7 +150,7 @@ class Chat:
         """Raise UserError for text that this model can make nothing of."""
         self.lens.n_thoughts = self.n_thoughts
         self.lens.check(question, 1)
-        if problem := self.lens.strangeness(read_graph(question)):
+        if problem := strangeness(self.lens.tokenizer, read_graph(question)):
             raise UserError("question", f"{problem}; /example shows one")
 
     # --- commands
