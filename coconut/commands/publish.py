@@ -65,9 +65,7 @@ def publish(options: argparse.Namespace) -> None:
         raise UserError(repo, "not a valid hub name; give --repo OWNER/NAME")
     # First of all: an adapter lacks the files that the checks of a whole checkpoint ask for.
     if directory.is_dir() and is_adapter(directory):
-        raise UserError(
-            str(directory), "holds an adapter only; fuse it first (mlx-coconut fuse)"
-        )
+        raise UserError(str(directory), "holds an adapter only; fuse it first (mlx-coconut fuse)")
     names = files_of(directory)
     text = card(directory, options)
     if options.dry_run:

@@ -29,9 +29,9 @@ VERBS = {
     "analyse": Verb("coconut.inside.analyse", "twin make_backend", "measure a data set's thoughts"),
     "report": Verb("coconut.reporting.report", "twin", "draw the curves of runs, side by side"),
     "convert": Verb("coconut.convert.command", "twin", "bring a checkpoint to another layout"),
-    "fuse": Verb("coconut.commands.fuse", "twin make_backend", "make one model of an adapter and its base"),
+    "fuse": Verb("coconut.commands.fuse", "twin make_backend", "join an adapter and its base"),
     "publish": Verb("coconut.commands.publish", "twin", "upload a checkpoint with a model card"),
-    "init": Verb("coconut.commands.init", "twin", "begin a directory with runs and small data sets"),
+    "init": Verb("coconut.commands.init", "twin", "begin a directory with runs and data"),
 }
 
 

@@ -260,4 +260,3 @@ def _places(
     known = list(linear_layers(config))
     targets = ["all"] if paths == set(known) else [path for path in known if path in paths]
     return {"targets": targets, "layers": None if len(found) == total else len(found)}
-

@@ -50,7 +50,7 @@ def main(twin: str, argv: Sequence[str] | None = None, prog: str | None = None) 
         other.add_argument(
             "--official", type=Path, metavar="FILE", help="write the published state dict instead"
         )
-    other.add_argument("--adapter", action="store_true", help="ours to peft, peft or mlx_lm to ours")
+    other.add_argument("--adapter", action="store_true", help="ours to peft, others to ours")
     other.add_argument("--verify", action="store_true", help="compare the logits of SRC and DST")
     add("--base", metavar="DIR", help="with --adapter: the model it was trained beside")
     options = parser.parse_args(argv)

@@ -132,4 +132,3 @@ def _input(found: Checkpoint) -> Any:
     ids = [(13 + 7919 * i) % found.n_rows for i in range(2 * length)]
     rows = (ids[:length], ids[length:])
     return collate([Row(i, row, None, length // 2, 2) for i, row in enumerate(rows)], pad_id=0)
-

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from coconut.checkpoints.named import add_model, too_low
 from coconut.errors import UserError, guarded, typed
-from coconut.files import sha256, write_text
+from coconut.files import here_or_shipped, sha256, write_text
 from coconut.inside import figures
 from coconut.inside.graph import read_graph
 from coconut.inside.lens import READINGS, Lens
@@ -81,7 +81,13 @@ def main(twin: str, make_backend: MakeBackend, argv: Sequence[str] | None = None
     )
     parser.add_argument("what", choices=[*ANALYSES, "all"])
     add_model(parser)
-    parser.add_argument("--data", required=True, metavar="FILE", help="ProsQA items with graphs")
+    parser.add_argument(
+        "--data",
+        required=True,
+        metavar="FILE",
+        type=here_or_shipped,
+        help="ProsQA items with graphs",
+    )
     parser.add_argument("--out", required=True, metavar="DIR", help="where the files go")
     parser.add_argument("--items", type=int, metavar="N", help="the first N; else all")
     parser.add_argument("--latents", type=int, metavar="K", help="thoughts; else the checkpoint's")
