@@ -19,8 +19,9 @@ if TYPE_CHECKING:
     import numpy as np
 
     from coconut.backend import MakeBackend
+    from coconut.inside.findings import Inspection
     from coconut.inside.graph import Graph
-    from coconut.inside.lens import Inspection, Lens
+    from coconut.inside.lens import Lens
 
 HEIGHT = 800
 """Pixels of the page in a notebook; it scrolls."""
@@ -133,7 +134,7 @@ class Thoughts:
 
     def page(self) -> str:
         """The page of `inspect`: HTML that needs nothing else and opens from disk."""
-        from coconut.inside.page import page
+        from coconut.inside.page.page import page
 
         return page(self.lens, self.lens.backend.name, [self.found], kind=self.reading)
 
@@ -187,12 +188,12 @@ def think(
     """Look into the thoughts about one question, as `inspect` does.
 
     answer: the right one, if it does not follow from the question. top: tokens a read-out names.
-    reading: the tree that the page shows first, see READINGS of `inside.lens`; else by method.
+    reading: the tree that the page shows first, see READINGS of `inside.findings`; else by method.
     Raises UserError: a number that is too low, an unknown reading, a question that is empty or too
     long.
     """
     from coconut.errors import UserError
-    from coconut.inside.lens import READINGS
+    from coconut.inside.findings import READINGS
 
     _check(latents=latents, max_new_tokens=max_new_tokens, top=top)
     if reading is not None and reading not in READINGS:

@@ -1,4 +1,4 @@
-"""`python -m TWIN.generate --model DIR --question TEXT`: ask a checkpoint questions."""
+"""`mlx-coconut generate --model DIR --prompt TEXT`: ask a checkpoint questions."""
 
 from __future__ import annotations
 
@@ -6,17 +6,21 @@ import argparse
 import json
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from coconut.backend import Decoding
 from coconut.batches.batch import chunks, collate
-from coconut.batches.curriculum import Sample, markers_of, question_row
 from coconut.batches.dataset import raise_all
-from coconut.checkpoints.named import add_model, too_low
-from coconut.errors import UserError, guarded
+from coconut.checkpoints.adapter_files import read_adapter
+from coconut.checkpoints.named import add_model, found_model, too_low
+from coconut.checkpoints.source import base_of
+from coconut.errors import UserError, guarded, typed
+from coconut.inside.graph import read_graph
+from coconut.inside.known import strangeness
 from coconut.inside.lens import Lens
 
 if TYPE_CHECKING:
@@ -38,16 +42,18 @@ class Answer:
 def main(twin: str, make_backend: MakeBackend, argv: Sequence[str] | None = None) -> None:
     """Answer the questions given, or one a line from standard input, in batches."""
     parser = argparse.ArgumentParser(
-        prog=f"python -m {twin}.generate", description="Ask a checkpoint questions."
+        prog=typed(twin, "generate"), description="Ask a checkpoint questions."
     )
     add_model(parser)
-    parser.add_argument("--question", action="append", metavar="TEXT", help="may be repeated")
-    parser.add_argument("--latents", type=int, metavar="K", help="thoughts; else the checkpoint's")
-    parser.add_argument("--max-new-tokens", type=int, default=128, metavar="N")
-    parser.add_argument("--temperature", type=float, default=0.0, metavar="T", help="0 is greedy")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--batch-size", type=int, default=64, metavar="B")
-    parser.add_argument("--json", action="store_true", help="an object a question")
+    add = parser.add_argument
+    add("--adapter-path", metavar="DIR", type=Path, help="an adapter; --model is then its base")
+    add("--question", "--prompt", action="append", metavar="TEXT", help="may be repeated")
+    add("--latents", type=int, metavar="K", help="thoughts; else the checkpoint's")
+    add("--max-new-tokens", "--max-tokens", type=int, default=128, metavar="N")
+    add("--temperature", "--temp", type=float, default=0.0, metavar="T", help="0 is greedy")
+    add("--seed", type=int, default=0)
+    add("--batch-size", type=int, default=64, metavar="B")
+    add("--json", action="store_true", help="an object a question")
     options = parser.parse_args(argv)
     guarded(lambda: _answer(make_backend, options))
 
@@ -61,24 +67,22 @@ def answers(
     seed: int = 0,
     batch_size: int = 64,
 ) -> Iterator[Answer]:
-    """Answer questions in batches, with the thoughts the lens was given, else the checkpoint's own.
+    """Answer questions in batches, after the thoughts the lens was given, else the checkpoint's.
 
     temperature: 0 is greedy. seed: of the draws. Answers come in the questions' order, as their
-    batch is done. Raises UserError before the first for an empty or too long question.
+    batch is done. Raises UserError before the first for questions that are empty or too long.
     """
     tokenizer, limit = lens.tokenizer, lens.backend.n_positions
-    markers, n_latents = markers_of(tokenizer), lens.given_thoughts
     problems, rows = [], []
     for i, question in enumerate(questions):
         if not isinstance(question, str) or not question.strip():
             problems.append(f"number {i}: expected a text, got {question!r}")
             continue
-        sample = Sample(i, tokenizer.encode_question(question + "\n"), [], [])
-        row = question_row(lens.config, sample, lens.stage, markers, n_latents)
+        row = replace(lens.prompt(question, lens.given_thoughts), idx=i)
         if limit is not None and len(row.ids) + max_new_tokens > limit:
             problems.append(
-                f"number {i}: {len(row.ids)} tokens and {max_new_tokens} new ones, but the"
-                f" model has {limit} positions; shorten it or lower --max-new-tokens"
+                f"number {i}: {len(row.ids)} tokens and {max_new_tokens} new ones, but the model"
+                f" has {limit} positions; shorten it or lower --max-new-tokens"
             )
         rows.append(row)
     raise_all("questions", problems)
@@ -88,8 +92,7 @@ def answers(
         for part in chunks(np.arange(len(rows)), batch_size):
             batch = collate([rows[i] for i in part], tokenizer.pad_id)
             for i, tokens in zip(part, lens.backend.generate(batch, decoding), strict=True):
-                text = tokenizer.decode(tokens).strip()
-                yield Answer(questions[i], rows[i].n_latents, text)
+                yield Answer(questions[i], rows[i].n_latents, tokenizer.decode(tokens).strip())
 
     return answered()
 
@@ -101,8 +104,25 @@ def _answer(make_backend: MakeBackend, options: argparse.Namespace) -> None:
     questions = [question for question in questions if question.strip()]
     if not questions:
         raise UserError("command line", "no question; give --question TEXT or lines on stdin")
-    lens = Lens(options.model, make_backend, options.latents, options.base)
+    model, base = _asked(options)
+    lens = Lens(model, make_backend, options.latents, base)
     given = {name: getattr(options, name) for name in LEAST if name != "latents"}
-    for answer in answers(lens, questions, **given):
+    found = answers(lens, questions, **given)
+    for i, question in enumerate(questions):
+        if problem := strangeness(lens.tokenizer, read_graph(question)):
+            print(f"warning: question {i}: {problem}", file=sys.stderr)
+    for answer in found:
         as_json = options.json and json.dumps(asdict(answer), ensure_ascii=False)
         print(as_json or answer.text, flush=True)
+
+
+def _asked(options: argparse.Namespace) -> tuple[Path, str | None]:
+    """(checkpoint, where its base is): --model, or the adapter beside it."""
+    model, adapter = found_model(options.model), options.adapter_path
+    if adapter is None:
+        return model, options.base
+    if options.base is not None:
+        raise UserError("command line", "--base: --model is the base already")
+    # Where the adapter's own base still lies, --model would not be looked at: hold it to that one.
+    base_of(replace(read_adapter(adapter), base=str(model)), None)
+    return adapter, str(model)

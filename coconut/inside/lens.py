@@ -329,8 +329,8 @@ class Lens:
             return END_OF_TEXT
         return self.tokenizer.decode([token], keep_markers=True) or f"<id {token}>"
 
-    def prompt(self, question: str, n_thoughts: int) -> Row:
-        """A question with so many thoughts behind it, as the method asks it."""
+    def prompt(self, question: str, n_thoughts: int | None) -> Row:
+        """A question with so many thoughts behind it, None for the stage's, as the method asks."""
         sample = Sample(0, self.tokenizer.encode_question(question + "\n"), [], [])
         markers = markers_of(self.tokenizer)
         return question_row(self.config, sample, self.stage, markers, n_thoughts)
