@@ -139,8 +139,8 @@ class Thoughts:
         return page(self.lens, self.lens.backend.name, [self.found], kind=self.reading)
 
     def __repr__(self) -> str:
-        parts = [f"after {k}: {text or '(no answer)'}" for k, text in enumerate(self.answers)]
-        return f"<{' | '.join([f'{len(self.top)} thoughts', *parts])}>"
+        lines = [f"after {k}: {text or '(no answer)'}" for k, text in enumerate(self.answers)]
+        return "\n".join([f"{len(self.top)} thoughts", *lines])
 
     def _repr_html_(self) -> str:
         # In a frame, and one without an origin: nothing of page and notebook meets.
@@ -221,7 +221,8 @@ def evaluate(
 ) -> dict[str, Any]:
     """Answer every item once and count, as a run with `only_eval` does. Returns its summary.json.
 
-    data: a JSON file of items (question, answer, steps), or the items. latents: None are those of
+    data: a JSON file of items (question, answer, steps), here or one that ships, or the items.
+    latents: None are those of
     the model as it was loaded. The others stand for the keys of a run (docs/keys.md), batch_size
     for eval_batch_size. Raises UserError for what is wrong with numbers or items, and for a model
     of a method over a data set, whose runs `train` does.
@@ -230,7 +231,7 @@ def evaluate(
     from coconut.config.keys import DATASET_METHODS, RunConfig
     from coconut.config.reading import check_config
     from coconut.errors import UserError
-    from coconut.files import read_json, write_text
+    from coconut.files import here_or_shipped, read_json, write_text
     from coconut.reporting.console import silenced
     from coconut.world import World
 
@@ -244,7 +245,7 @@ def evaluate(
             f"was trained by {method} over a data set; evaluate it by train(..., only_eval=True)",
         )
     keys |= {"n_latents": lens.given_thoughts, "eval_batch_size": batch_size}
-    is_file, path = isinstance(data, str | Path), str(data)
+    is_file, path = isinstance(data, str | Path), here_or_shipped(str(data))
     with tempfile.TemporaryDirectory() as folder, silenced():
         if not isinstance(data, str | Path):
             path = f"{folder}/items.json"
