@@ -222,10 +222,9 @@ def evaluate(
     """Answer every item once and count, as a run with `only_eval` does. Returns its summary.json.
 
     data: a JSON file of items (question, answer, steps), here or one that ships, or the items.
-    latents: None are those of
-    the model as it was loaded. The others stand for the keys of a run (docs/keys.md), batch_size
-    for eval_batch_size. Raises UserError for what is wrong with numbers or items, and for a model
-    of a method over a data set, whose runs `train` does.
+    latents: None are those of the model as it was loaded. The others stand for the keys of a run
+    (docs/keys.md), batch_size for eval_batch_size. Raises UserError for what is wrong with numbers
+    or items, and for a model trained over a data set, whose runs `train` does.
     """
     from coconut.commands.run import start_run
     from coconut.config.keys import DATASET_METHODS, RunConfig
@@ -245,9 +244,11 @@ def evaluate(
             f"was trained by {method} over a data set; evaluate it by train(..., only_eval=True)",
         )
     keys |= {"n_latents": lens.given_thoughts, "eval_batch_size": batch_size}
-    is_file, path = isinstance(data, str | Path), here_or_shipped(str(data))
+    is_file = isinstance(data, str | Path)
     with tempfile.TemporaryDirectory() as folder, silenced():
-        if not isinstance(data, str | Path):
+        if isinstance(data, str | Path):
+            path = here_or_shipped(str(data))
+        else:
             path = f"{folder}/items.json"
             write_text(Path(path), json.dumps(list(data)))
             # Of a file its name decides.
