@@ -13,7 +13,8 @@ from coconut.batches.curriculum import Row, Sample
 from coconut.batches.dataset import SHOWN_PROBLEMS, read_items, tokenize
 from coconut.config.keys import RunConfig
 from coconut.errors import UserError
-from coconut.tasks.generated import TASKS, maker, of_epoch, read_keys, write
+from coconut.tasks.generated import of_epoch, read_keys, write
+from coconut.tasks.makers import TASKS, maker
 from coconut.text.tokenizer import Tokenizer
 from coconut.world import World
 

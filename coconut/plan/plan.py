@@ -33,13 +33,14 @@ from coconut.batches.questions import DataSet, Questions
 from coconut.batches.training_data import DEBUG_VALIDATION, TrainingData
 from coconut.checkpoints.adapters import check_twin, in_words, n_trained
 from coconut.checkpoints.hub import HubUnreachable, missing_weights
-from coconut.checkpoints.source import Source, newest_checkpoint, open_source, progress_of
+from coconut.checkpoints.source import Source, open_source
 from coconut.config.keys import DATASET_METHODS, WITH_LATENTS, RunConfig
 from coconut.config.latro_keys import LatroConfig
 from coconut.errors import UserError
 from coconut.plan.memory import Shape, evaluation_bytes, frozen_bytes, shape_of, training_bytes
 from coconut.reporting.console import Console
 from coconut.run.latro.preexperiment import scored
+from coconut.run.saving import newest_checkpoint, progress_of
 from coconut.run.start import processes_in_words
 from coconut.text.opening import load_tokenizer
 from coconut.text.tokenizer import Tokenizer

@@ -32,14 +32,13 @@ from coconut.batches.training_data import (
     plain_text,
 )
 from coconut.checkpoints import checkpoint
-from coconut.checkpoints.source import LAST, newest_checkpoint
 from coconut.config.keys import RunConfig
 from coconut.files import read_json
 from coconut.reporting.console import N_SHOWN
 from coconut.run.ending import check_finite
 from coconut.run.evaluate import Evaluation, evaluate, report, validation_loss
 from coconut.run.learning_rate import learning_rate
-from coconut.run.saving import delete_last, prune, read_state, save
+from coconut.run.saving import LAST, delete_last, newest_checkpoint, prune, read_state, save
 from coconut.run.start import Run, agreed_paths, processes_in_words
 from coconut.tasks import prosqa
 from coconut.world import World

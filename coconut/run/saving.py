@@ -11,12 +11,14 @@ from typing import Any
 
 from coconut.batches.curriculum import markers_of
 from coconut.checkpoints import checkpoint
-from coconut.checkpoints.source import LAST
+from coconut.checkpoints.checkpoint import latest
 from coconut.errors import UserError
 from coconut.files import read_json, write_json
 from coconut.run.start import Run
 
 STATE = "trainer_state.json"
+LAST = "last"
+"""Directory of a run's checkpoint inside an epoch (save_every); the others are epoch_NN."""
 
 
 def save(
@@ -60,6 +62,22 @@ def _describe(run: Run, directory: Path, made: dict[str, Any], state: dict[str, 
     }
     write_json(directory / checkpoint.COCONUT, facts | made)
     write_json(directory / STATE, {"seed": run.config.seed, "backend": run.twin} | state)
+
+
+def newest_checkpoint(run_dir: Path) -> Path | None:
+    """The checkpoint of a run that got furthest, None if there is none."""
+    found = [path for path in (latest(run_dir), run_dir / LAST) if path and path.is_dir()]
+    return max(found, key=progress_of, default=None)
+
+
+def progress_of(directory: Path) -> tuple[int, int]:
+    """(epochs done, updates done in the next one) of a run's checkpoint. Raises UserError."""
+    path = directory / STATE
+    state = read_json(path)
+    epoch, update = state.get("epoch"), state.get("update_in_epoch")
+    if type(epoch) is not int or type(update) is not int:
+        raise UserError(str(path), "expected epoch and update_in_epoch; the file is damaged")
+    return epoch, update
 
 
 def read_state(run: Run, directory: Path, rows_per_update: int, is_whole: str) -> dict[str, Any]:
