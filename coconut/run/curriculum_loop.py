@@ -113,6 +113,10 @@ class Runner:
 
     def train(self) -> None:
         """Train the epochs that are left, evaluating and saving on the way."""
+        with self.console:
+            self._train()
+
+    def _train(self) -> None:
         config = self.config
         self._greet()
         if self.resumed and self._evaluation_due(self.epoch - 1):
@@ -134,7 +138,6 @@ class Runner:
         self._finish()
         if self.run.reporter:
             self.run.reporter.finish()
-        self.console.close()
 
     def _finish(self) -> None:
         """What is left to do after the last epoch."""
@@ -229,6 +232,10 @@ class Runner:
 
     def evaluate_once(self) -> Evaluation:
         """Evaluate load_model_path at its stage; writes predictions.jsonl and summary.json."""
+        with self.console:
+            return self._evaluate_once()
+
+    def _evaluate_once(self) -> Evaluation:
         stage, reason = evaluation_stage(self.config, self.made_with)
         self._greet()
         self.console.say(f"stage {stage} ({reason})")
@@ -240,7 +247,6 @@ class Runner:
             answer = prediction["answer"] or "(no answer)"
             self.console.say(f"  {asked} | {prediction['n_latents']} thoughts | {answer} | {mark}")
         report(self.run, result, self.val_path)
-        self.console.close()
         return result
 
     def _evaluation_due(self, epoch: int) -> bool:
@@ -250,10 +256,10 @@ class Runner:
     def _evaluate_epoch(self, epoch: int) -> None:
         config, stage = self.config, stage_of_epoch(self.config, epoch)
         with self.backend.gathered():
-            loss = validation_loss(
-                self.backend, config, self.tokenizer, self.val, stage, epoch, self.world
-            )
+            model = (self.backend, config, self.tokenizer)
+            loss = validation_loss(*model, self.val, stage, epoch, self.world)
             result = self._evaluate(stage, f"eval  {epoch + 1:02d}/{config.num_epochs}")
+        check_finite(self.run, REMEDY, {"epoch": epoch + 1}, validation_loss=loss)
         report(self.run, result, self.val_path, epoch, loss)
         self.evaluations[str(epoch + 1)] = {"accuracy": result.summary["accuracy"], "loss": loss}
         self.run.write("evaluations.json", json.dumps(self.evaluations, indent=1))

@@ -28,12 +28,23 @@ def measured_with(run: Run, data: str) -> dict[str, Any]:
 def write_results(
     run: Run, summary: dict[str, Any], name: str | None = None, rows: Sequence[dict[str, Any]] = ()
 ) -> None:
-    """Write summary.json, and beside it a file of this name with a line a row."""
+    """Write summary.json, and beside it a file of this name with a line a row.
+
+    Of a diverged model some numbers are not finite; JSON has null for them.
+    """
     if name is not None:
         lines = (json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
         run.write(name, "".join(lines))
     if run.world.is_first:
-        write_json(run.directory / "summary.json", summary)
+        write_json(run.directory / "summary.json", _plain(summary))
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _plain(inner) for name, inner in value.items()}
+    if isinstance(value, list):
+        return [_plain(inner) for inner in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def check_finite(run: Run, remedy: str, where: dict[str, Any], **values: float) -> None:
@@ -44,12 +55,11 @@ def check_finite(run: Run, remedy: str, where: dict[str, Any], **values: float) 
     for name, value in values.items():
         if not math.isfinite(value):
             run.console.event("non_finite", **where)
-            run.console.close()
             place = ", ".join(f"{key.replace('_', ' ')} {at}" for key, at in where.items())
             raise UserError(
                 str(run.directory),
-                f"{name} {value} at {place}: not finite; {remedy}; the last checkpoint is"
-                " untouched",
+                f"{name.replace('_', ' ')} {value} at {place}: not finite; {remedy}; checkpoints of"
+                " before are untouched",
             )
 
 
