@@ -16,7 +16,7 @@ from coconut.checkpoints.source import open_source
 from coconut.config.keys import RunConfig
 from coconut.config.latro_keys import LatroConfig
 from coconut.files import write_text
-from coconut.reporting.console import N_SHOWN, Console, tracker
+from coconut.reporting.console import N_SHOWN, Console
 from coconut.run import ending
 from coconut.run.latro.rationale_check import RationaleCheck
 from coconut.run.sampling import decode_rows
@@ -52,8 +52,7 @@ def evaluate_data_set(
     check_same(world, config, opened.source, [path])
     backend = make_backend(config, opened.source)
     world.wait()
-    wandb = tracker(config) if config.wandb else None
-    with Console(config.run_dir, rank=world.rank, wandb=wandb) as console:
+    with Console(config.run_dir, rank=world.rank, tracked=config) as console:
         if world.is_first:
             write_text(config.run_dir / "config.yaml", config.to_yaml())
         console.say(

@@ -37,7 +37,7 @@ from coconut.checkpoints.source import LAST, newest_checkpoint, open_source
 from coconut.config.keys import RunConfig
 from coconut.errors import UserError
 from coconut.files import write_text
-from coconut.reporting.console import N_SHOWN, Console, tracker
+from coconut.reporting.console import N_SHOWN, Console
 from coconut.reporting.report import Reporter
 from coconut.run import ending
 from coconut.run.evaluate import Evaluation, evaluate
@@ -83,8 +83,7 @@ class Runner:
             self._restore(self.resumed)
         self.world.wait()
         # Last: a run that cannot be continued leaves its directory as it was.
-        wandb = tracker(config) if config.wandb else None
-        self.console = Console(self.run_dir, rank=self.world.rank, wandb=wandb)
+        self.console = Console(self.run_dir, rank=self.world.rank, tracked=config)
         self._write("config.yaml", config.to_yaml())
         draws = config.report and not config.only_eval and self.world.is_first
         self.reporter = Reporter(self.run_dir, self.console.say) if draws else None

@@ -28,7 +28,7 @@ from coconut.checkpoints.source import open_source
 from coconut.config.latro_keys import LatroConfig
 from coconut.errors import UserError
 from coconut.files import write_text
-from coconut.reporting.console import Console, tracker
+from coconut.reporting.console import Console
 from coconut.reporting.report import Reporter
 from coconut.run import ending
 from coconut.run.latro.resume import (
@@ -88,8 +88,7 @@ class LatroRunner:
         if self.resumed is not None:
             self._restore(self.resumed)
         self.world.wait()
-        wandb = tracker(given) if config.wandb else None
-        self.console = Console(self.run_dir, rank=self.world.rank, wandb=wandb)
+        self.console = Console(self.run_dir, rank=self.world.rank, tracked=given)
         if self.world.is_first:
             write_text(self.run_dir / "config.yaml", given.to_yaml())
         draws = config.report and self.world.is_first

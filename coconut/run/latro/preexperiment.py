@@ -27,7 +27,7 @@ from coconut.checkpoints.source import open_source
 from coconut.config.latro_keys import LatroConfig
 from coconut.errors import UserError
 from coconut.files import write_text
-from coconut.reporting.console import Console, tracker
+from coconut.reporting.console import Console
 from coconut.run import ending
 from coconut.run.start import check_same
 from coconut.world import World
@@ -51,8 +51,7 @@ def measure(
     check_same(world, config, opened.source, [path])
     backend = make_backend(config, opened.source)
     world.wait()
-    wandb = tracker(config) if config.wandb else None
-    with Console(config.run_dir, rank=world.rank, wandb=wandb) as console:
+    with Console(config.run_dir, rank=world.rank, tracked=config) as console:
         if world.is_first:
             write_text(config.run_dir / "config.yaml", config.to_yaml())
         console.say(
