@@ -43,6 +43,16 @@ class Feedback(nn.Module):
                 self.add_module(part, nn.ParameterDict())
             self.get_submodule(part)[weight] = nn.Parameter(torch.zeros(shape))
 
+    def think(self, thinker: Thinker) -> torch.Tensor:
+        """The thought (B, D) that the rule makes of what the thinker has read."""
+        first, *others = (SOURCES[part.name](thinker, part) for part in self.rule.sources)
+        a = sum(others, first)
+        for part in self.rule.transforms:
+            a = TRANSFORMS[part.name](thinker, part, a)
+        if "noise" in thinker.prepared:
+            a = a + rms(a).detach() * thinker.prepared["noise"][thinker.latent]
+        return a
+
 
 def attach(
     model, setup: Setup | None, seed: int = 0, trained: dict[str, torch.Tensor] | None = None
@@ -96,8 +106,8 @@ def set_weights(feedback: Feedback, weights: dict[str, torch.Tensor]) -> None:
 
 
 @torch.no_grad()
-def fit(model, batches: Iterable[Batch]) -> None:
-    """Fit the rule's `linear` by least squares: from ĥ to the embedding of the next token.
+def fitted(model, batches: Iterable[Batch]) -> dict[str, torch.Tensor]:
+    """The rule's `linear` by least squares, from ĥ to the embedding of the next token, by name.
 
     batches: ordinary text, without latents.
     """
@@ -114,7 +124,7 @@ def fit(model, batches: Iterable[Batch]) -> None:
         h, e = (a.cpu().numpy() for a in (hidden, x))
         sums.add(h[:, :-1][has_next], e[:, 1:][has_next])
     P, b = (torch.from_numpy(w) for w in sums.solve(part["lam"]))
-    set_weights(feedback, {"linear.weight": P, "linear.bias": b})
+    return {"linear.weight": P, "linear.bias": b}
 
 
 def prepare(
@@ -141,17 +151,3 @@ def prepare(
     if decoding and feedback.rule.stop:
         arrays["may_stop"] = torch.tensor(True)
     return arrays
-
-
-def think(thinker: Thinker, last: torch.Tensor, latent: int) -> torch.Tensor:
-    """The thought (B, D) behind a column whose state after the final norm is `last`."""
-    thinker.read(last, latent)
-    rule = thinker.feedback.rule
-    first, *others = (SOURCES[part.name](thinker, part) for part in rule.sources)
-    a = sum(others, first)
-    for part in rule.transforms:
-        a = TRANSFORMS[part.name](thinker, part, a)
-    if "noise" in thinker.prepared:
-        scale = rms(a).detach()
-        a = a + scale * thinker.prepared["noise"][latent]
-    return a.to(last.dtype)

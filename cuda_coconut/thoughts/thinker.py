@@ -1,4 +1,4 @@
-"""What a feedback rule reads at the column before a latent."""
+"""Who makes the thoughts of a forward pass: the published way, a given array, or a rule."""
 
 from __future__ import annotations
 
@@ -9,14 +9,39 @@ import torch
 from coconut.feedback import rules as rules
 from coconut.feedback.catalogue import Part
 from cuda_coconut.models.base import NEVER, Tap, to_device
+from cuda_coconut.thoughts.inputs import Inputs
 from cuda_coconut.thoughts.numbers import at_least_float32, entropy_of, rho
 
 
-class Thinker:
-    """What a rule reads at the column before a latent.
+class Published:
+    """The published thought: the last state as it is. One thinker serves one forward pass."""
 
-    One for a forward pass: `watch` before each run of the trunk, `feedback.think` after it.
-    """
+    def watch(self, x: torch.Tensor, positions: torch.Tensor) -> Tap | None:
+        """Begin a pass over inputs x (B, T, D); the tap is shown the states between its blocks."""
+        return None
+
+    def think(self, last: torch.Tensor, latent: int) -> torch.Tensor:
+        """The thought (B, D) behind a column whose state after the final norm is `last` (B, D)."""
+        return last
+
+    def spare(self, inputs: Inputs, column: int) -> Inputs:
+        """The inputs without this column's latent in rows that had enough of them before it."""
+        return inputs
+
+
+class Given(Published):
+    """Thoughts (R, B, D) from elsewhere, in place of the model's own."""
+
+    def __init__(self, thoughts: torch.Tensor):
+        self.thoughts = thoughts
+
+    def think(self, last: torch.Tensor, latent: int) -> torch.Tensor:
+        """Row `latent` of what is given."""
+        return self.thoughts[latent].to(last.dtype)
+
+
+class Thinker(Published):
+    """What the model's feedback rule reads at the column before a latent."""
 
     def __init__(self, model, prepared: dict[str, torch.Tensor] | None = None):
         self.model, self.prepared = model, prepared or {}
@@ -26,6 +51,7 @@ class Thinker:
         self.latent = 0
         self.may_stop = "may_stop" in self.prepared
         self.has_stopped: torch.Tensor | None = None
+        self._had_stopped: torch.Tensor | None = None
         self._n_sure: torch.Tensor | None = None
         self._once = {name: a for name, a in self.prepared.items() if name == "inverse"}
 
@@ -40,10 +66,17 @@ class Thinker:
 
         return tap
 
-    def read(self, last: torch.Tensor, latent: int) -> None:
-        """End a pass: `last` (B, D) is the column's state after the final norm."""
+    def think(self, last: torch.Tensor, latent: int) -> torch.Tensor:
+        """What the rule makes of the column: (B, D), of `last`'s type."""
         self.last, self.latent = last, latent
         self._logits: torch.Tensor | None = None
+        self._had_stopped = self.has_stopped
+        return self.feedback.think(self).to(last.dtype)
+
+    def spare(self, inputs: Inputs, column: int) -> Inputs:
+        """Inputs without the latents of rows that have been sure for long enough."""
+        had_stopped = self._had_stopped
+        return inputs if had_stopped is None else inputs.without_latent(column, had_stopped)
 
     def state(self, layer: int) -> torch.Tensor:
         """h^layer (B, D); h^0 without the position embedding, which the next input gets anew."""
@@ -87,3 +120,12 @@ class Thinker:
             self.has_stopped = torch.zeros_like(entropy, dtype=torch.bool)
         self._n_sure = (self._n_sure + 1) * (entropy < part["stop"])
         self.has_stopped = self.has_stopped | (self._n_sure >= part["patience"])
+
+
+def thinker_for(
+    model, replaced: torch.Tensor | None = None, prepared: dict[str, torch.Tensor] | None = None
+) -> Published:
+    """Who makes the thoughts of a forward pass; arguments as for `latent_forward`."""
+    if replaced is not None:
+        return Given(replaced)
+    return Published() if model.feedback is None else Thinker(model, prepared)

@@ -19,7 +19,7 @@ from coconut.checkpoints.checkpoint import ADAPTERS
 from coconut.checkpoints.initial import grown_rows
 from coconut.files import write_json
 from mlx_coconut.models.base import RULE_PREFIX, dropout
-from mlx_coconut.models.weights import write_tensors
+from mlx_coconut.models.weights import from_numpy, to_numpy, trained_weights, write_tensors
 
 QUANTIZED = (nn.QuantizedLinear, nn.QuantizedEmbedding)
 
@@ -111,8 +111,8 @@ def adapt(model, config: Mapping[str, Any], adapter: Adapter) -> None:
         _put(model, path, RowsEmbedding(base, adapter.rows, rows))
     shapes = files.trained_shapes(config, lora, len(adapter.rows))
     fresh = {n: s for n, s in shapes.items() if n.endswith((".lora_a", ".lora_b"))}
-    drawn = {n: mx.array(files.initial_factor(n, s, adapter.seed)) for n, s in fresh.items()}
-    model.update(tree_unflatten(list(drawn.items())))
+    drawn = {n: files.initial_factor(n, s, adapter.seed) for n, s in fresh.items()}
+    model.update(tree_unflatten(list(from_numpy(drawn).items())))
     mx.eval(model.parameters())
 
 
@@ -178,13 +178,14 @@ def fused(model) -> dict[str, mx.array]:
 
 def save(model, config: Mapping[str, Any], adapter: Adapter, directory: Path) -> None:
     """Write the adapter's files; see coconut/checkpoints/adapters.py."""
-    own = tree_flatten(model.trainable_parameters())
-    trained = {name: np.array(w) for name, w in own if not name.startswith(RULE_PREFIX)}
+    own = to_hf(trained_weights(model))
+    trained = to_numpy({n: w for n, w in own.items() if not n.startswith(RULE_PREFIX)})
     paths = files.vocabulary(config) if adapter.rows else ()
-    base = {path: np.array(_dense(_find(model, path).base)) for path in paths}
+    base = to_numpy({path: _dense(_find(model, path).base) for path in paths})
     _, whole = adapter_files.split_trained(trained)
-    _save(directory / ADAPTERS, adapter_files.to_mlx_lm(adapter, trained, base))
-    _save(directory / files.TRAINED, whole)
+    factors = adapter_files.to_mlx_lm(adapter, trained, base)
+    write_tensors(directory / ADAPTERS, from_numpy(factors))
+    write_tensors(directory / files.TRAINED, from_numpy(whole))
     write_json(directory / files.ADAPTER_CONFIG, adapter_files.adapter_config(adapter, config))
 
 
@@ -242,7 +243,3 @@ def _find(model, path: str):
 def _put(model, path: str, module) -> None:
     *parents, name = path.split(".")
     setattr(_find(model, ".".join(parents)) if parents else model, name, module)
-
-
-def _save(path: Path, arrays: dict[str, np.ndarray]) -> None:
-    write_tensors(path, {name: mx.array(w) for name, w in arrays.items()})

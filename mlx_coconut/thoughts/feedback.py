@@ -41,6 +41,16 @@ class Feedback(nn.Module):
             part, _, weight = name.partition(".")
             self.setdefault(part, {})[weight] = mx.zeros(shape)
 
+    def think(self, thinker: Thinker) -> mx.array:
+        """The thought (B, D) that the rule makes of what the thinker has read."""
+        first, *others = (SOURCES[part.name](thinker, part) for part in self.rule.sources)
+        a = sum(others, first)
+        for part in self.rule.transforms:
+            a = TRANSFORMS[part.name](thinker, part, a)
+        if "noise" in thinker.prepared:
+            a = a + mx.stop_gradient(rms(a)) * thinker.prepared["noise"][thinker.latent]
+        return a
+
 
 def attach(
     model, setup: Setup | None, seed: int = 0, trained: dict[str, mx.array] | None = None
@@ -92,8 +102,8 @@ def set_weights(feedback: Feedback, weights: dict[str, mx.array]) -> None:
         feedback[part][weight] = w.astype(mx.float32)
 
 
-def fit(model, batches: Iterable[Batch]) -> None:
-    """Fit the rule's `linear` by least squares: from ĥ to the embedding of the next token.
+def fitted(model, batches: Iterable[Batch]) -> dict[str, mx.array]:
+    """The rule's `linear` by least squares, from ĥ to the embedding of the next token, by name.
 
     batches: ordinary text, without latents.
     """
@@ -107,7 +117,7 @@ def fit(model, batches: Iterable[Batch]) -> None:
         has_next = batch.mask[:, :-1] & batch.mask[:, 1:]
         sums.add(np.array(hidden)[:, :-1][has_next], np.array(model.embed(ids))[:, 1:][has_next])
     P, b = sums.solve(part["lam"])
-    set_weights(feedback, {"linear.weight": mx.array(P), "linear.bias": mx.array(b)})
+    return {"linear.weight": mx.array(P), "linear.bias": mx.array(b)}
 
 
 def prepare(
@@ -133,17 +143,3 @@ def prepare(
     if decoding and feedback.rule.stop:
         arrays["may_stop"] = mx.array(True)
     return arrays
-
-
-def think(thinker: Thinker, last: mx.array, latent: int) -> mx.array:
-    """The thought (B, D) behind a column whose state after the final norm is `last`."""
-    thinker.read(last, latent)
-    rule = thinker.feedback.rule
-    first, *others = (SOURCES[part.name](thinker, part) for part in rule.sources)
-    a = sum(others, first)
-    for part in rule.transforms:
-        a = TRANSFORMS[part.name](thinker, part, a)
-    if "noise" in thinker.prepared:
-        scale = mx.stop_gradient(rms(a))
-        a = a + scale * thinker.prepared["noise"][latent]
-    return a.astype(last.dtype)
