@@ -17,7 +17,7 @@ from coconut.checkpoints.adapters import Adapter
 from coconut.checkpoints.checkpoint import ADAPTERS
 from coconut.errors import UserError
 from coconut.files import write_json
-from cuda_coconut.models.base import RULE_PREFIX, Key, as_linear, dropout
+from cuda_coconut.models.base import RULE_PREFIX, Draw, as_linear, dropout
 from cuda_coconut.models.weights import from_numpy, to_numpy, trained_weights, write_tensors
 
 LEAVES = {
@@ -63,12 +63,6 @@ class RowsEmbedding(nn.Module):
             return logits
         own = nn.functional.linear(x, self.rows)
         return logits.index_copy(-1, self.tokens, own.to(logits.dtype))
-
-
-class Draw:
-    """The dropout key of the block being computed; None leaves all adapters' inputs whole."""
-
-    key: Key | None = None
 
 
 class InputDropout(nn.Module):

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch.utils.checkpoint import checkpoint
 
-from cuda_coconut.models.cache import Segment, SegmentCache, Shared
+from cuda_coconut.models.cache import Cache, Segment, SegmentCache, Shared
 
 RULE_PREFIX = "feedback."
 """Of a feedback rule's weights among the model's parameters."""
@@ -22,8 +22,8 @@ NEVER = -1e9
 Mask = torch.Tensor | Literal["causal"] | None
 """To add to the scores; or "causal": every query sees the keys up to its own column; or nothing."""
 
-Key = tuple[int, ...]
-"""Names one random draw: torch has no keys, so a generator is seeded from the numbers."""
+Key = tuple[int, ...] | None
+"""Of one random draw: numbers that seed a generator; None: nothing is drawn, no dropout."""
 
 Tap = Callable[[int, torch.Tensor], None]
 """Is shown h^0, which the first block reads, to h^L, before the final norm: (B, T, D) each."""
@@ -69,7 +69,7 @@ def attend(
     values: Sequence[Segment],
     mask: Mask,
     dropout_rate: float = 0.0,
-    key: Key | None = None,
+    key: Key = None,
 ) -> torch.Tensor:
     """Scaled dot-product attention over keys kept in segments; the segments are never joined.
 
@@ -150,7 +150,7 @@ def is_recorded() -> bool:
     return _RECORD.get() is not None
 
 
-def dropout(x: torch.Tensor, rate: float, key: Key | None) -> torch.Tensor:
+def dropout(x: torch.Tensor, rate: float, key: Key) -> torch.Tensor:
     """Inverted dropout from an explicit key; no key or rate 0 leaves x as it is.
 
     An explicit key makes a recomputed block (gradient checkpointing) drop the same elements, and a
@@ -171,9 +171,40 @@ def as_linear(embedding, h: torch.Tensor) -> torch.Tensor:
     return F.linear(h, embedding.weight) if own is None else own(h)
 
 
-def split_key(key: Key | None, n: int) -> list[Key | None]:
+class Draw:
+    """The dropout key of the block being computed; None leaves all adapters' inputs whole."""
+
+    key: Key = None
+
+
+def split_key(key: Key, n: int) -> list[Key]:
     """n keys out of one; n times None out of None (no dropout)."""
     return [None] * n if key is None else [(*key, i) for i in range(n)]
+
+
+def run_blocks(
+    blocks: Iterable[Callable[..., torch.Tensor]],
+    x: torch.Tensor,
+    mask: Mask,
+    cache: Cache | None,
+    keys: Sequence[Key],
+    *shared: Any,
+    checkpointing: bool = False,
+    tap: Tap | None = None,
+) -> torch.Tensor:
+    """States (B, T, D) behind all blocks, before the final norm.
+
+    keys: one a block. shared: what all blocks are given beside. checkpointing: recompute each block
+    in the backward pass. tap: is shown the states between.
+    """
+    if tap:
+        tap(0, x)
+    for layer, (block, key) in enumerate(zip(blocks, keys, strict=True)):
+        run = checkpointed(block) if checkpointing else block
+        x = run(x, mask, cache, layer, key, *shared)
+        if tap:
+            tap(layer + 1, x)
+    return x
 
 
 def checkpointed(block) -> Callable[..., torch.Tensor]:

@@ -7,20 +7,19 @@ Departs from it: Linear weights are held (out, in); `sanitize` transposes Conv1D
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 import torch.nn.functional as F
 from torch import nn
 
+from coconut.checkpoints.model_args import GPT2Args as ModelArgs
 from cuda_coconut.models.base import (
     Key,
     Mask,
     Tap,
     as_linear,
     attend,
-    checkpointed,
     dropout,
+    run_blocks,
     split_key,
 )
 from cuda_coconut.models.cache import Cache
@@ -32,23 +31,6 @@ VOCABULARY_ROWS = ("wte.weight",)
 """Tensors with a row a token, by their Hugging Face names; the head is tied."""
 
 
-@dataclass
-class ModelArgs:
-    """The fields of config.json that GPT-2 is built from, under their Hugging Face names."""
-
-    vocab_size: int
-    n_positions: int
-    n_embd: int
-    n_layer: int
-    n_head: int
-    n_inner: int | None = None
-    layer_norm_epsilon: float = 1e-5
-    embd_pdrop: float = 0.1
-    attn_pdrop: float = 0.1
-    resid_pdrop: float = 0.1
-    initializer_range: float = 0.02
-
-
 class Attention(nn.Module):
     def __init__(self, args: ModelArgs):
         super().__init__()
@@ -57,7 +39,10 @@ class Attention(nn.Module):
         self.c_attn = Linear(args.n_embd, 3 * args.n_embd)
         self.c_proj = Linear(args.n_embd, args.n_embd)
 
-    def forward(self, x, mask, cache, layer, key=None):
+    def forward(
+        self, x: torch.Tensor, mask: Mask, cache: Cache | None, layer: int, key: Key = None
+    ) -> torch.Tensor:
+        """Every token reads those before it: x (B, T, D) -> (B, T, D)."""
         B, T, D = x.shape
         attn_key, resid_key = split_key(key, 2)
         q, k, v = (
@@ -78,7 +63,8 @@ class MLP(nn.Module):
         self.c_fc = Linear(args.n_embd, inner)
         self.c_proj = Linear(inner, args.n_embd)
 
-    def forward(self, x, key=None):
+    def forward(self, x: torch.Tensor, key: Key = None) -> torch.Tensor:
+        """Each token by itself: x (B, T, D) -> (B, T, D)."""
         return dropout(self.c_proj(F.gelu(self.c_fc(x), approximate="tanh")), self.resid_pdrop, key)
 
 
@@ -90,7 +76,10 @@ class Block(nn.Module):
         self.ln_2 = nn.LayerNorm(args.n_embd, eps=args.layer_norm_epsilon)
         self.mlp = MLP(args)
 
-    def forward(self, x, mask, cache, layer, key=None):
+    def forward(
+        self, x: torch.Tensor, mask: Mask, cache: Cache | None, layer: int, key: Key = None
+    ) -> torch.Tensor:
+        """Attention, then the MLP, each added to the residual stream: x (B, T, D) -> (B, T, D)."""
         attn_key, mlp_key = split_key(key, 2)
         x = x + self.attn(self.ln_1(x), mask, cache, layer, attn_key)
         return x + self.mlp(self.ln_2(x), mlp_key)
@@ -122,7 +111,7 @@ class Model(nn.Module):
         positions: torch.Tensor,
         mask: Mask = None,
         cache: Cache | None = None,
-        key: Key | None = None,
+        key: Key = None,
         checkpointing: bool = False,
         tap: Tap | None = None,
     ) -> torch.Tensor:
@@ -133,14 +122,8 @@ class Model(nn.Module):
         """
         keys = split_key(key, len(self.h) + 1)
         x = dropout(x + self.wpe(positions), self.args.embd_pdrop, keys[0])
-        if tap:
-            tap(0, x)
-        for layer, block in enumerate(self.h):
-            run = checkpointed(block) if checkpointing else block
-            x = run(x, mask, cache, layer, keys[layer + 1])
-            if tap:
-                tap(layer + 1, x)
-        return self.ln_f(x)
+        options = {"checkpointing": checkpointing, "tap": tap}
+        return self.ln_f(run_blocks(self.h, x, mask, cache, keys[1:], **options))
 
     def head(self, h: torch.Tensor) -> torch.Tensor:
         """Logits of states after the final norm: (..., D) -> (..., V)."""

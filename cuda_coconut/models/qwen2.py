@@ -7,20 +7,18 @@ and scaled rotary positions (YaRN, linear, ...) are refused.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
-
 import torch
 import torch.nn.functional as F
 from torch import nn
 
+from coconut.checkpoints.model_args import Qwen2Args as ModelArgs
 from cuda_coconut.models.base import (
     Key,
     Mask,
     Tap,
     as_linear,
     attend,
-    checkpointed,
+    run_blocks,
     split_key,
 )
 from cuda_coconut.models.cache import Cache
@@ -31,59 +29,6 @@ VOCABULARY_ROWS = ("model.embed_tokens.weight", "lm_head.weight")
 
 Rotation = tuple[torch.Tensor, torch.Tensor]
 """Cosine and sine of every position's angles, (B, T, 1, d/2) each, float32."""
-
-
-@dataclass
-class ModelArgs:
-    """The fields of config.json that Qwen2 is built from, under their Hugging Face names."""
-
-    vocab_size: int
-    hidden_size: int
-    intermediate_size: int
-    num_hidden_layers: int
-    num_attention_heads: int
-    num_key_value_heads: int | None = None
-    head_dim: int | None = None
-    hidden_act: str = "silu"
-    rms_norm_eps: float = 1e-6
-    rope_theta: float = 10000.0
-    rope_scaling: dict[str, Any] | None = None
-    rope_parameters: dict[str, Any] | None = None
-    """The newer spelling; its rope_theta counts before the field of that name."""
-    use_sliding_window: bool = False
-    layer_types: list[str] | None = None
-    tie_word_embeddings: bool = False
-    attention_dropout: float = 0.0
-    initializer_range: float = 0.02
-
-    def __post_init__(self) -> None:
-        if self.hidden_act != "silu":
-            raise ValueError(f"hidden_act {self.hidden_act!r} is not supported, only silu")
-        if self.use_sliding_window or set(self.layer_types or ()) - {"full_attention"}:
-            raise ValueError("sliding-window attention is not supported; every layer must be full")
-        for name in ("rope_scaling", "rope_parameters"):
-            rope = getattr(self, name) or {}
-            if not isinstance(rope, dict):
-                raise ValueError(f"{name}: expected an object or null")
-            kind = rope.get("rope_type", rope.get("type", "default"))
-            if kind != "default":
-                raise ValueError(
-                    f"{name}: rotary positions of type {kind!r} are not supported; up to the"
-                    " length that the model was trained with it works without them: remove the type"
-                )
-            self.rope_theta = rope.get("rope_theta", self.rope_theta)
-        self.num_key_value_heads = self.num_key_value_heads or self.num_attention_heads
-        if self.num_attention_heads % self.num_key_value_heads:
-            raise ValueError(
-                f"{self.num_attention_heads} heads cannot share {self.num_key_value_heads} keys"
-            )
-        if not self.head_dim:
-            if self.hidden_size % self.num_attention_heads:
-                raise ValueError(
-                    f"hidden_size {self.hidden_size} is no multiple of {self.num_attention_heads}"
-                    " heads"
-                )
-            self.head_dim = self.hidden_size // self.num_attention_heads
 
 
 def rotation(positions: torch.Tensor, head_dim: int, theta: float) -> Rotation:
@@ -112,7 +57,16 @@ class Attention(nn.Module):
         self.v_proj = Linear(args.hidden_size, shared)
         self.o_proj = Linear(own, args.hidden_size, bias=False)
 
-    def forward(self, x, mask, cache, layer, key, rotation):
+    def forward(
+        self,
+        x: torch.Tensor,
+        mask: Mask,
+        cache: Cache | None,
+        layer: int,
+        key: Key,
+        rotation: Rotation,
+    ) -> torch.Tensor:
+        """Every token reads those before it: x (B, T, D) -> (B, T, D)."""
         B, T, _ = x.shape
         q, k, v = (
             project(x).view(B, T, -1, self.head_dim)
@@ -131,7 +85,8 @@ class MLP(nn.Module):
         self.up_proj = Linear(args.hidden_size, args.intermediate_size, bias=False)
         self.down_proj = Linear(args.intermediate_size, args.hidden_size, bias=False)
 
-    def forward(self, x):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Each token by itself: x (B, T, D) -> (B, T, D)."""
         return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
 
 
@@ -143,7 +98,16 @@ class Block(nn.Module):
         self.post_attention_layernorm = nn.RMSNorm(args.hidden_size, eps=args.rms_norm_eps)
         self.mlp = MLP(args)
 
-    def forward(self, x, mask, cache, layer, key, rotation):
+    def forward(
+        self,
+        x: torch.Tensor,
+        mask: Mask,
+        cache: Cache | None,
+        layer: int,
+        key: Key,
+        rotation: Rotation,
+    ) -> torch.Tensor:
+        """Attention, then the MLP, each added to the residual stream: x (B, T, D) -> (B, T, D)."""
         x = x + self.self_attn(self.input_layernorm(x), mask, cache, layer, key, rotation)
         return x + self.mlp(self.post_attention_layernorm(x))
 
@@ -175,7 +139,7 @@ class Model(nn.Module):
         positions: torch.Tensor,
         mask: Mask = None,
         cache: Cache | None = None,
-        key: Key | None = None,
+        key: Key = None,
         checkpointing: bool = False,
         tap: Tap | None = None,
     ) -> torch.Tensor:
@@ -186,14 +150,8 @@ class Model(nn.Module):
         """
         angles = rotation(positions, self.args.head_dim, self.args.rope_theta)
         keys = split_key(key, len(self.layers))
-        if tap:
-            tap(0, x)
-        for layer, block in enumerate(self.layers):
-            run = checkpointed(block) if checkpointing else block
-            x = run(x, mask, cache, layer, keys[layer], angles)
-            if tap:
-                tap(layer + 1, x)
-        return self.norm(x)
+        options = {"checkpointing": checkpointing, "tap": tap}
+        return self.norm(run_blocks(self.layers, x, mask, cache, keys, angles, **options))
 
     def head(self, h: torch.Tensor) -> torch.Tensor:
         """Logits of states after the final norm: (..., D) -> (..., V)."""

@@ -46,7 +46,7 @@ def latent_forward(
     inputs: Inputs,
     first_latent: int,
     n_passes: int,
-    key: Key | None = None,
+    key: Key = None,
     checkpointing: bool = False,
     replaced: torch.Tensor | None = None,
     prepared: dict[str, torch.Tensor] | None = None,

@@ -197,9 +197,7 @@ class Trainer:
     def _n_passes(self, batch: Batch) -> int:
         return batch.n_passes if self.feeds_back else 0
 
-    def _loss_sum(
-        self, batch: Batch, key: Key | None, prepared: dict[str, torch.Tensor]
-    ) -> torch.Tensor:
+    def _loss_sum(self, batch: Batch, key: Key, prepared: dict[str, torch.Tensor]) -> torch.Tensor:
         index, targets, weights = (
             to_device(a, self.device)
             for a in (batch.target_index, batch.target_ids, batch.target_weight)

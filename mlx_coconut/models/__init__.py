@@ -1,4 +1,4 @@
-"""Architectures. The file name is the config's model_type; what has none is borrowed.py's."""
+"""Architectures. The file name is the config's model_type; what has none is borrowed."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import importlib
 from typing import Any
 
 from coconut.checkpoints.architectures import HAND_WRITTEN, check_architecture, from_args
-from mlx_coconut.models import borrowed
+from mlx_coconut.models import library
 
 
 def build(config: dict[str, Any], where: str) -> tuple[Any, Any]:
@@ -17,6 +17,6 @@ def build(config: dict[str, Any], where: str) -> tuple[Any, Any]:
     check_architecture(config, where)
     model_type = config["model_type"]
     if model_type not in HAND_WRITTEN:
-        return borrowed.build(config, where)
+        return library.build(config, where)
     module = importlib.import_module(f"{__name__}.{model_type}")
     return from_args(module.Model, config, where), module

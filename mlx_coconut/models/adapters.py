@@ -18,7 +18,7 @@ from coconut.checkpoints.adapters import Adapter
 from coconut.checkpoints.checkpoint import ADAPTERS
 from coconut.checkpoints.initial import grown_rows
 from coconut.files import write_json
-from mlx_coconut.models.base import RULE_PREFIX, dropout
+from mlx_coconut.models.base import RULE_PREFIX, Draw, dropout
 from mlx_coconut.models.weights import from_numpy, to_numpy, trained_weights, write_tensors
 
 QUANTIZED = (nn.QuantizedLinear, nn.QuantizedEmbedding)
@@ -58,12 +58,6 @@ class RowsEmbedding(nn.Module):
         return mx.put_along_axis(logits, where, own, axis=-1)
 
 
-class Draw:
-    """The dropout key of the block being computed; None leaves all adapters' inputs whole."""
-
-    key: mx.array | None = None
-
-
 class InputDropout(nn.Module):
     """Dropout on what an adapter reads, by the block's key: recomputed, it drops the same."""
 
@@ -97,8 +91,11 @@ def adapt(model, config: Mapping[str, Any], adapter: Adapter) -> None:
         use_dora=lora.type == "dora",
     )
     draw = Draw()
-    for block in model.layers:
-        block.draw = draw
+    if lora.dropout and hasattr(model, "draw"):
+        model.draw = draw  # a borrowed model's blocks are not given the key
+    elif lora.dropout:
+        for block in model.layers:
+            _hand_over_key(block, draw)
     for number, path in enumerate(layers):
         layer = _find(model, path)
         if lora.dropout:
@@ -114,6 +111,17 @@ def adapt(model, config: Mapping[str, Any], adapter: Adapter) -> None:
     drawn = {n: files.initial_factor(n, s, adapter.seed) for n, s in fresh.items()}
     model.update(tree_unflatten(list(from_numpy(drawn).items())))
     mx.eval(model.parameters())
+
+
+def _hand_over_key(block: nn.Module, draw: Draw) -> None:
+    """Let the adapters in a block know its dropout key, as one of torch's hooks would."""
+
+    class Drawing(type(block)):
+        def __call__(self, x, mask, cache, layer, key, *shared):
+            draw.key = key
+            return super().__call__(x, mask, cache, layer, key, *shared)
+
+    block.__class__ = Drawing
 
 
 def quantize(model, bits: int, group_size: int) -> None:

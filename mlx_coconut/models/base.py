@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
+from typing import Any
 
 import mlx.core as mx
 
-from mlx_coconut.models.cache import Segment, SegmentCache, Shared
+from mlx_coconut.models.cache import Cache, Segment, SegmentCache, Shared
 from mlx_coconut.models.cpu import replaces, softmax
 
 RULE_PREFIX = "feedback."
 """Of a feedback rule's weights among the model's parameters."""
 NEVER = -1e9
 """Added to the score of a key that must not be seen; finite, so that no row can become NaN."""
+
+Mask = mx.array | None
+"""To add to the scores, see `additive_mask`; or nothing."""
+
+Key = mx.array | None
+"""Of one random draw; None: nothing is drawn, there is no dropout."""
 
 Tap = Callable[[int, mx.array], None]
 """Is shown h^0, which the first block reads, to h^L, before the final norm: (B, T, D) each."""
@@ -47,9 +54,9 @@ def attend(
     q: mx.array,
     keys: Sequence[Segment],
     values: Sequence[Segment],
-    mask: mx.array | None,
+    mask: Mask,
     dropout_rate: float = 0.0,
-    key: mx.array | None = None,
+    key: Key = None,
 ) -> mx.array:
     """Scaled dot-product attention over keys kept in segments; the segments are never joined.
 
@@ -89,7 +96,7 @@ def _multiply(x: mx.array, segment: Segment, transposed: bool = False) -> mx.arr
     return segment.sharing.multiply(x, matrix) if shared else x @ matrix
 
 
-def attention_weights(q: mx.array, keys: Sequence[mx.array], mask: mx.array | None) -> mx.array:
+def attention_weights(q: mx.array, keys: Sequence[mx.array], mask: Mask) -> mx.array:
     """What each query takes from each key: (B, H, T, sum of S_i), every row sums to 1, float32.
 
     Arguments as for `attend`, which itself never holds these weights as one array.
@@ -117,7 +124,7 @@ def is_recorded() -> bool:
     return _RECORD.get() is not None
 
 
-def dropout(x: mx.array, rate: float, key: mx.array | None) -> mx.array:
+def dropout(x: mx.array, rate: float, key: Key) -> mx.array:
     """Inverted dropout from an explicit key; no key or rate 0 leaves x as it is.
 
     An explicit key makes a recomputed block (gradient checkpointing) drop the same elements, and a
@@ -129,9 +136,40 @@ def dropout(x: mx.array, rate: float, key: mx.array | None) -> mx.array:
     return x * (kept.astype(x.dtype) * (1 / (1 - rate)))
 
 
-def split_key(key: mx.array | None, n: int) -> list[mx.array | None]:
+class Draw:
+    """The dropout key of the block being computed; None leaves all adapters' inputs whole."""
+
+    key: Key = None
+
+
+def split_key(key: Key, n: int) -> list[Key]:
     """n keys out of one; n times None out of None (no dropout)."""
     return [None] * n if key is None else list(mx.random.split(key, n))
+
+
+def run_blocks(
+    blocks: Iterable[Callable[..., mx.array]],
+    x: mx.array,
+    mask: Mask,
+    cache: Cache | None,
+    keys: Sequence[Key],
+    *shared: Any,
+    checkpointing: bool = False,
+    tap: Tap | None = None,
+) -> mx.array:
+    """States (B, T, D) behind all blocks, before the final norm.
+
+    keys: one a block. shared: what all blocks are given beside. checkpointing: recompute each block
+    in the backward pass. tap: is shown the states between.
+    """
+    if tap:
+        tap(0, x)
+    for layer, (block, key) in enumerate(zip(blocks, keys, strict=True)):
+        run = checkpointed(block) if checkpointing else block
+        x = run(x, mask, cache, layer, key, *shared)
+        if tap:
+            tap(layer + 1, x)
+    return x
 
 
 def checkpointed(block) -> Callable[..., mx.array]:

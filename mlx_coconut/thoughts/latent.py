@@ -15,7 +15,7 @@ import mlx.core as mx
 import numpy as np
 
 from coconut.batches.batch import Batch
-from mlx_coconut.models.base import split_key
+from mlx_coconut.models.base import Key, split_key
 from mlx_coconut.models.cache import SegmentCache
 from mlx_coconut.thoughts.feedback import prepare
 from mlx_coconut.thoughts.inputs import Inputs
@@ -46,7 +46,7 @@ def latent_forward(
     inputs: Inputs,
     first_latent: int,
     n_passes: int,
-    key: mx.array | None = None,
+    key: Key = None,
     checkpointing: bool = False,
     replaced: mx.array | None = None,
     prepared: dict[str, mx.array] | None = None,
