@@ -11,13 +11,15 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
+from coconut.blocks import Draw
 from coconut.checkpoints import adapter_files
 from coconut.checkpoints import adapters as files
 from coconut.checkpoints.adapters import Adapter
 from coconut.checkpoints.checkpoint import ADAPTERS
 from coconut.errors import UserError
+from coconut.feedback.weights import RULE_PREFIX
 from coconut.files import write_json
-from cuda_coconut.models.base import RULE_PREFIX, Draw, as_linear, dropout
+from cuda_coconut.models.base import as_linear, dropout
 from cuda_coconut.models.weights import from_numpy, to_numpy, trained_weights, write_tensors
 
 LEAVES = {

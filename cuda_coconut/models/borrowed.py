@@ -23,8 +23,9 @@ from typing import Any
 
 import torch
 
+from coconut.blocks import Tap
 from coconut.errors import UserError
-from cuda_coconut.models.base import Key, Mask, Tap, additive_mask, checkpointed, split_key
+from cuda_coconut.models.base import Key, Mask, additive_mask, checkpointed, split_key
 from cuda_coconut.models.cache import Cache, SegmentCache
 from cuda_coconut.models.stand_ins import ATTENTION, Behind, Block, Sight, Slot, TiedHead
 

@@ -7,21 +7,12 @@ Departs from it: Linear weights are held (out, in); `sanitize` transposes Conv1D
 
 from __future__ import annotations
 
-import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
 
+from coconut.blocks import Tap, run_blocks
 from coconut.checkpoints.model_args import GPT2Args as ModelArgs
-from cuda_coconut.models.base import (
-    Key,
-    Mask,
-    Tap,
-    as_linear,
-    attend,
-    dropout,
-    run_blocks,
-    split_key,
-)
+from cuda_coconut.models.base import Key, Mask, as_linear, attend, checkpointed, dropout, split_key
 from cuda_coconut.models.cache import Cache
 from cuda_coconut.models.cpu import Linear
 
@@ -40,8 +31,8 @@ class Attention(nn.Module):
         self.c_proj = Linear(args.n_embd, args.n_embd)
 
     def forward(
-        self, x: torch.Tensor, mask: Mask, cache: Cache | None, layer: int, key: Key = None
-    ) -> torch.Tensor:
+        self, x: Tensor, mask: Mask, cache: Cache | None, layer: int, key: Key = None
+    ) -> Tensor:
         """Every token reads those before it: x (B, T, D) -> (B, T, D)."""
         B, T, D = x.shape
         attn_key, resid_key = split_key(key, 2)
@@ -63,7 +54,7 @@ class MLP(nn.Module):
         self.c_fc = Linear(args.n_embd, inner)
         self.c_proj = Linear(inner, args.n_embd)
 
-    def forward(self, x: torch.Tensor, key: Key = None) -> torch.Tensor:
+    def forward(self, x: Tensor, key: Key = None) -> Tensor:
         """Each token by itself: x (B, T, D) -> (B, T, D)."""
         return dropout(self.c_proj(F.gelu(self.c_fc(x), approximate="tanh")), self.resid_pdrop, key)
 
@@ -77,8 +68,8 @@ class Block(nn.Module):
         self.mlp = MLP(args)
 
     def forward(
-        self, x: torch.Tensor, mask: Mask, cache: Cache | None, layer: int, key: Key = None
-    ) -> torch.Tensor:
+        self, x: Tensor, mask: Mask, cache: Cache | None, layer: int, key: Key = None
+    ) -> Tensor:
         """Attention, then the MLP, each added to the residual stream: x (B, T, D) -> (B, T, D)."""
         attn_key, mlp_key = split_key(key, 2)
         x = x + self.attn(self.ln_1(x), mask, cache, layer, attn_key)
@@ -101,20 +92,20 @@ class Model(nn.Module):
         self.h = nn.ModuleList(Block(args) for _ in range(args.n_layer))
         self.ln_f = nn.LayerNorm(args.n_embd, eps=args.layer_norm_epsilon)
 
-    def embed(self, ids: torch.Tensor) -> torch.Tensor:
+    def embed(self, ids: Tensor) -> Tensor:
         """Token embeddings without positions, which thoughts replace: ids (B, T) -> (B, T, D)."""
         return self.wte(ids)
 
     def trunk(
         self,
-        x: torch.Tensor,
-        positions: torch.Tensor,
+        x: Tensor,
+        positions: Tensor,
         mask: Mask = None,
         cache: Cache | None = None,
         key: Key = None,
         checkpointing: bool = False,
         tap: Tap | None = None,
-    ) -> torch.Tensor:
+    ) -> Tensor:
         """Blocks and final norm: x (B, T, D), positions (B, T) -> (B, T, D).
 
         key: turns dropout on, on the embeddings of thoughts too. mask: see `additive_mask`.
@@ -122,28 +113,28 @@ class Model(nn.Module):
         """
         keys = split_key(key, len(self.h) + 1)
         x = dropout(x + self.wpe(positions), self.args.embd_pdrop, keys[0])
-        options = {"checkpointing": checkpointing, "tap": tap}
-        return self.ln_f(run_blocks(self.h, x, mask, cache, keys[1:], **options))
+        blocks = map(checkpointed, self.h) if checkpointing else self.h
+        return self.ln_f(run_blocks(blocks, x, mask, cache, keys[1:], tap=tap))
 
-    def head(self, h: torch.Tensor) -> torch.Tensor:
+    def head(self, h: Tensor) -> Tensor:
         """Logits of states after the final norm: (..., D) -> (..., V)."""
         return as_linear(self.wte, h)
 
-    def final_norm(self, h: torch.Tensor) -> torch.Tensor:
+    def final_norm(self, h: Tensor) -> Tensor:
         """The norm between the last block and the head, on states (..., D) of any layer."""
         return self.ln_f(h)
 
-    def position_embedding(self, positions: torch.Tensor) -> torch.Tensor | None:
+    def position_embedding(self, positions: Tensor) -> Tensor | None:
         """What `trunk` adds to the inputs at these positions (B,): (B, D)."""
         return self.wpe(positions)
 
     @property
-    def embedding(self) -> torch.Tensor:
+    def embedding(self) -> Tensor:
         """Input embeddings (V, D)."""
         return self.wte.weight
 
     @property
-    def unembedding(self) -> torch.Tensor:
+    def unembedding(self) -> Tensor:
         """Weights of the head (V, D)."""
         return self.wte.weight
 
@@ -153,7 +144,7 @@ class Model(nn.Module):
         return self.h
 
 
-def sanitize(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+def sanitize(weights: dict[str, Tensor]) -> dict[str, Tensor]:
     """Hugging Face names and layout -> ours; applied twice equals applied once.
 
     Prefixes (mlx_lm's too), mask buffers and the tied head are dropped. The orientation is read
@@ -171,6 +162,6 @@ def sanitize(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     return out
 
 
-def to_hf(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+def to_hf(weights: dict[str, Tensor]) -> dict[str, Tensor]:
     """Our names and layout -> the hub's GPT-2 file: no prefix, Conv1D (in, out), no tied head."""
     return {name: w.T if name.endswith(CONV1D) else w for name, w in weights.items()}

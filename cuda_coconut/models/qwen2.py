@@ -9,38 +9,31 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
 
+from coconut.blocks import Tap, run_blocks
 from coconut.checkpoints.model_args import Qwen2Args as ModelArgs
-from cuda_coconut.models.base import (
-    Key,
-    Mask,
-    Tap,
-    as_linear,
-    attend,
-    run_blocks,
-    split_key,
-)
+from cuda_coconut.models.base import Key, Mask, as_linear, attend, checkpointed, split_key
 from cuda_coconut.models.cache import Cache
 from cuda_coconut.models.cpu import Linear
 
 VOCABULARY_ROWS = ("model.embed_tokens.weight", "lm_head.weight")
 """Tensors with a row a token, by their Hugging Face names; a tied head has none of its own."""
 
-Rotation = tuple[torch.Tensor, torch.Tensor]
+Angles = tuple[Tensor, Tensor]
 """Cosine and sine of every position's angles, (B, T, 1, d/2) each, float32."""
 
 
-def rotation(positions: torch.Tensor, head_dim: int, theta: float) -> Rotation:
+def rotation(positions: Tensor, head_dim: int, theta: float) -> Angles:
     """Cosine and sine for positions (B, T) int; computed once a pass for all layers."""
     frequencies = theta ** -(torch.arange(0, head_dim, 2, device=positions.device) / head_dim)
     angles = positions[:, :, None, None].float() * frequencies
     return angles.cos(), angles.sin()
 
 
-def rotate(x: torch.Tensor, rotation: Rotation) -> torch.Tensor:
+def rotate(x: Tensor, angles: Angles) -> Tensor:
     """Turn the pairs (i, i + d/2) of x (B, T, H, d) by their position's angles, in float32."""
-    cos, sin = rotation
+    cos, sin = angles
     a, b = x.chunk(2, dim=-1)
     return torch.cat([a * cos - b * sin, b * cos + a * sin], dim=-1).to(x.dtype)
 
@@ -58,21 +51,15 @@ class Attention(nn.Module):
         self.o_proj = Linear(own, args.hidden_size, bias=False)
 
     def forward(
-        self,
-        x: torch.Tensor,
-        mask: Mask,
-        cache: Cache | None,
-        layer: int,
-        key: Key,
-        rotation: Rotation,
-    ) -> torch.Tensor:
+        self, x: Tensor, mask: Mask, cache: Cache | None, layer: int, key: Key, angles: Angles
+    ) -> Tensor:
         """Every token reads those before it: x (B, T, D) -> (B, T, D)."""
         B, T, _ = x.shape
         q, k, v = (
             project(x).view(B, T, -1, self.head_dim)
             for project in (self.q_proj, self.k_proj, self.v_proj)
         )
-        q, k, v = (part.transpose(1, 2) for part in (rotate(q, rotation), rotate(k, rotation), v))
+        q, k, v = (part.transpose(1, 2) for part in (rotate(q, angles), rotate(k, angles), v))
         keys, values = ([k], [v]) if cache is None else cache.update(layer, k, v)
         out = attend(q, keys, values, mask, self.attention_dropout, key)
         return self.o_proj(out.transpose(1, 2).reshape(B, T, -1))
@@ -85,7 +72,7 @@ class MLP(nn.Module):
         self.up_proj = Linear(args.hidden_size, args.intermediate_size, bias=False)
         self.down_proj = Linear(args.intermediate_size, args.hidden_size, bias=False)
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
+    def forward(self, x: Tensor) -> Tensor:
         """Each token by itself: x (B, T, D) -> (B, T, D)."""
         return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
 
@@ -99,16 +86,10 @@ class Block(nn.Module):
         self.mlp = MLP(args)
 
     def forward(
-        self,
-        x: torch.Tensor,
-        mask: Mask,
-        cache: Cache | None,
-        layer: int,
-        key: Key,
-        rotation: Rotation,
-    ) -> torch.Tensor:
+        self, x: Tensor, mask: Mask, cache: Cache | None, layer: int, key: Key, angles: Angles
+    ) -> Tensor:
         """Attention, then the MLP, each added to the residual stream: x (B, T, D) -> (B, T, D)."""
-        x = x + self.self_attn(self.input_layernorm(x), mask, cache, layer, key, rotation)
+        x = x + self.self_attn(self.input_layernorm(x), mask, cache, layer, key, angles)
         return x + self.mlp(self.post_attention_layernorm(x))
 
 
@@ -129,20 +110,20 @@ class Model(nn.Module):
         if not args.tie_word_embeddings:
             self.lm_head = nn.Linear(args.hidden_size, args.vocab_size, bias=False)
 
-    def embed(self, ids: torch.Tensor) -> torch.Tensor:
+    def embed(self, ids: Tensor) -> Tensor:
         """Token embeddings, which thoughts replace: ids (B, T) -> (B, T, D)."""
         return self.embed_tokens(ids)
 
     def trunk(
         self,
-        x: torch.Tensor,
-        positions: torch.Tensor,
+        x: Tensor,
+        positions: Tensor,
         mask: Mask = None,
         cache: Cache | None = None,
         key: Key = None,
         checkpointing: bool = False,
         tap: Tap | None = None,
-    ) -> torch.Tensor:
+    ) -> Tensor:
         """Blocks and final norm: x (B, T, D), positions (B, T) -> (B, T, D).
 
         key: turns dropout on. mask: see `additive_mask`. checkpointing: recompute each block in the
@@ -150,39 +131,39 @@ class Model(nn.Module):
         """
         angles = rotation(positions, self.args.head_dim, self.args.rope_theta)
         keys = split_key(key, len(self.layers))
-        options = {"checkpointing": checkpointing, "tap": tap}
-        return self.norm(run_blocks(self.layers, x, mask, cache, keys, angles, **options))
+        blocks = map(checkpointed, self.layers) if checkpointing else self.layers
+        return self.norm(run_blocks(blocks, x, mask, cache, keys, angles, tap=tap))
 
-    def head(self, h: torch.Tensor) -> torch.Tensor:
+    def head(self, h: Tensor) -> Tensor:
         """Logits of states after the final norm: (..., D) -> (..., V)."""
         tied = self.args.tie_word_embeddings
         return as_linear(self.embed_tokens, h) if tied else self.lm_head(h)
 
-    def final_norm(self, h: torch.Tensor) -> torch.Tensor:
+    def final_norm(self, h: Tensor) -> Tensor:
         """The norm between the last block and the head, on states (..., D) of any layer."""
         return self.norm(h)
 
-    def position_embedding(self, positions: torch.Tensor) -> torch.Tensor | None:
+    def position_embedding(self, positions: Tensor) -> Tensor | None:
         """What `trunk` adds to the inputs at these positions: nothing."""
         return None
 
     @property
-    def embedding(self) -> torch.Tensor:
+    def embedding(self) -> Tensor:
         """Input embeddings (V, D)."""
         return self.embed_tokens.weight
 
     @property
-    def unembedding(self) -> torch.Tensor:
+    def unembedding(self) -> Tensor:
         """Weights of the head (V, D)."""
         tied = self.args.tie_word_embeddings
         return self.embed_tokens.weight if tied else self.lm_head.weight
 
 
-def sanitize(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+def sanitize(weights: dict[str, Tensor]) -> dict[str, Tensor]:
     """Hugging Face names -> ours; applied twice equals applied once."""
     return {name.removeprefix("model."): w for name, w in weights.items()}
 
 
-def to_hf(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+def to_hf(weights: dict[str, Tensor]) -> dict[str, Tensor]:
     """Our names -> Hugging Face names: all but the head's carry `model.`."""
     return {n if n == "lm_head.weight" else f"model.{n}": w for n, w in weights.items()}

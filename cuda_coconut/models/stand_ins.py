@@ -8,8 +8,9 @@ from collections.abc import Callable
 import torch
 from torch import nn
 
+from coconut.blocks import NEVER, RECORD, Draw
 from coconut.errors import UserError
-from cuda_coconut.models.base import NEVER, Draw, Mask, as_linear, attend, is_recorded
+from cuda_coconut.models.base import Mask, as_linear, attend
 from cuda_coconut.models.cache import Cache
 
 ATTENTION = "coconut"
@@ -132,7 +133,7 @@ def attention(
     """
     if s_aux is not None:
         raise NotImplementedError("attention sinks")
-    if softcap is not None and is_recorded():
+    if softcap is not None and RECORD.get() is not None:
         raise UserError(
             f"model_type {module.config.model_type!r}",
             "its attention cannot be looked into: its scores are bent before they become weights",

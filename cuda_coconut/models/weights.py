@@ -15,8 +15,8 @@ from coconut.checkpoints.adapters import check_twin
 from coconut.checkpoints.checkpoint import FEEDBACK, OPTIMIZER, weight_files
 from coconut.checkpoints.model_files import check_fits
 from coconut.errors import UserError
+from coconut.feedback.weights import RULE_PREFIX
 from cuda_coconut import models
-from cuda_coconut.models.base import RULE_PREFIX
 from cuda_coconut.models.shard import spread_like, whole
 
 HEAD = "lm_head.weight"

@@ -14,11 +14,11 @@ from coconut.batches.batch import Batch
 from coconut.errors import UserError
 from coconut.feedback import draws
 from coconut.feedback import rules as rules
-from coconut.feedback.weights import RidgeSums, Setup, initial_weights, shapes
+from coconut.feedback.weights import Inverses, RidgeSums, Setup, initial_weights, shapes
 from cuda_coconut.models.base import additive_mask, to_device
 from cuda_coconut.models.shard import spread_like
 from cuda_coconut.thoughts.numbers import rho, rms
-from cuda_coconut.thoughts.sources import SOURCES, Inverses
+from cuda_coconut.thoughts.sources import SOURCES, inverse_of_head
 from cuda_coconut.thoughts.thinker import Thinker
 from cuda_coconut.thoughts.transforms import TRANSFORMS
 
@@ -36,12 +36,16 @@ class Feedback(nn.Module):
         self.wanted = setup.rule.layers(n_layers)
         self.version = 0
         """Counts changes of the model's parameters; whoever changes them adds 1."""
-        self.inverses = Inverses(setup.rule)
+        self.inverses = Inverses(setup.rule, inverse_of_head)
         for name, shape in shapes(self.rule, n_layers, width).items():
             part, _, weight = name.partition(".")
             if part not in self._modules:
                 self.add_module(part, nn.ParameterDict())
             self.get_submodule(part)[weight] = nn.Parameter(torch.zeros(shape))
+
+    def weights_of(self, name: str) -> dict[str, torch.Tensor]:
+        """The trained weights of a part, by `part` or `part.weight`."""
+        return self.get_submodule(name.partition(".")[0])
 
     def think(self, thinker: Thinker) -> torch.Tensor:
         """The thought (B, D) that the rule makes of what the thinker has read."""
@@ -51,7 +55,7 @@ class Feedback(nn.Module):
             a = TRANSFORMS[part.name](thinker, part, a)
         if "noise" in thinker.prepared:
             a = a + rms(a).detach() * thinker.prepared["noise"][thinker.latent]
-        return a
+        return a.to(thinker.last.dtype)
 
 
 def attach(
@@ -100,8 +104,7 @@ def describe_shapes(shapes: dict[str, tuple[int, ...]]) -> str:
 def set_weights(feedback: Feedback, weights: dict[str, torch.Tensor]) -> None:
     """Put weights by name into a rule."""
     for name, w in weights.items():
-        part, _, weight = name.partition(".")
-        own = feedback.get_submodule(part)[weight]
+        own = feedback.weights_of(name)[name.partition(".")[2]]
         own.data.copy_(spread_like(w, own))
 
 

@@ -10,7 +10,8 @@ import torch
 from coconut.backend import Decoding
 from coconut.batches.batch import Batch
 from coconut.batches.results import Sampled
-from cuda_coconut.models.base import NEVER, to_device
+from coconut.blocks import NEVER
+from cuda_coconut.models.base import to_device
 from cuda_coconut.models.cache import DecodeCache
 from cuda_coconut.thoughts.feedback import prepare
 from cuda_coconut.thoughts.inputs import Inputs

@@ -12,13 +12,15 @@ import mlx.nn as nn
 import numpy as np
 from mlx.utils import tree_flatten, tree_unflatten
 
+from coconut.blocks import Draw
 from coconut.checkpoints import adapter_files
 from coconut.checkpoints import adapters as files
 from coconut.checkpoints.adapters import Adapter
 from coconut.checkpoints.checkpoint import ADAPTERS
 from coconut.checkpoints.initial import grown_rows
+from coconut.feedback.weights import RULE_PREFIX
 from coconut.files import write_json
-from mlx_coconut.models.base import RULE_PREFIX, Draw, dropout
+from mlx_coconut.models.base import dropout
 from mlx_coconut.models.weights import from_numpy, to_numpy, trained_weights, write_tensors
 
 QUANTIZED = (nn.QuantizedLinear, nn.QuantizedEmbedding)

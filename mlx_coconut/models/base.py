@@ -2,31 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
-from contextvars import ContextVar
-from typing import Any
+from collections.abc import Callable, Sequence
 
 import mlx.core as mx
 
-from mlx_coconut.models.cache import Cache, Segment, SegmentCache, Shared
+from coconut.blocks import NEVER, RECORD
+from mlx_coconut.models.cache import Segment, SegmentCache, Shared
 from mlx_coconut.models.cpu import replaces, softmax
-
-RULE_PREFIX = "feedback."
-"""Of a feedback rule's weights among the model's parameters."""
-NEVER = -1e9
-"""Added to the score of a key that must not be seen; finite, so that no row can become NaN."""
 
 Mask = mx.array | None
 """To add to the scores, see `additive_mask`; or nothing."""
 
 Key = mx.array | None
 """Of one random draw; None: nothing is drawn, there is no dropout."""
-
-Tap = Callable[[int, mx.array], None]
-"""Is shown h^0, which the first block reads, to h^L, before the final norm: (B, T, D) each."""
-
-_RECORD: ContextVar[list[mx.array] | None] = ContextVar("attention record", default=None)
 
 
 def additive_mask(
@@ -65,7 +53,7 @@ def attend(
     Joining would copy every key of the question once a latent pass and keep the copies for the
     backward pass.
     """
-    if (record := _RECORD.get()) is not None:
+    if (record := RECORD.get()) is not None:
         record.append(attention_weights(q, keys, mask))
     scale = q.shape[-1] ** -0.5
     drops = key is not None and dropout_rate > 0
@@ -108,22 +96,6 @@ def attention_weights(q: mx.array, keys: Sequence[mx.array], mask: Mask) -> mx.a
     return mx.softmax(scores if mask is None else scores + mask, axis=-1)
 
 
-@contextmanager
-def recorded_attention() -> Iterator[list[mx.array]]:
-    """Inside the block, every `attend` adds its weights to the list, in order of the calls."""
-    record: list[mx.array] = []
-    token = _RECORD.set(record)
-    try:
-        yield record
-    finally:
-        _RECORD.reset(token)
-
-
-def is_recorded() -> bool:
-    """Whether attention weights are being asked for, see `recorded_attention`."""
-    return _RECORD.get() is not None
-
-
 def dropout(x: mx.array, rate: float, key: Key) -> mx.array:
     """Inverted dropout from an explicit key; no key or rate 0 leaves x as it is.
 
@@ -136,40 +108,9 @@ def dropout(x: mx.array, rate: float, key: Key) -> mx.array:
     return x * (kept.astype(x.dtype) * (1 / (1 - rate)))
 
 
-class Draw:
-    """The dropout key of the block being computed; None leaves all adapters' inputs whole."""
-
-    key: Key = None
-
-
 def split_key(key: Key, n: int) -> list[Key]:
     """n keys out of one; n times None out of None (no dropout)."""
     return [None] * n if key is None else list(mx.random.split(key, n))
-
-
-def run_blocks(
-    blocks: Iterable[Callable[..., mx.array]],
-    x: mx.array,
-    mask: Mask,
-    cache: Cache | None,
-    keys: Sequence[Key],
-    *shared: Any,
-    checkpointing: bool = False,
-    tap: Tap | None = None,
-) -> mx.array:
-    """States (B, T, D) behind all blocks, before the final norm.
-
-    keys: one a block. shared: what all blocks are given beside. checkpointing: recompute each block
-    in the backward pass. tap: is shown the states between.
-    """
-    if tap:
-        tap(0, x)
-    for layer, (block, key) in enumerate(zip(blocks, keys, strict=True)):
-        run = checkpointed(block) if checkpointing else block
-        x = run(x, mask, cache, layer, key, *shared)
-        if tap:
-            tap(layer + 1, x)
-    return x
 
 
 def checkpointed(block) -> Callable[..., mx.array]:

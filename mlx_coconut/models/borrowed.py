@@ -23,15 +23,14 @@ from contextlib import contextmanager
 
 import mlx.core as mx
 
+from coconut.blocks import RECORD, Tap
 from coconut.errors import UserError
 from mlx_coconut.models.base import (
     Key,
     Mask,
-    Tap,
     additive_mask,
     attend,
     checkpointed,
-    is_recorded,
     split_key,
 )
 from mlx_coconut.models.cache import Cache, SegmentCache
@@ -199,7 +198,7 @@ class Borrowed:
 @contextmanager
 def _shown_attention(model) -> Iterator[None]:
     """Where attention weights are asked for, let the model use our attention inside."""
-    if not is_recorded():
+    if RECORD.get() is None:
         yield
         return
     module, name = sys.modules[type(model.layers[0]).__module__], "scaled_dot_product_attention"

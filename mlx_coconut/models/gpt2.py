@@ -10,8 +10,9 @@ from __future__ import annotations
 import mlx.core as mx
 import mlx.nn as nn
 
+from coconut.blocks import Tap, run_blocks
 from coconut.checkpoints.model_args import GPT2Args as ModelArgs
-from mlx_coconut.models.base import Key, Mask, Tap, attend, dropout, run_blocks, split_key
+from mlx_coconut.models.base import Key, Mask, attend, checkpointed, dropout, split_key
 from mlx_coconut.models.cache import Cache
 from mlx_coconut.models.cpu import gelu_linear
 
@@ -112,8 +113,8 @@ class Model(nn.Module):
         """
         keys = split_key(key, len(self.h) + 1)
         x = dropout(x + self.wpe(positions), self.args.embd_pdrop, keys[0])
-        options = {"checkpointing": checkpointing, "tap": tap}
-        return self.ln_f(run_blocks(self.h, x, mask, cache, keys[1:], **options))
+        blocks = map(checkpointed, self.h) if checkpointing else self.h
+        return self.ln_f(run_blocks(blocks, x, mask, cache, keys[1:], tap=tap))
 
     def head(self, h: mx.array) -> mx.array:
         """Logits of states after the final norm: (..., D) -> (..., V)."""

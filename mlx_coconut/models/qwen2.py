@@ -10,28 +10,29 @@ from __future__ import annotations
 import mlx.core as mx
 import mlx.nn as nn
 
+from coconut.blocks import Tap, run_blocks
 from coconut.checkpoints.model_args import Qwen2Args as ModelArgs
-from mlx_coconut.models.base import Key, Mask, Tap, attend, run_blocks, split_key
+from mlx_coconut.models.base import Key, Mask, attend, checkpointed, split_key
 from mlx_coconut.models.cache import Cache
 from mlx_coconut.models.cpu import swiglu
 
 VOCABULARY_ROWS = ("model.embed_tokens.weight", "lm_head.weight")
 """Tensors with a row a token, by their Hugging Face names; a tied head has none of its own."""
 
-Rotation = tuple[mx.array, mx.array]
+Angles = tuple[mx.array, mx.array]
 """Cosine and sine of every position's angles, (B, T, 1, d/2) each, float32."""
 
 
-def rotation(positions: mx.array, head_dim: int, theta: float) -> Rotation:
+def rotation(positions: mx.array, head_dim: int, theta: float) -> Angles:
     """Cosine and sine for positions (B, T) int; computed once a pass for all layers."""
     frequencies = theta ** -(mx.arange(0, head_dim, 2) / head_dim)
     angles = positions[:, :, None, None].astype(mx.float32) * frequencies
     return mx.cos(angles), mx.sin(angles)
 
 
-def rotate(x: mx.array, rotation: Rotation) -> mx.array:
+def rotate(x: mx.array, angles: Angles) -> mx.array:
     """Turn the pairs (i, i + d/2) of x (B, T, H, d) by their position's angles, in float32."""
-    cos, sin = rotation
+    cos, sin = angles
     a, b = mx.split(x, 2, axis=-1)
     return mx.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1).astype(x.dtype)
 
@@ -49,7 +50,7 @@ class Attention(nn.Module):
         self.o_proj = nn.Linear(own, args.hidden_size, bias=False)
 
     def __call__(
-        self, x: mx.array, mask: Mask, cache: Cache | None, layer: int, key: Key, rotation: Rotation
+        self, x: mx.array, mask: Mask, cache: Cache | None, layer: int, key: Key, angles: Angles
     ) -> mx.array:
         """Every token reads those before it: x (B, T, D) -> (B, T, D)."""
         B, T, _ = x.shape
@@ -57,9 +58,7 @@ class Attention(nn.Module):
             project(x).reshape(B, T, -1, self.head_dim)
             for project in (self.q_proj, self.k_proj, self.v_proj)
         )
-        q, k, v = (
-            part.transpose(0, 2, 1, 3) for part in (rotate(q, rotation), rotate(k, rotation), v)
-        )
+        q, k, v = (part.transpose(0, 2, 1, 3) for part in (rotate(q, angles), rotate(k, angles), v))
         keys, values = ([k], [v]) if cache is None else cache.update(layer, k, v)
         out = attend(q, keys, values, mask, self.attention_dropout, key)
         return self.o_proj(out.transpose(0, 2, 1, 3).reshape(B, T, -1))
@@ -86,10 +85,10 @@ class Block(nn.Module):
         self.mlp = MLP(args)
 
     def __call__(
-        self, x: mx.array, mask: Mask, cache: Cache | None, layer: int, key: Key, rotation: Rotation
+        self, x: mx.array, mask: Mask, cache: Cache | None, layer: int, key: Key, angles: Angles
     ) -> mx.array:
         """Attention, then the MLP, each added to the residual stream: x (B, T, D) -> (B, T, D)."""
-        x = x + self.self_attn(self.input_layernorm(x), mask, cache, layer, key, rotation)
+        x = x + self.self_attn(self.input_layernorm(x), mask, cache, layer, key, angles)
         return x + self.mlp(self.post_attention_layernorm(x))
 
 
@@ -131,8 +130,8 @@ class Model(nn.Module):
         """
         angles = rotation(positions, self.args.head_dim, self.args.rope_theta)
         keys = split_key(key, len(self.layers))
-        options = {"checkpointing": checkpointing, "tap": tap}
-        return self.norm(run_blocks(self.layers, x, mask, cache, keys, angles, **options))
+        blocks = map(checkpointed, self.layers) if checkpointing else self.layers
+        return self.norm(run_blocks(blocks, x, mask, cache, keys, angles, tap=tap))
 
     def head(self, h: mx.array) -> mx.array:
         """Logits of states after the final norm: (..., D) -> (..., V)."""

@@ -8,7 +8,7 @@ from typing import Any
 import mlx.core as mx
 import mlx.nn as nn
 
-from mlx_coconut.models.base import NEVER, Draw
+from coconut.blocks import NEVER, Draw
 from mlx_coconut.models.cache import Cache
 
 

@@ -15,8 +15,8 @@ from mlx.utils import tree_flatten, tree_unflatten
 from coconut.checkpoints.checkpoint import FEEDBACK, OPTIMIZER, weight_files
 from coconut.checkpoints.model_files import check_fits
 from coconut.errors import UserError
+from coconut.feedback.weights import RULE_PREFIX
 from mlx_coconut import models
-from mlx_coconut.models.base import RULE_PREFIX
 
 HEAD = "lm_head.weight"
 

@@ -15,10 +15,10 @@ from coconut.batches.batch import Batch
 from coconut.errors import UserError
 from coconut.feedback import draws
 from coconut.feedback import rules as rules
-from coconut.feedback.weights import RidgeSums, Setup, initial_weights, shapes
+from coconut.feedback.weights import Inverses, RidgeSums, Setup, initial_weights, shapes
 from mlx_coconut.models.base import additive_mask
 from mlx_coconut.thoughts.numbers import rho, rms
-from mlx_coconut.thoughts.sources import SOURCES, Inverses
+from mlx_coconut.thoughts.sources import SOURCES, inverse_of_head
 from mlx_coconut.thoughts.thinker import Thinker
 from mlx_coconut.thoughts.transforms import TRANSFORMS
 
@@ -36,10 +36,14 @@ class Feedback(nn.Module):
         self.wanted = setup.rule.layers(n_layers)
         self.version = 0
         """Counts changes of the model's parameters; whoever changes them adds 1."""
-        self.inverses = Inverses(setup.rule)
+        self.inverses = Inverses(setup.rule, inverse_of_head)
         for name, shape in shapes(self.rule, n_layers, width).items():
             part, _, weight = name.partition(".")
             self.setdefault(part, {})[weight] = mx.zeros(shape)
+
+    def weights_of(self, name: str) -> dict[str, mx.array]:
+        """The trained weights of a part, by `part` or `part.weight`."""
+        return self[name.partition(".")[0]]
 
     def think(self, thinker: Thinker) -> mx.array:
         """The thought (B, D) that the rule makes of what the thinker has read."""
@@ -49,7 +53,7 @@ class Feedback(nn.Module):
             a = TRANSFORMS[part.name](thinker, part, a)
         if "noise" in thinker.prepared:
             a = a + mx.stop_gradient(rms(a)) * thinker.prepared["noise"][thinker.latent]
-        return a
+        return a.astype(thinker.last.dtype)
 
 
 def attach(
@@ -98,8 +102,7 @@ def describe_shapes(shapes: dict[str, tuple[int, ...]]) -> str:
 def set_weights(feedback: Feedback, weights: dict[str, mx.array]) -> None:
     """Put weights by name into a rule."""
     for name, w in weights.items():
-        part, _, weight = name.partition(".")
-        feedback[part][weight] = w.astype(mx.float32)
+        feedback.weights_of(name)[name.partition(".")[2]] = w.astype(mx.float32)
 
 
 def fitted(model, batches: Iterable[Batch]) -> dict[str, mx.array]:

@@ -10,7 +10,7 @@ import numpy as np
 from coconut.backend import Decoding
 from coconut.batches.batch import Batch
 from coconut.batches.results import Sampled
-from mlx_coconut.models.base import NEVER
+from coconut.blocks import NEVER
 from mlx_coconut.models.cache import DecodeCache
 from mlx_coconut.models.cpu import softmax
 from mlx_coconut.thoughts.feedback import prepare

@@ -9,7 +9,7 @@ import numpy as np
 
 from coconut.batches.batch import Batch
 from coconut.batches.results import Trace
-from mlx_coconut.models.base import NEVER, recorded_attention
+from coconut.blocks import NEVER, recorded_attention
 from mlx_coconut.models.cache import DecodeCache
 from mlx_coconut.thoughts.feedback import prepare
 from mlx_coconut.thoughts.inputs import Inputs

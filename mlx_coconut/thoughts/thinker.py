@@ -2,31 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import mlx.core as mx
 
-from coconut.feedback import rules as rules
+from coconut.blocks import NEVER
 from coconut.feedback.catalogue import Part
-from mlx_coconut.models.base import NEVER, Tap
-from mlx_coconut.thoughts.inputs import Inputs
+from coconut.feedback.thinking import Published, RuleThinker
 from mlx_coconut.thoughts.numbers import entropy_of, rho
-
-
-class Published:
-    """The published thought: the last state as it is. One thinker serves one forward pass."""
-
-    def watch(self, x: mx.array, positions: mx.array) -> Tap | None:
-        """Begin a pass over inputs x (B, T, D); the tap is shown the states between its blocks."""
-        return None
-
-    def think(self, last: mx.array, latent: int) -> mx.array:
-        """The thought (B, D) behind a column whose state after the final norm is `last` (B, D)."""
-        return last
-
-    def spare(self, inputs: Inputs, column: int) -> Inputs:
-        """The inputs without this column's latent in rows that had enough of them before it."""
-        return inputs
 
 
 class Given(Published):
@@ -40,60 +21,8 @@ class Given(Published):
         return self.thoughts[latent].astype(last.dtype)
 
 
-class Thinker(Published):
+class Thinker(RuleThinker):
     """What the model's feedback rule reads at the column before a latent."""
-
-    def __init__(self, model, prepared: dict[str, mx.array] | None = None):
-        self.model, self.prepared = model, prepared or {}
-        self.feedback = model.feedback
-        self.layers: dict[int, mx.array] = {}
-        """Raw h^l (B, D) of the layers that the rule wants."""
-        self.latent = 0
-        self.may_stop = "may_stop" in self.prepared
-        self.has_stopped: mx.array | None = None
-        self._had_stopped: mx.array | None = None
-        self._n_sure: mx.array | None = None
-        self._once = {name: a for name, a in self.prepared.items() if name == "inverse"}
-
-    def watch(self, x: mx.array, positions: mx.array) -> Tap:
-        """Begin a pass over inputs x (B, T, D); the tap keeps what the rule wants."""
-        self.input, self._position = x[:, -1], positions[:, -1]
-        self.layers = {}
-
-        def tap(layer: int, h: mx.array) -> None:
-            if layer in self.feedback.wanted:
-                self.layers[layer] = h[:, -1]
-
-        return tap
-
-    def think(self, last: mx.array, latent: int) -> mx.array:
-        """What the rule makes of the column: (B, D), of `last`'s type."""
-        self.last, self.latent = last, latent
-        self._logits: mx.array | None = None
-        self._had_stopped = self.has_stopped
-        return self.feedback.think(self).astype(last.dtype)
-
-    def spare(self, inputs: Inputs, column: int) -> Inputs:
-        """Inputs without the latents of rows that have been sure for long enough."""
-        had_stopped = self._had_stopped
-        return inputs if had_stopped is None else inputs.without_latent(column, had_stopped)
-
-    def state(self, layer: int) -> mx.array:
-        """h^layer (B, D); h^0 without the position embedding, which the next input gets anew."""
-        h = self.layers[layer]
-        offset = self.model.position_embedding(self._position) if layer == 0 else None
-        return h if offset is None else h - offset
-
-    def weight(self, name: str) -> mx.array:
-        """A trained weight of the rule, by part.weight."""
-        part, _, weight = name.partition(".")
-        return self.feedback[part][weight]
-
-    def once(self, name: str, make: Callable[[], mx.array]) -> mx.array:
-        """A value that all passes share."""
-        if name not in self._once:
-            self._once[name] = make()
-        return self._once[name]
 
     @property
     def rho(self) -> mx.array:
