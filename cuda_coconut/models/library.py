@@ -25,7 +25,7 @@ EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 
 
 class Naming:
-    """Names of a borrowed model's tensors: those of Hugging Face, which transformers keeps."""
+    """Names of a borrowed model's tensors: those of Hugging Face, which its library keeps."""
 
     VOCABULARY_ROWS = (EMBEDDING, HEAD)
     """Tensors with a row a token; a tied head has none of its own."""

@@ -165,5 +165,5 @@ def to_numpy(weights: dict[str, torch.Tensor]) -> dict[str, np.ndarray]:
 
 
 def from_numpy(weights: Mapping[str, np.ndarray]) -> dict[str, torch.Tensor]:
-    """The same as tensors of torch."""
+    """The same in torch."""
     return {name: torch.from_numpy(w) for name, w in weights.items()}

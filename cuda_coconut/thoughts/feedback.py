@@ -43,9 +43,9 @@ class Feedback(nn.Module):
                 self.add_module(part, nn.ParameterDict())
             self.get_submodule(part)[weight] = nn.Parameter(torch.zeros(shape))
 
-    def weights_of(self, name: str) -> dict[str, torch.Tensor]:
-        """The trained weights of a part, by `part` or `part.weight`."""
-        return self.get_submodule(name.partition(".")[0])
+    def weights_of(self, part: str) -> dict[str, torch.Tensor]:
+        """The trained weights of a part of the rule."""
+        return self.get_submodule(part)
 
     def think(self, thinker: Thinker) -> torch.Tensor:
         """The thought (B, D) that the rule makes of what the thinker has read."""
@@ -104,7 +104,8 @@ def describe_shapes(shapes: dict[str, tuple[int, ...]]) -> str:
 def set_weights(feedback: Feedback, weights: dict[str, torch.Tensor]) -> None:
     """Put weights by name into a rule."""
     for name, w in weights.items():
-        own = feedback.weights_of(name)[name.partition(".")[2]]
+        part, _, weight = name.partition(".")
+        own = feedback.weights_of(part)[weight]
         own.data.copy_(spread_like(w, own))
 
 

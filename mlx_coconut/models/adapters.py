@@ -220,7 +220,10 @@ def sanitize(weights: dict[str, mx.array]) -> dict[str, mx.array]:
 
 
 def n_numbers(model) -> int:
-    """Numbers in a plain model's weights, quantised ones counted as what they stand for."""
+    """Numbers in a plain model's weights.
+
+    Quantised ones count as what they stand for.
+    """
     sizes = {name: w.size for name, w in tree_flatten(model.parameters())}
     for path, module in model.named_modules():
         if isinstance(module, QUANTIZED):

@@ -19,7 +19,7 @@ EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 
 
 class Naming:
-    """Names of a borrowed model's tensors: those of Hugging Face, which mlx_lm keeps."""
+    """Names of a borrowed model's tensors: those of Hugging Face, which its library keeps."""
 
     VOCABULARY_ROWS = (EMBEDDING, HEAD)
     """Tensors with a row a token; a tied head has none of its own."""

@@ -173,5 +173,5 @@ def to_numpy(weights: dict[str, mx.array]) -> dict[str, np.ndarray]:
 
 
 def from_numpy(weights: Mapping[str, np.ndarray]) -> dict[str, mx.array]:
-    """The same as arrays of MLX."""
+    """The same in MLX."""
     return {name: mx.array(w) for name, w in weights.items()}

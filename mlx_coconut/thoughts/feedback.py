@@ -41,9 +41,9 @@ class Feedback(nn.Module):
             part, _, weight = name.partition(".")
             self.setdefault(part, {})[weight] = mx.zeros(shape)
 
-    def weights_of(self, name: str) -> dict[str, mx.array]:
-        """The trained weights of a part, by `part` or `part.weight`."""
-        return self[name.partition(".")[0]]
+    def weights_of(self, part: str) -> dict[str, mx.array]:
+        """The trained weights of a part of the rule."""
+        return self[part]
 
     def think(self, thinker: Thinker) -> mx.array:
         """The thought (B, D) that the rule makes of what the thinker has read."""
@@ -102,7 +102,8 @@ def describe_shapes(shapes: dict[str, tuple[int, ...]]) -> str:
 def set_weights(feedback: Feedback, weights: dict[str, mx.array]) -> None:
     """Put weights by name into a rule."""
     for name, w in weights.items():
-        feedback.weights_of(name)[name.partition(".")[2]] = w.astype(mx.float32)
+        part, _, weight = name.partition(".")
+        feedback.weights_of(part)[weight] = w.astype(mx.float32)
 
 
 def fitted(model, batches: Iterable[Batch]) -> dict[str, mx.array]:
