@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from coconut.blocks import first_line
 from coconut.checkpoints.architectures import BF16_SCALE, resolved
 from coconut.errors import UserError
 from cuda_coconut.models.borrowed import Borrowed
@@ -75,15 +76,15 @@ def build(config: dict[str, Any], where: str) -> tuple[Any, Any]:
                 described, dtype=torch.float32, attn_implementation=ATTENTION
             )
         model.eval()
-        model.__class__ = type("Model", (Borrowed, type(model)), {})
+        model.__class__ = type("Model", (Borrowed, type(model)), {"model_type": model_type})
         model.feedback = None  # ĥ itself; feedback.py puts other rules here
         problem = _problem(model, resolved(config)["tie_word_embeddings"])
         problem = problem or _prepare(model)
     # Whatever a wrong field makes the library stumble over.
     except Exception as error:
-        reason = (str(error) or type(error).__name__).splitlines()[0]
         raise UserError(
-            where, f"not a {model_type} configuration that transformers can use: {reason}"
+            where,
+            f"not a {model_type} configuration that transformers can use: {first_line(error)}",
         ) from None
     if problem:
         raise UserError(where, f"model_type {model_type!r}: {problem}; not supported")

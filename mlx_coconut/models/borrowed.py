@@ -22,8 +22,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import mlx.core as mx
+import numpy as np
 
-from coconut.blocks import RECORD, Tap
+from coconut.blocks import RECORD, BorrowedVerbs, Tap
 from coconut.errors import UserError
 from mlx_coconut.models.base import (
     Key,
@@ -36,24 +37,14 @@ from mlx_coconut.models.base import (
 from mlx_coconut.models.cache import Cache, SegmentCache
 from mlx_coconut.models.stand_ins import Behind, Block, LayerCache, Slot, joined
 
-SAME = 1e-3
-"""Of the largest logit: how far `check` lets the parts be from the whole. Seen: 1e-6."""
 _GROUPED = ("gemma2",)
 """Whose attention gives the groups of heads an axis of their own, which the mask needs too."""
 
 
-class Borrowed:
+class Borrowed(BorrowedVerbs):
     """The verbs, mixed into a model class of the library's: its parameters keep their names."""
 
-    scale = 1.0
-    """What the model multiplies its embeddings by."""
-    shares_prompts = False
-    """Its own code reads keys as one array of all rows; see `DecodeCache`."""
-
-    def embed(self, ids: mx.array) -> mx.array:
-        """What the first block reads, which thoughts replace: ids (B, T) -> (B, T, D)."""
-        x = self.embed_tokens(ids)
-        return x if self.scale == 1 else x * self.scale
+    library = "mlx_lm"
 
     def trunk(
         self,
@@ -71,7 +62,8 @@ class Borrowed:
         each block in the backward pass. tap: is shown the states between.
         """
         keys = split_key(key, len(self.layers))
-        seen = self._seen(positions, cache)
+        seen = self.seen(positions, cache)
+        seen = None if seen is None else joined(seen)[:, 0, :, 0]
 
         def run(layer: int, block, h: mx.array, block_mask: mx.array | None) -> mx.array:
             if layer == 0:
@@ -91,9 +83,6 @@ class Borrowed:
         with _shown_attention(self):
             return self.run_inner(run, sight, x.shape[:2])
 
-    draw = None
-    """Where adapters with dropout find the key of the block; see adapters.py."""
-
     def head(self, h: mx.array) -> mx.array:
         """Logits of states after the final norm: (..., D) -> (..., V)."""
         inner = self.model
@@ -109,76 +98,25 @@ class Borrowed:
         empty = LayerCache(None, 0, mx.zeros((1, 1), mx.int32))
         return self.run_inner(lambda layer, block, _, mask: h, empty, (1, 1))
 
-    def position_embedding(self, positions: mx.array) -> mx.array | None:
-        """What `trunk` adds to the inputs at these positions: nothing."""
-        return None
-
-    @property
-    def embed_tokens(self):
-        """The table of input embeddings."""
-        return self.model.embed_tokens
-
-    @property
-    def embedding(self) -> mx.array:
-        """Input embeddings (V, D), as the first block reads them."""
-        w = self.model.embed_tokens.weight
-        return w if self.scale == 1 else w * self.scale
-
     @property
     def unembedding(self) -> mx.array:
         """Weights of the head (V, D)."""
         return self.lm_head.weight if "lm_head" in self else self.model.embed_tokens.weight
 
-    @property
-    def norm_kind(self) -> str:
-        """Whether the final norm takes the mean away: `layer` or `rms`."""
-        return "layer" if "LayerNorm" in type(self.model.norm).__name__ else "rms"
-
-    def check(self, where: str) -> None:
-        """Raise UserError unless the parts compute what the whole forward does, with these weights.
-
-        Two rows, one of them padded on the left, in two passes with a cache.
-        """
+    def both_ways(self) -> tuple[np.ndarray, np.ndarray]:
+        """Last logits of two rows: by the parts, in two passes, one row padded; by the whole."""
         ids = mx.array([[3, 1, 4, 1, 5, 2], [0, 0, 2, 7, 1, 6]]) % self.embed_tokens.weight.shape[0]
         positions = mx.array([[0, 1, 2, 3, 4, 5], [0, 0, 0, 1, 2, 3]])
         keys = mx.array([[True] * 6, [False] * 2 + [True] * 4])
-        try:
-            x, cache = self.embed(ids), SegmentCache(len(self.layers))
-            for start, end in ((0, 4), (4, 6)):
-                mask = additive_mask(keys, start, end, x.dtype)
-                h = self.trunk(x[:, start:end], positions[:, start:end], mask, cache)
-            ours = self.head(h[:, -1])
-            theirs = mx.concatenate([self(ids[:1])[:, -1], self(ids[1:, 2:])[:, -1]])
-            gap, largest = (mx.abs(a).max().item() for a in (ours - theirs, theirs))
-        # Whatever the library does with what it did not expect.
-        except Exception as error:
-            reason = (str(error) or type(error).__name__).splitlines()[0]
-            raise UserError(
-                where, f"model_type {self.model_type!r} cannot run in latent passes: {reason}"
-            ) from None
-        if not gap <= SAME * largest:  # NaN too
-            raise UserError(
-                where,
-                f"model_type {self.model_type!r}: padded and in passes it computes other logits"
-                f" than mlx_lm's own forward (by {gap:.2g} of {largest:.2g}); not supported",
-            )
-
-    def _seen(self, positions: mx.array, cache: Cache | None) -> mx.array | None:
-        """Positions (B, S) of all columns so far, kept in the cache behind the layers' keys."""
-        if not self.has_window or cache is None:
-            return None
-        n = len(self.layers)
-        for kept in (cache.keys, cache.values):
-            if len(kept) == n:
-                kept.append([])
-        column = positions[:, None, :, None]
-        return joined(cache.update(n, column, column)[0])[:, 0, :, 0]
+        x, cache = self.embed(ids), SegmentCache(len(self.layers))
+        for start, end in ((0, 4), (4, 6)):
+            mask = additive_mask(keys, start, end, x.dtype)
+            h = self.trunk(x[:, start:end], positions[:, start:end], mask, cache)
+        theirs = mx.concatenate([self(ids[:1])[:, -1], self(ids[1:, 2:])[:, -1]])
+        return np.array(self.head(h[:, -1])), np.array(theirs)
 
     def _has_groups(self) -> bool:
         return self.args.num_key_value_heads < self.args.num_attention_heads
-
-    has_window = False
-    """Whether some layers see only the nearest positions."""
 
     def run_inner(self, run: Callable, cache: LayerCache, shape: tuple[int, ...]) -> mx.array:
         with self.stand_ins(run):

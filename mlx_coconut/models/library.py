@@ -10,6 +10,7 @@ import mlx.core as mx
 import numpy as np
 from mlx.utils import tree_flatten
 
+from coconut.blocks import first_line
 from coconut.checkpoints.architectures import resolved
 from coconut.errors import UserError
 from mlx_coconut.models.borrowed import Borrowed
@@ -75,9 +76,9 @@ def build(config: dict[str, Any], where: str) -> tuple[Any, Any]:
         raise
     # Whatever a wrong field makes the library stumble over.
     except Exception as error:
-        reason = (str(error) or type(error).__name__).splitlines()[0]
         raise UserError(
-            where, f"not a {config['model_type']} configuration that mlx_lm can use: {reason}"
+            where,
+            f"not a {config['model_type']} configuration that mlx_lm can use: {first_line(error)}",
         ) from None
     if problem:
         raise UserError(where, f"model_type {config['model_type']!r}: {problem}; not supported")
