@@ -24,11 +24,6 @@ class UserError(Exception):
         super().__init__(message)
 
 
-def typed(twin: str, verb: str) -> str:
-    """How a user types a verb of a twin: `mlx-coconut generate`."""
-    return f"{twin.replace('_', '-')} {verb}"
-
-
 def guarded(
     run: Callable[[], None],
     stopped: str = "stopped; the same command continues from the last checkpoint",
@@ -49,3 +44,8 @@ def guarded(
     except KeyboardInterrupt:
         print(stopped, file=sys.stderr)
         sys.exit(130)
+
+
+def typed(twin: str, verb: str) -> str:
+    """How a user types a verb of a twin: `mlx-coconut generate`."""
+    return f"{twin.replace('_', '-')} {verb}"
