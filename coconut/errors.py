@@ -44,3 +44,8 @@ def guarded(
     except KeyboardInterrupt:
         print(stopped, file=sys.stderr)
         sys.exit(130)
+
+
+def typed(twin: str, verb: str) -> str:
+    """How a user types a verb of a twin: `mlx-coconut generate`."""
+    return f"{twin.replace('_', '-')} {verb}"
