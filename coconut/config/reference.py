@@ -2,8 +2,7 @@
 
     python -m coconut.config.reference > docs/keys.md
 
-Default, type, limits and help of a key stand in its dataclass; here stands only where it is listed
-and who reads it. A new key joins the group of the key declared before it until it is put elsewhere.
+All of it is said in the keys' fields, and listed in their order.
 """
 
 from __future__ import annotations
@@ -12,125 +11,75 @@ from collections.abc import Sequence
 from dataclasses import Field, fields
 from typing import Any
 
+from coconut.config.generate_keys import Generate, options_of
 from coconut.config.keys import (
+    BY_EPOCH,
+    CURRICULUM,
     DATASET_METHODS,
     METHODS,
     PUBLISHED_NAMES,
-    WITH_FEEDBACK,
+    TRAINED,
     WITH_LATENTS,
+    WITH_STAGE,
     RunConfig,
 )
-from coconut.config.latro_keys import PRESETS, UNUSED, LatroConfig
+from coconut.config.latro_keys import PRESETS, LatroConfig
 from coconut.config.lora_keys import Lora
-
-CURRICULUM = tuple(method for method in METHODS if method not in DATASET_METHODS)
-STAGED = ("coconut", "pause_as_thought", "no_thoughts")
-"""Methods whose stage follows from the epoch."""
-
-GROUPS: dict[str, tuple[str, ...]] = {
-    "The run": ("project", "save_path", "name", "seed", "method", "only_eval", "resume", "debug"),
-    "Model": (
-        *("model_id", "model_revision", "model_config_path", "load_model_path", "tokenizer"),
-        "bf16",
-    ),
-    "Data": ("train_path", "val_path", "generate"),
-    "Stages and latents": (
-        *("c_thought", "epochs_per_stage", "max_latent_stage", "pad_latent_to_max"),
-        *("latent_growth", "uniform_prob", "stage_mixing", "stage", "n_latents"),
-        *("feedback", "replace_feedback", "feedback_lr_multiplier"),
-    ),
-    "Of single methods": (
-        *("icot_tokens_per_epoch", "icot_smoothing", "icot_remove_all_after", "recall_sentences"),
-    ),
-    "Updates": (
-        *("num_epochs", "batch_size_training", "gradient_accumulation_steps", "lr", "lr_schedule"),
-        *("warmup_updates", "weight_decay", "adam_beta2", "max_grad_norm", "reset_optimizer"),
-        *("gradient_checkpointing", "shard", "pad_multiple", "lora"),
-    ),
-    "Evaluation": (
-        *("eval_every", "eval_batch_size", "max_new_tokens", "temperature", "swap_test"),
-    ),
-    "Files and lines": (
-        *("save_only_improve", "save_every", "keep_checkpoints", "log_every", "report", "wandb"),
-    ),
-    "Questions with rationales in words": (
-        *("dataset_name", "test_path", "split", "validation_items", "split_seed"),
-        *("chat_template", "prompt", "response_length", "stop_token", "stop_token_ids"),
-        *("pad_token", "answer_rule", "maj_k", "maj_temperature", "test_at_end"),
-    ),
-    "Published switches": ("coconut", "cot", "no_thoughts", "no_cot"),
-}
-"""Heading -> its keys, in the order in which they are read."""
-
-READ_BY: dict[str, tuple[str, ...]] = {
-    "c_thought": WITH_LATENTS,
-    "epochs_per_stage": STAGED,
-    "max_latent_stage": (*WITH_LATENTS, "no_thoughts"),
-    "pad_latent_to_max": WITH_LATENTS,
-    "latent_growth": ("coconut", "pause_as_thought"),
-    "uniform_prob": (*WITH_LATENTS, "no_thoughts"),
-    "stage_mixing": (*WITH_LATENTS, "no_thoughts"),
-    "stage": (*WITH_LATENTS, "no_thoughts"),
-    "n_latents": WITH_LATENTS,
-    "feedback": WITH_FEEDBACK,
-    "replace_feedback": WITH_FEEDBACK,
-    "feedback_lr_multiplier": WITH_FEEDBACK,
-    "icot_tokens_per_epoch": ("icot",),
-    "icot_smoothing": ("icot",),
-    "icot_remove_all_after": ("icot",),
-    "recall_sentences": ("recall",),
-    "shard": CURRICULUM,
-    "max_new_tokens": CURRICULUM,
-    "swap_test": CURRICULUM,
-    "generate": CURRICULUM,
-    **dict.fromkeys(GROUPS["Questions with rationales in words"], DATASET_METHODS),
-}
-"""Key -> the methods that read it, where not all do; those in UNUSED are not read by latro."""
+from coconut.config.values import LIMITS
+from coconut.tasks.generated import TASKS
 
 NAMED = {
+    METHODS: "",
     WITH_LATENTS: "with latents",
-    (*WITH_LATENTS, "no_thoughts"): "with latents, `no_thoughts`",
+    WITH_STAGE: "with latents, `no_thoughts`",
     CURRICULUM: "all but data sets",
     DATASET_METHODS: "data sets",
+    TRAINED: "all but `preexperiment`",
+    BY_EPOCH: "all but `latro`, `preexperiment`",
 }
 """Sets of methods that the page names in one word."""
 
 
-def grouped() -> list[tuple[str, list[Field[Any]]]]:
+def grouped() -> dict[str, list[Field[Any]]]:
     """Every key of RunConfig once, under its heading."""
-    home = {name: heading for heading, names in GROUPS.items() for name in names}
-    found: dict[str, list[Field[Any]]] = {heading: [] for heading in GROUPS}
-    heading = next(iter(GROUPS))
+    found: dict[str, list[Field[Any]]] = {}
     for f in fields(RunConfig):
-        heading = home.get(f.name, heading)
-        found[heading].append(f)
-    for heading, keys in found.items():
-        order = {name: i for i, name in enumerate(GROUPS[heading])}
-        keys.sort(key=lambda f: order.get(f.name, len(order)))
-    return list(found.items())
+        found.setdefault(f.metadata["group"], []).append(f)
+    return found
 
 
-def readers(name: str) -> str:
+def inside(name: str) -> dict[str, type[Any]]:
+    """What a key holds that has keys of its own: a heading, and the class of its keys."""
+    if name == "lora":
+        return {"Inside `lora`": Lora}
+    if name == "generate":
+        options = {f"With `task: {task}`": options_of(task) for task in TASKS}
+        return {"Inside `generate`": Generate, **options}
+    return {}
+
+
+def readers(f: Field[Any]) -> str:
     """The methods that read a key, as the page says it; empty if all do."""
-    methods = READ_BY.get(name)
-    if methods is not None:
-        return NAMED.get(methods) or ", ".join(f"`{method}`" for method in methods)
-    return "all but `latro`" if name in UNUSED else ""
+    methods = f.metadata["read_by"] or METHODS
+    return NAMED.get(methods, ", ".join(f"`{method}`" for method in methods))
 
 
 def help_text() -> str:
     """The keys for --help, a line each, under their headings."""
     lines = []
-    for heading, keys in grouped():
-        lines += ["", f"{heading}:"]
+    for heading, keys in grouped().items():
+        lines += ["", f"{heading}:", *_lines(keys, RunConfig())]
         for f in keys:
-            lines.append(f"  {f.name} ({_values(f)}; {_default(RunConfig(), f)}): {_help(f)}")
-            if f.name == "lora":
-                lines += [
-                    f"  lora.{g.name} ({_values(g)}; {_default(Lora(), g)}): {_help(g)}"
-                    for g in fields(Lora)
-                ]
+            for about, kind in inside(f.name).items():
+                lines += [f"  {about}:", *_lines(fields(kind), kind(), f"{f.name}.")]
     return "\n".join(lines[1:])
+
+
+def _lines(keys: Sequence[Field[Any]], defaults: object, prefix: str = "") -> list[str]:
+    return [
+        f"  {prefix}{f.name} ({_values(f)}; {_default(defaults, f)}): {f.metadata['help']}"
+        for f in keys
+    ]
 
 
 def keys_markdown() -> str:
@@ -140,7 +89,8 @@ def keys_markdown() -> str:
         "",
         "In a YAML file, or as `key=value` behind it on the command line (`generate.items=100` for"
         " keys inside a key). Made from `coconut/config/keys.py` and its neighbours by"
-        " `python -m coconut.config.reference`.",
+        " `python -m coconut.config.reference`; so is `args/schema.json`, by which editors check"
+        " YAML files, by `python -m coconut.config.schema`.",
         "",
         "**Read by** says which methods read a key; nothing there means all. *With latents* are "
         + ", ".join(f"`{method}`" for method in WITH_LATENTS)
@@ -148,10 +98,11 @@ def keys_markdown() -> str:
         + ", ".join(f"`{method}`" for method in DATASET_METHODS)
         + ". [methods.md](methods.md) explains them. A default of – means that nothing is set.",
     ]
-    for heading, keys in grouped():
+    for heading, keys in grouped().items():
         lines += ["", f"## {heading}", "", *_table(keys, RunConfig())]
-        if heading == "Updates":
-            lines += ["", "Inside `lora`:", "", *_table(fields(Lora), Lora(), "lora.")]
+        for f in keys:
+            for about, kind in inside(f.name).items():
+                lines += ["", f"{about}:", "", *_table(fields(kind), kind(), f"{f.name}.")]
     defaults, common = LatroConfig(), RunConfig()
     own = [f for f in fields(LatroConfig) if not hasattr(common, f.name)]
     changed = [
@@ -161,7 +112,7 @@ def keys_markdown() -> str:
     ]
     lines += [
         "",
-        "## Of `method: latro`",
+        f"## {own[0].metadata['group']}",
         "",
         "LaTRO's published names of keys are taken as well: "
         + ", ".join(f"`{theirs}` ({ours})" for theirs, ours in PUBLISHED_NAMES.items())
@@ -181,32 +132,27 @@ def keys_markdown() -> str:
 
 
 def _table(keys: Sequence[Field[Any]], defaults: object, prefix: str = "") -> list[str]:
-    with_readers = any(readers(f.name) for f in keys) and not prefix and type(defaults) is RunConfig
+    with_readers = any(map(readers, keys))
     heads = ["key", "values", "default", "meaning", *(["read by"] if with_readers else [])]
     lines = ["| " + " | ".join(heads) + " |", "| " + " | ".join(["---"] * len(heads)) + " |"]
     for f in keys:
         default = _default(defaults, f)
         cells = [f"`{prefix}{f.name}`", _values(f), "–" if default == "None" else f"`{default}`"]
-        cells += [_help(f), *([readers(f.name)] if with_readers else [])]
+        cells += [f.metadata["help"], *([readers(f)] if with_readers else [])]
         lines.append("| " + " | ".join(cells).replace("  ", " ") + " |")
     return lines
 
 
 def _values(f: Field[Any]) -> str:
-    """What a key takes: its choices, or its type and least value."""
+    """What a key takes: its choices, or its type and limits."""
     if f.metadata["choices"]:
-        return ", ".join(f.metadata["choices"])
-    kind = str(f.type).split(" | ")[0].split("[")[0]
-    low = f.metadata["low"]
-    return kind if low is None else f"{kind} ≥ {low:g}"
+        return ", ".join(map(str, f.metadata["choices"]))
+    limits = [f" {LIMITS[name][2]} {limit:g}" for name, limit in f.metadata["limits"].items()]
+    return str(f.type).split(" | ")[0].split("[")[0] + ",".join(limits)
 
 
 def _default(defaults: object, f: Field[Any]) -> str:
     return str(getattr(defaults, f.name)).encode("unicode_escape").decode()
-
-
-def _help(f: Field[Any]) -> str:
-    return str(f.metadata["help"])
 
 
 if __name__ == "__main__":
