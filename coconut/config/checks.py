@@ -24,6 +24,7 @@ from coconut.config.lora_keys import read_lora
 from coconut.config.values import shown
 from coconut.errors import nearest
 from coconut.feedback.rules import parse
+from coconut.tasks import questions
 
 
 def problems_together(config: RunConfig, given: Mapping[Any, Any]) -> list[str]:
@@ -130,11 +131,9 @@ def _data_set_problems(config: RunConfig) -> Iterator[str]:
     if name is None:
         yield f"dataset_name: missing; {config.method} needs one"
         return
-    from coconut.tasks import questions as latro
-
-    base, n_shots = latro.parse_name(name)
-    if base not in latro.names():
-        advice = nearest(base, latro.names()) or f"known: {', '.join(latro.names())}"
+    base, n_shots = questions.parse_name(name)
+    if base not in questions.names():
+        advice = nearest(base, questions.names()) or f"known: {', '.join(questions.names())}"
         advice += "; docs/data_sets.md says how to add one"
         yield f"dataset_name: no data set {shown(name)}, {advice}"
     if n_shots and not config.only_eval and config.method != "preexperiment":

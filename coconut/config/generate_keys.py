@@ -10,7 +10,7 @@ from functools import partial
 from itertools import pairwise
 from typing import Any
 
-from coconut.config.values import key, read_group, shown
+from coconut.config.values import key, read_keys, shown, word
 from coconut.errors import UserError
 from coconut.tasks.generated import TASKS, maker, of_epoch
 
@@ -51,9 +51,10 @@ def generate_problems(given: Mapping[str, Any]) -> list[str]:
     task = given.get("task", Generate.task)
     options = maker(task if task in tuple(TASKS) else Generate.task).Options
     names = {f.name for f in fields(options)}
-    found, problems = read_group("generate", Generate, given, names)
-    if "task" in given and "task" not in found:
-        return [problem for problem in problems if problem.startswith("generate.task: ")]
+    found, wrong = read_keys(Generate, given, names)
+    if "task" in wrong:
+        return [f"generate.task: {wrong['task']}"]
+    problems = [f"generate.{word(name)}: {text}" for name, text in wrong.items()]
     values = {name: value for name, value in given.items() if name in names}
     for name, value in list(values.items()):
         each = value if isinstance(value, list) else [value]

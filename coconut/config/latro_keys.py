@@ -22,22 +22,8 @@ STOP_SEQS = (
 )
 """The published stop strings; those of a function call come from a task that was not published."""
 
-PRESETS: dict[str, dict[str, Any]] = {
-    "paper": {},
-    "released": {
-        "sft_penalty": 0.0,
-        "reward_offset": -1,
-        "include_stop": False,
-        "separator": "",
-        "stop_matching": "ids",
-        "penalty_mode": "batch_mean",
-        "epoch_counts": "rollouts",
-    },
-}
-"""Where the released code differs from the paper (and from what its authors say it does)."""
-
-_own = partial(key, group="Of `method: latro`", read_by=("latro",))
-_asks = partial(_own, read_by=("latro", "preexperiment"))
+own = partial(key, group="Of `method: latro`", read_by=("latro",))
+asks = partial(own, read_by=("latro", "preexperiment"))
 
 
 def _but(name: str, default: Any, **said: Any) -> Any:
@@ -62,58 +48,68 @@ class LatroConfig(RunConfig):
     )
     log_every: int = _but("log_every", 1)
 
-    preset: str = _asks(
-        "paper", "paper, or what the released code does instead", choices=tuple(PRESETS)
+    preset: str = asks(
+        "paper", "paper, or what the released code does instead", choices=("paper", "released")
     )
-    exp_name: str = _asks("latro", "experiment; names the run unless run_name does")
-    sanity_check: bool = _asks(False, "keep only the first 1,000 items of every split")
-    checkpoint_path: str | None = _own(None, "checkpoint of a run to go on from")
-    total_episodes: int | None = _own(None, "rollouts in all; replaces num_epochs", low=1)
-    total_updates: int | None = _own(None, "updates in all; replaces both", low=0)
-    epoch_counts: str = _own(
+    exp_name: str = asks("latro", "experiment; names the run unless run_name does")
+    sanity_check: bool = asks(False, "keep only the first 1,000 items of every split")
+    checkpoint_path: str | None = own(None, "checkpoint of a run to go on from")
+    total_episodes: int | None = own(None, "rollouts in all; replaces num_epochs", low=1)
+    total_updates: int | None = own(None, "updates in all; replaces both", low=0)
+    epoch_counts: str = own(
         "prompts",
         "an epoch is a pass over all prompts, or as many rollouts as there are prompts",
         choices=("prompts", "rollouts"),
+        released="rollouts",
     )
-    num_evaluations: int = _own(10, "evaluations spread over the training; 0: none", low=0)
-    save_steps: float = _own(0.0, "updates between checkpoints; below 1 a share of all", low=0)
-    rollout_batch_size: int = _asks(16, "rows sampled and scored at a time", low=1)
-    rloo_k: int = _own(16, "rationales a prompt", low=1)
-    kl_coef: float = _own(0.05, "weight of the log-ratio to the reference in the reward", low=0)
-    sft_penalty: float = _own(1.0, "weight of the answer's own log-likelihood in the loss", low=0)
-    non_stop_penalty: bool = _own(True, "worsen the reward of rationales that do not end")
-    penalty_reward_value: float = _own(2.0, "size of that penalty; penalty_mode says how", low=0)
-    penalty_mode: str = _own(
+    num_evaluations: int = own(10, "evaluations spread over the training; 0: none", low=0)
+    save_steps: float = own(0.0, "updates between checkpoints; below 1 a share of all", low=0)
+    rollout_batch_size: int = asks(16, "rows sampled and scored at a time", low=1)
+    rloo_k: int = own(16, "rationales a prompt", low=1)
+    kl_coef: float = own(0.05, "weight of the log-ratio to the reference in the reward", low=0)
+    sft_penalty: float = own(
+        1.0, "weight of the answer's own log-likelihood in the loss", low=0, released=0.0
+    )
+    non_stop_penalty: bool = own(True, "worsen the reward of rationales that do not end")
+    penalty_reward_value: float = own(2.0, "size of that penalty; penalty_mode says how", low=0)
+    penalty_mode: str = own(
         "constant",
         "so many nats less; or this times the group's mean if that is less; or times the mean of"
         " all rows",
         choices=("constant", "group_mean", "batch_mean"),
+        released="batch_mean",
     )
-    stop_seqs: list[str] = _own(list(STOP_SEQS), "texts that end a rationale", any_text=True)
-    stop_matching: str = _own(
+    stop_seqs: list[str] = own(list(STOP_SEQS), "texts that end a rationale", any_text=True)
+    stop_matching: str = own(
         "text",
         "find stop_seqs in the text, or as exactly their own tokens",
         choices=("text", "ids"),
+        released="ids",
     )
-    include_stop: bool = _own(True, "the policy is trained to end as well")
-    separator: str = _asks(
-        "\n", "between rationale and answer, instead of trailing white space", any_text=True
+    include_stop: bool = own(True, "the policy is trained to end as well", released=False)
+    separator: str = asks(
+        "\n",
+        "between rationale and answer, instead of trailing white space",
+        any_text=True,
+        released="",
     )
-    reward_offset: int = _asks(
-        0, "-1: the reward begins a token early, as released", choices=(0, -1), complaint="0 or -1"
+    reward_offset: int = asks(
+        0,
+        "-1: the reward begins a token early, as released",
+        choices=(0, -1),
+        complaint="0 or -1",
+        released=-1,
     )
-    latro_latents: int = _own(
-        0, "thoughts before each rationale; trained through both terms", low=0
-    )
-    warm_start_updates: int = _own(0, "supervised updates on items with rationales first", low=0)
-    warm_start_lr: float = _own(1e-3, "their learning rate", low=0)
-    warm_start_items: int | None = _own(None, "of the items with rationales, only so many", low=1)
-    warm_start_batch: int = _own(32, "their rows an update", low=1)
-    evaluation_items: int = _own(200, "validation items an evaluation asks", low=2)
-    rationale_check: bool = _own(
+    latro_latents: int = own(0, "thoughts before each rationale; trained through both terms", low=0)
+    warm_start_updates: int = own(0, "supervised updates on items with rationales first", low=0)
+    warm_start_lr: float = own(1e-3, "their learning rate", low=0)
+    warm_start_items: int | None = own(None, "of the items with rationales, only so many", low=1)
+    warm_start_batch: int = own(32, "their rows an update", low=1)
+    evaluation_items: int = own(200, "validation items an evaluation asks", low=2)
+    rationale_check: bool = own(
         False, "only_eval: answer again after its own, another question's and no rationale"
     )
-    dataset_num_proc: int = _own(4, "published; preparing the data takes no processes here")
+    dataset_num_proc: int = own(4, "published; preparing the data takes no processes here")
 
     @property
     def local_batch(self) -> int:
@@ -164,6 +160,15 @@ class LatroConfig(RunConfig):
             yield "lora.dropout: rationales are scored as they were drawn, without; remove it"
         if self.temperature == 0:
             yield "temperature: rationales are sampled; it must be above 0"
+
+
+PRESETS: dict[str, dict[str, Any]] = {
+    "paper": {},
+    "released": {
+        f.name: v for f in fields(LatroConfig) if (v := f.metadata["released"]) is not None
+    },
+}
+"""Where the released code differs from the paper (and from what its authors say it does)."""
 
 
 def with_preset(values: Mapping[Any, Any]) -> dict[Any, Any]:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
-from coconut.config.values import key, read_group
+from coconut.config.values import key, read_keys, word
 
 _key = partial(key, group="lora")
 
@@ -43,7 +43,8 @@ class Lora:
 
 def read_lora(values: Mapping[str, Any]) -> tuple[Lora, list[str]]:
     """The keys under `lora` as far as they are right, and what is wrong with the others."""
-    found, problems = read_group("lora", Lora, values)
+    found, wrong = read_keys(Lora, values)
+    problems = [f"lora.{word(name)}: {text}" for name, text in wrong.items()]
     lora = Lora(**found)
     if lora.alpha is not None:
         if "scale" in found and lora.scale != lora.alpha / lora.rank:

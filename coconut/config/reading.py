@@ -5,15 +5,14 @@ from __future__ import annotations
 import re
 import typing
 from collections.abc import Mapping
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 from coconut.config.checks import problems_together
-from coconut.config.keys import METHODS, PUBLISHED_NAMES, PUBLISHED_SWITCHES, RunConfig
+from coconut.config.keys import PUBLISHED_NAMES, PUBLISHED_SWITCHES, RunConfig
 from coconut.config.latro_keys import LatroConfig, with_preset
-from coconut.config.values import parse_yaml, read_keys, shown, word
-from coconut.errors import UserError, nearest
+from coconut.config.values import parse_yaml, read_keys, word
+from coconut.errors import UserError
 
 
 def load_config(path: str | Path, overrides: typing.Sequence[str] = ()) -> RunConfig:
@@ -57,11 +56,6 @@ def check_config(
 ) -> RunConfig:
     """Turn a mapping into a RunConfig. Raises UserError with all problems at once."""
     problems = list(problems or [])
-    if values.get("method") is not None and values["method"] not in METHODS:
-        # All else depends on it.
-        got = shown(values["method"]) + nearest(values["method"], METHODS, "; ")
-        problems.append(f"method: expected one of {', '.join(METHODS)}, got {got}")
-        raise UserError(where, *problems)
     kind: type[RunConfig] = RunConfig
     if values.get("method") in ("latro", "preexperiment"):
         kind, values = LatroConfig, with_preset(values)
@@ -72,22 +66,17 @@ def check_config(
             problems.append(f"{theirs}: stands for {ours}, which is given too; drop one")
         else:
             given[ours] = theirs
-    found, wrong = read_keys(kind, {ours: values[given[ours]] for ours in given})
-    known = [*(f.name for f in fields(kind)), *PUBLISHED_NAMES]
-    for ours, theirs in given.items():
-        if ours in wrong:
-            problems.append(f"{theirs}: {wrong[ours]}")
-        elif ours not in found:
-            advice = nearest(ours, known) or "docs/keys.md lists them"
-            problems.append(f"{word(ours)}: unknown key, {advice}")
+    named = {ours: values[theirs] for ours, theirs in given.items()}
+    found, wrong = read_keys(kind, named, PUBLISHED_NAMES, "docs/keys.md lists them")
+    if "method" in wrong:  # all else depends on it
+        raise UserError(where, *problems, f"method: {wrong['method']}")
+    problems += [f"{word(given[name])}: {text}" for name, text in wrong.items()]
     config = kind(**found)
     config.where = where
     # A key that could not be read has its default here, about which nothing need be said.
-    problems += [
-        line
-        for line in problems_together(config, values)
-        if wrong.keys().isdisjoint(re.findall(r"\w+", line))
-    ]
+    failed = wrong.keys() & kind.__dataclass_fields__.keys()
+    together = problems_together(config, values)
+    problems += [line for line in together if failed.isdisjoint(re.findall(r"\w+", line))]
     if problems:
         raise UserError(where, *[_as_given(line, values) for line in problems])
     return config

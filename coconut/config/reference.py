@@ -1,21 +1,26 @@
-"""docs/keys.md and the keys of --help: every key of a run, in groups, with who reads it.
+"""docs/keys.md, the keys of --help and args/schema.json, made of what the keys' fields say.
 
     python -m coconut.config.reference > docs/keys.md
+    python -m coconut.config.reference --schema > args/schema.json
 
-All of it is said in the keys' fields, and listed in their order.
+Keys are listed in the order of their fields. Editors check and complete YAML files by the schema,
+of one key at a time. Source: JSON Schema, draft 2020-12.
 """
 
 from __future__ import annotations
 
+import json
+import sys
+import typing
 from collections.abc import Sequence
 from dataclasses import Field, fields
 from typing import Any
 
 from coconut.config.generate_keys import Generate, options_of
 from coconut.config.keys import (
-    BY_EPOCH,
     CURRICULUM,
     DATASET_METHODS,
+    EPOCHS,
     METHODS,
     PUBLISHED_NAMES,
     TRAINED,
@@ -25,7 +30,7 @@ from coconut.config.keys import (
 )
 from coconut.config.latro_keys import PRESETS, LatroConfig
 from coconut.config.lora_keys import Lora
-from coconut.config.values import LIMITS
+from coconut.config.values import LIMITS, without_none
 from coconut.tasks.generated import TASKS
 
 NAMED = {
@@ -35,9 +40,15 @@ NAMED = {
     CURRICULUM: "all but data sets",
     DATASET_METHODS: "data sets",
     TRAINED: "all but `preexperiment`",
-    BY_EPOCH: "all but `latro`, `preexperiment`",
+    EPOCHS: "all but `latro`, `preexperiment`",
 }
 """Sets of methods that the page names in one word."""
+
+
+_TYPES: dict[Any, str] = {
+    **{bool: "boolean", int: "integer", float: "number"},
+    **{str: "string", dict: "object", list: "array"},
+}
 
 
 def grouped() -> dict[str, list[Field[Any]]]:
@@ -89,8 +100,8 @@ def keys_markdown() -> str:
         "",
         "In a YAML file, or as `key=value` behind it on the command line (`generate.items=100` for"
         " keys inside a key). Made from `coconut/config/keys.py` and its neighbours by"
-        " `python -m coconut.config.reference`; so is `args/schema.json`, by which editors check"
-        " YAML files, by `python -m coconut.config.schema`.",
+        " `python -m coconut.config.reference`; `--schema` makes `args/schema.json`, by which"
+        " editors check YAML files.",
         "",
         "**Read by** says which methods read a key; nothing there means all. *With latents* are "
         + ", ".join(f"`{method}`" for method in WITH_LATENTS)
@@ -104,12 +115,9 @@ def keys_markdown() -> str:
             for about, kind in inside(f.name).items():
                 lines += ["", f"{about}:", "", *_table(fields(kind), kind(), f"{f.name}.")]
     defaults, common = LatroConfig(), RunConfig()
-    own = [f for f in fields(LatroConfig) if not hasattr(common, f.name)]
-    changed = [
-        f
-        for f in fields(LatroConfig)
-        if hasattr(common, f.name) and getattr(defaults, f.name) != getattr(common, f.name)
-    ]
+    mine = [f for f in fields(LatroConfig) if f.name in LatroConfig.__annotations__]
+    own = [f for f in mine if f.name not in vars(common)]
+    changed = [f for f in mine if f.name in vars(common)]
     lines += [
         "",
         f"## {own[0].metadata['group']}",
@@ -155,5 +163,52 @@ def _default(defaults: object, f: Field[Any]) -> str:
     return str(getattr(defaults, f.name)).encode("unicode_escape").decode()
 
 
+def schema() -> dict[str, Any]:
+    """The schema of a run's YAML file, published names of keys included."""
+    keys = _properties(LatroConfig) | _properties(RunConfig)
+    keys["lora"] |= {"properties": _properties(Lora), "additionalProperties": False}
+    tasks = keys["generate"]["anyOf"] = []
+    for task in TASKS:
+        options = _properties(options_of(task))
+        for option in options.values():  # or a list, a value an epoch
+            option |= {"type": [option["type"], "array"], "items": {"type": option["type"]}}
+        inner = _properties(Generate) | {"task": {"const": task}} | options
+        required = [] if task == Generate.task else ["task"]
+        tasks.append({"properties": inner, "additionalProperties": False, "required": required})
+    for theirs, ours in PUBLISHED_NAMES.items():
+        keys[theirs] = {"$ref": f"#/properties/{ours}", "description": f"published name of {ours}"}
+    return {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "title": "A run of mlx-coconut",
+        "type": "object",
+        "properties": keys,
+        "additionalProperties": False,
+    }
+
+
+def _properties(kind: type[Any]) -> dict[str, Any]:
+    hints, defaults = typing.get_type_hints(kind), kind()
+    return {f.name: _property(f, hints[f.name], getattr(defaults, f.name)) for f in fields(kind)}
+
+
+def _property(f: Field[Any], hint: Any, default: Any) -> dict[str, Any]:
+    said, plain = f.metadata, without_none(hint)
+    is_optional = plain is not hint
+    found = {"description": said["help"]}
+    if default is not None or is_optional:
+        found["default"] = default
+    if said["choices"]:
+        booleans = [False, True] if said["booleans"] else []
+        return found | {"enum": [*said["choices"], *booleans, *([None] if is_optional else [])]}
+    names = [_TYPES[typing.get_origin(plain) or plain], *(["null"] if is_optional else [])]
+    if names[0] == "array":
+        found["items"] = {"type": _TYPES[plain.__args__[0]]}
+        if plain == list[str] and not said["any_text"]:
+            names.append("string")  # the only one
+    found["type"] = names if len(names) > 1 else names[0]
+    return found | {LIMITS[name][3]: limit for name, limit in said["limits"].items()}
+
+
 if __name__ == "__main__":
-    print(keys_markdown(), end="")
+    as_schema = sys.argv[1:] == ["--schema"]
+    print(json.dumps(schema(), indent=2) if as_schema else keys_markdown().rstrip("\n"))

@@ -6,7 +6,7 @@ import math
 import operator
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import field, fields
 from typing import Any
 
@@ -34,17 +34,19 @@ def key(
     read_by: tuple[str, ...] | None = None,
     choices: tuple[Any, ...] = (),
     complaint: str = "",
-    aliases: tuple[str, ...] = (),
+    aliases: str = "",
     booleans: tuple[str, ...] = (),
     any_text: bool = False,
+    released: Any = None,
     **limits: float,
 ) -> Any:
     """All that is said of a configuration key; what is made of it reads it from the field.
 
     group: the heading it stands under. read_by: the methods that read it; None: all do.
     limits: of LIMITS. complaint: said of a number outside of its choices or upper limit, instead of
-    the usual sentence. aliases: published names of it. booleans: published meanings of False
+    the usual sentence. aliases: its published names. booleans: published meanings of False
     and True. any_text: line breaks and other characters that cannot be printed are meant.
+    released: its value in LaTRO's released code, where that differs from the paper.
     """
     metadata = {name: value for name, value in locals().items() if name != "default"}
     if isinstance(default, (list, dict)):
@@ -106,7 +108,9 @@ def _convert(value: Any, hint: Any, metadata: Mapping[str, Any]) -> Any:
     if typing.get_origin(hint) is list:
         if hint.__args__[0] is str and isinstance(value, str):
             value = [value]  # the only one
-        return _list(value, _CONVERTERS[hint.__args__[0]])
+        if not isinstance(value, list):
+            raise ValueError(f"expected a list, got {shown(value)}")
+        return [_CONVERTERS[hint.__args__[0]](inner) for inner in value]
     value = _CONVERTERS[typing.get_origin(hint) or hint](value)
     choices, complaint = metadata["choices"], metadata["complaint"]
     if choices and value not in choices:
@@ -120,13 +124,18 @@ def _convert(value: Any, hint: Any, metadata: Mapping[str, Any]) -> Any:
     return value
 
 
-def read_keys(kind: type[Any], values: Mapping[Any, Any]) -> tuple[dict[str, Any], dict[str, str]]:
-    """The values of the keys of a dataclass, as their types; and what is wrong with the others.
+def read_keys(
+    kind: type[Any], values: Mapping[Any, Any], others: Iterable[str] = (), advice: str = ""
+) -> tuple[dict[str, Any], dict[Any, str]]:
+    """The values as their keys' types, and a complaint for each that is wrong or unknown.
 
-    A name that the dataclass does not know is in neither.
+    others: names that are known besides the fields of `kind`, and read elsewhere. advice: where no
+    known name is near; all of them if empty.
     """
-    hints = typing.get_type_hints(kind)
-    found, wrong = {}, {}
+    hints, found = typing.get_type_hints(kind), {}
+    known = sorted({*hints, *others})
+    advice = advice or f"known: {', '.join(known)}"
+    wrong = {n: f"unknown key, {nearest(n, known) or advice}" for n in values if n not in known}
     for f in fields(kind):
         if f.name in values:
             try:
@@ -134,20 +143,6 @@ def read_keys(kind: type[Any], values: Mapping[Any, Any]) -> tuple[dict[str, Any
             except ValueError as error:
                 wrong[f.name] = str(error)
     return found, wrong
-
-
-def read_group(
-    group: str, kind: type[Any], values: Mapping[str, Any], others: typing.Iterable[str] = ()
-) -> tuple[dict[str, Any], list[str]]:
-    """As `read_keys`, of the keys inside a key; others: known, too, and read elsewhere."""
-    found, wrong = read_keys(kind, values)
-    known = sorted({*(f.name for f in fields(kind)), *others})
-    problems = []
-    for name in values:
-        if name not in known:
-            advice = nearest(name, known) or f"known: {', '.join(known)}"
-            problems.append(f"{group}.{word(name)}: unknown key, {advice}")
-    return found, problems + [f"{group}.{name}: {text}" for name, text in wrong.items()]
 
 
 def word(name: Any) -> str:
@@ -212,12 +207,6 @@ def _dict(value: Any) -> dict[str, Any]:
     if not isinstance(value, dict) or not all(isinstance(k, str) for k in value):
         raise ValueError(f"expected `key: value` lines, got {shown(value)}")
     return value
-
-
-def _list(value: Any, convert: Any) -> list[Any]:
-    if not isinstance(value, list):
-        raise ValueError(f"expected a list, got {shown(value)}")
-    return [convert(inner) for inner in value]
 
 
 _CONVERTERS: dict[Any, Any] = {bool: _bool, int: _int, float: _float, str: _str, dict: _dict}

@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from coconut.config.keys import METHODS, PUBLISHED_NAMES
-from coconut.config.schema import schema
+from coconut.config.reference import schema
 
 ARGS = Path(__file__).parents[2] / "args"
 WRITTEN = json.loads((ARGS / "schema.json").read_text())
@@ -77,7 +77,9 @@ def complaints(value: Any, rules: dict[str, Any], where: str = "") -> list[str]:
 
 
 def test_the_schema_is_made_from_the_keys() -> None:
-    assert schema() == WRITTEN, "run: python -m coconut.config.schema > args/schema.json"
+    assert schema() == WRITTEN, (
+        "run: python -m coconut.config.reference --schema > args/schema.json"
+    )
 
 
 @pytest.mark.parametrize("path", sorted(ARGS.rglob("*.yaml")), ids=lambda path: path.name)
