@@ -17,6 +17,7 @@ from coconut.config.keys import (
     PUBLISHED_SWITCHES,
     WITH_FEEDBACK,
     WITH_LATENTS,
+    WITH_STAGE,
     RunConfig,
 )
 from coconut.config.latro_keys import PRESETS
@@ -77,8 +78,7 @@ def _combinations(config: RunConfig) -> Iterator[str]:
             yield f"feedback: {error}"
     if c.replace_feedback and c.feedback is None:
         yield "replace_feedback: by which rule? set feedback too"
-    latent = c.method in WITH_LATENTS
-    staged = latent or c.method == "no_thoughts"
+    latent, staged = c.method in WITH_LATENTS, c.method in WITH_STAGE
     asks = c.method in DATASET_METHODS
     if latent and c.c_thought < 1:
         yield f"c_thought: {c.method} needs at least 1 latent per step"

@@ -94,11 +94,7 @@ class LatroConfig(RunConfig):
         released="",
     )
     reward_offset: int = asks(
-        0,
-        "-1: the reward begins a token early, as released",
-        choices=(0, -1),
-        complaint="0 or -1",
-        released=-1,
+        0, "-1: the reward begins a token early, as released", choices=(0, -1), released=-1
     )
     latro_latents: int = own(0, "thoughts before each rationale; trained through both terms", low=0)
     warm_start_updates: int = own(0, "supervised updates on items with rationales first", low=0)

@@ -28,17 +28,9 @@ class Lora:
     targets: list[str] = _key(["all"], "linear layers, by name (q_proj, mlp.c_fc), or all")
     layers: int | None = _key(None, "only the last so many blocks; all if none", low=1)
     quantize: int | None = _key(
-        None,
-        "bits of a weight of the frozen base; MLX only",
-        choices=(4, 8),
-        complaint="expected 4 or 8 bits",
+        None, "bits of the frozen base; MLX only", choices=(4, 8), complaint="expected 4 or 8 bits"
     )
-    group_size: int = _key(
-        64,
-        "weights that share a scale of a quantised base",
-        choices=(32, 64, 128),
-        complaint="expected 32, 64 or 128",
-    )
+    group_size: int = _key(64, "weights that share a quantised base's scale", choices=(32, 64, 128))
 
 
 def read_lora(values: Mapping[str, Any]) -> tuple[Lora, list[str]]:

@@ -101,8 +101,6 @@ def _read_yaml(path: str | Path) -> dict[Any, Any]:
         values = parse_yaml(text)
     except ValueError as error:
         raise UserError(str(path), str(error)) from None
-    if values is None:
-        values = {}
-    if not isinstance(values, dict):
+    if not isinstance(values, (dict, type(None))):
         raise UserError(str(path), "expected `key: value` lines")
-    return values
+    return values or {}

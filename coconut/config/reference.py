@@ -12,38 +12,28 @@ from __future__ import annotations
 import json
 import sys
 import typing
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import Field, fields
 from typing import Any
 
+from coconut.config import keys as of_runs
 from coconut.config.generate_keys import Generate, options_of
-from coconut.config.keys import (
-    CURRICULUM,
-    DATASET_METHODS,
-    EPOCHS,
-    METHODS,
-    PUBLISHED_NAMES,
-    TRAINED,
-    WITH_LATENTS,
-    WITH_STAGE,
-    RunConfig,
-)
+from coconut.config.keys import RunConfig
 from coconut.config.latro_keys import PRESETS, LatroConfig
 from coconut.config.lora_keys import Lora
 from coconut.config.values import LIMITS, without_none
 from coconut.tasks.generated import TASKS
 
 NAMED = {
-    METHODS: "",
-    WITH_LATENTS: "with latents",
-    WITH_STAGE: "with latents, `no_thoughts`",
-    CURRICULUM: "all but data sets",
-    DATASET_METHODS: "data sets",
-    TRAINED: "all but `preexperiment`",
-    EPOCHS: "all but `latro`, `preexperiment`",
+    of_runs.METHODS: "",
+    of_runs.WITH_LATENTS: "with latents",
+    of_runs.WITH_STAGE: "with latents, `no_thoughts`",
+    of_runs.CURRICULUM: "all but data sets",
+    of_runs.DATASET_METHODS: "data sets",
+    of_runs.TRAINED: "all but `preexperiment`",
+    of_runs.EPOCHS: "all but `latro`, `preexperiment`",
 }
 """Sets of methods that the page names in one word."""
-
 
 _TYPES: dict[Any, str] = {
     **{bool: "boolean", int: "integer", float: "number"},
@@ -51,46 +41,42 @@ _TYPES: dict[Any, str] = {
 }
 
 
-def grouped() -> dict[str, list[Field[Any]]]:
-    """Every key of RunConfig once, under its heading."""
-    found: dict[str, list[Field[Any]]] = {}
+def parts() -> Iterator[tuple[str, Sequence[Field[Any]], object, str]]:
+    """Every key of RunConfig once: a heading, its keys, their defaults, their names' beginning.
+
+    The group of a key with keys of its own is followed by them, whose names begin with its name.
+    """
+    groups: dict[str, list[Field[Any]]] = {}
     for f in fields(RunConfig):
-        found.setdefault(f.metadata["group"], []).append(f)
-    return found
-
-
-def inside(name: str) -> dict[str, type[Any]]:
-    """What a key holds that has keys of its own: a heading, and the class of its keys."""
-    if name == "lora":
-        return {"Inside `lora`": Lora}
-    if name == "generate":
-        options = {f"With `task: {task}`": options_of(task) for task in TASKS}
-        return {"Inside `generate`": Generate, **options}
-    return {}
+        groups.setdefault(f.metadata["group"], []).append(f)
+    made = {f"With `task: {task}`:": options_of(task) for task in TASKS}
+    inside: dict[str, dict[str, type[Any]]] = {
+        "lora": {"Inside `lora`:": Lora},
+        "generate": {"Inside `generate`:": Generate, **made},
+    }
+    for heading, keys in groups.items():
+        yield heading, keys, RunConfig(), ""
+        for f in keys:
+            for about, kind in inside.get(f.name, {}).items():
+                yield about, fields(kind), kind(), f"{f.name}."
 
 
 def readers(f: Field[Any]) -> str:
     """The methods that read a key, as the page says it; empty if all do."""
-    methods = f.metadata["read_by"] or METHODS
+    methods = f.metadata["read_by"] or of_runs.METHODS
     return NAMED.get(methods, ", ".join(f"`{method}`" for method in methods))
 
 
 def help_text() -> str:
     """The keys for --help, a line each, under their headings."""
     lines = []
-    for heading, keys in grouped().items():
-        lines += ["", f"{heading}:", *_lines(keys, RunConfig())]
-        for f in keys:
-            for about, kind in inside(f.name).items():
-                lines += [f"  {about}:", *_lines(fields(kind), kind(), f"{f.name}.")]
+    for heading, keys, defaults, prefix in parts():
+        lines += [f"  {heading}"] if prefix else ["", f"{heading}:"]
+        lines += [
+            f"  {prefix}{f.name} ({_values(f)}; {_default(defaults, f)}): {f.metadata['help']}"
+            for f in keys
+        ]
     return "\n".join(lines[1:])
-
-
-def _lines(keys: Sequence[Field[Any]], defaults: object, prefix: str = "") -> list[str]:
-    return [
-        f"  {prefix}{f.name} ({_values(f)}; {_default(defaults, f)}): {f.metadata['help']}"
-        for f in keys
-    ]
 
 
 def keys_markdown() -> str:
@@ -104,29 +90,25 @@ def keys_markdown() -> str:
         " editors check YAML files.",
         "",
         "**Read by** says which methods read a key; nothing there means all. *With latents* are "
-        + ", ".join(f"`{method}`" for method in WITH_LATENTS)
+        + ", ".join(f"`{method}`" for method in of_runs.WITH_LATENTS)
         + "; *data sets* are "
-        + ", ".join(f"`{method}`" for method in DATASET_METHODS)
+        + ", ".join(f"`{method}`" for method in of_runs.DATASET_METHODS)
         + ". [methods.md](methods.md) explains them. A default of – means that nothing is set.",
     ]
-    for heading, keys in grouped().items():
-        lines += ["", f"## {heading}", "", *_table(keys, RunConfig())]
-        for f in keys:
-            for about, kind in inside(f.name).items():
-                lines += ["", f"{about}:", "", *_table(fields(kind), kind(), f"{f.name}.")]
-    defaults, common = LatroConfig(), RunConfig()
+    for heading, keys, defaults, prefix in parts():
+        lines += ["", heading if prefix else f"## {heading}", "", *_table(keys, defaults, prefix)]
     mine = [f for f in fields(LatroConfig) if f.name in LatroConfig.__annotations__]
-    own = [f for f in mine if f.name not in vars(common)]
-    changed = [f for f in mine if f.name in vars(common)]
+    own = [f for f in mine if f.name not in RunConfig.__annotations__]
+    changed = [f for f in mine if f.name in RunConfig.__annotations__]
     lines += [
         "",
         f"## {own[0].metadata['group']}",
         "",
         "LaTRO's published names of keys are taken as well: "
-        + ", ".join(f"`{theirs}` ({ours})" for theirs, ours in PUBLISHED_NAMES.items())
+        + ", ".join(f"`{theirs}` ({ours})" for theirs, ours in of_runs.PUBLISHED_NAMES.items())
         + ".",
         "",
-        *_table(own, defaults),
+        *_table(own, LatroConfig()),
         "",
         "`preset: released` sets "
         + ", ".join(f"`{k}: {v!r}`" for k, v in PRESETS["released"].items())
@@ -134,7 +116,7 @@ def keys_markdown() -> str:
         "",
         "Keys from above with another default:",
         "",
-        *_table(changed, defaults),
+        *_table(changed, LatroConfig()),
     ]
     return "\n".join(lines) + "\n"
 
@@ -175,7 +157,7 @@ def schema() -> dict[str, Any]:
         inner = _properties(Generate) | {"task": {"const": task}} | options
         required = [] if task == Generate.task else ["task"]
         tasks.append({"properties": inner, "additionalProperties": False, "required": required})
-    for theirs, ours in PUBLISHED_NAMES.items():
+    for theirs, ours in of_runs.PUBLISHED_NAMES.items():
         keys[theirs] = {"$ref": f"#/properties/{ours}", "description": f"published name of {ours}"}
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
@@ -187,26 +169,25 @@ def schema() -> dict[str, Any]:
 
 
 def _properties(kind: type[Any]) -> dict[str, Any]:
-    hints, defaults = typing.get_type_hints(kind), kind()
-    return {f.name: _property(f, hints[f.name], getattr(defaults, f.name)) for f in fields(kind)}
-
-
-def _property(f: Field[Any], hint: Any, default: Any) -> dict[str, Any]:
-    said, plain = f.metadata, without_none(hint)
-    is_optional = plain is not hint
-    found = {"description": said["help"]}
-    if default is not None or is_optional:
-        found["default"] = default
-    if said["choices"]:
-        booleans = [False, True] if said["booleans"] else []
-        return found | {"enum": [*said["choices"], *booleans, *([None] if is_optional else [])]}
-    names = [_TYPES[typing.get_origin(plain) or plain], *(["null"] if is_optional else [])]
-    if names[0] == "array":
-        found["items"] = {"type": _TYPES[plain.__args__[0]]}
-        if plain == list[str] and not said["any_text"]:
-            names.append("string")  # the only one
-    found["type"] = names if len(names) > 1 else names[0]
-    return found | {LIMITS[name][3]: limit for name, limit in said["limits"].items()}
+    hints, defaults, found = typing.get_type_hints(kind), kind(), {}
+    for f in fields(kind):
+        said, default, plain = f.metadata, getattr(defaults, f.name), without_none(hints[f.name])
+        nothing = [] if plain is hints[f.name] else [None]
+        about = found[f.name] = {"description": said["help"]}
+        if default is not None or nothing:
+            about["default"] = default
+        if said["choices"]:
+            booleans = [False, True] if said["booleans"] else []
+            about["enum"] = [*said["choices"], *booleans, *nothing]
+            continue
+        names = [_TYPES[typing.get_origin(plain) or plain], *("null" for _ in nothing)]
+        if names[0] == "array":
+            about["items"] = {"type": _TYPES[plain.__args__[0]]}
+            if plain == list[str] and not said["any_text"]:
+                names.append("string")  # the only one
+        about["type"] = names if len(names) > 1 else names[0]
+        about |= {LIMITS[name][3]: limit for name, limit in said["limits"].items()}
+    return found
 
 
 if __name__ == "__main__":

@@ -114,7 +114,9 @@ def _convert(value: Any, hint: Any, metadata: Mapping[str, Any]) -> Any:
     value = _CONVERTERS[typing.get_origin(hint) or hint](value)
     choices, complaint = metadata["choices"], metadata["complaint"]
     if choices and value not in choices:
-        expected = complaint or f"expected one of {', '.join(choices)}"
+        *most, last = map(str, choices)
+        either = f"{', '.join(most)} or {last}" if hint is int else f"one of {', '.join(choices)}"
+        expected = complaint or f"expected {either}"
         raise ValueError(f"{expected}, got {shown(value)}{nearest(value, choices, '; ')}")
     for name, limit in metadata["limits"].items():
         holds, words, *_ = LIMITS[name]
