@@ -35,6 +35,7 @@ def problems_together(config: RunConfig, given: Mapping[Any, Any]) -> list[str]:
     """
     return [
         *_resolve_method(config),
+        *_resolve_tracker(config),
         *_combinations(config),
         *_data_set_problems(config),
         *_not_read(config, given),
@@ -60,6 +61,15 @@ def _resolve_method(config: RunConfig) -> Iterator[str]:
         return
     for switch in PUBLISHED_SWITCHES:
         setattr(config, switch, switch == config.method)
+
+
+def _resolve_tracker(config: RunConfig) -> Iterator[str]:
+    """`wandb: True` and `report_to: wandb` say the same; set both."""
+    if config.wandb and config.report_to == "none":
+        config.report_to = "wandb"
+    elif config.wandb and config.report_to != "wandb":
+        yield f"report_to: {config.report_to} contradicts wandb: True; drop one of them"
+    config.wandb = config.report_to == "wandb"
 
 
 def _combinations(config: RunConfig) -> Iterator[str]:

@@ -12,7 +12,8 @@ from typing import Any
 
 from coconut.config.values import key, read_keys, shown, word
 from coconut.errors import UserError
-from coconut.tasks.generated import TASKS, maker, of_epoch
+from coconut.tasks.generated import of_epoch
+from coconut.tasks.makers import TASKS, maker
 
 _key = partial(key, group="generate")
 

@@ -34,6 +34,7 @@ EPOCHS = tuple(method for method in TRAINED if method != "latro")
 """Methods that are evaluated and saved after epochs; LaTRO counts updates."""
 
 LATENT_GROWTH = ("stage", "one")
+TRACKERS = ("none", "wandb", "trackio", "tensorboard")
 SWITCHES = "Published switches"
 
 # Kinds of keys: the heading that they stand under, and who reads them where not all methods do.
@@ -197,7 +198,10 @@ class RunConfig:
     keep_checkpoints: int = file(0, "checkpoints kept, the newest; 0: all", low=0)
     log_every: int = file(50, "updates between lines on the terminal; log.jsonl has all", low=1)
     report: bool = file(True, "draw the curves into the run's report.html and .png as it trains")
-    wandb: bool = file(False, "also log to Weights & Biases", read_by=None)
+    wandb: bool = file(False, "the same as report_to: wandb", read_by=None)
+    report_to: str = file(
+        "none", "tracker that gets the run's numbers too", choices=TRACKERS, read_by=None
+    )
 
     dataset_name: str | None = text(
         None, "latro, sft: a file of data/latro (docs/data_sets.md); gsm8k_8shot: examples first"
@@ -279,8 +283,8 @@ class RunConfig:
     def to_yaml(self) -> str:
         """The resolved configuration as a file that loads to the same run."""
         resolved = {f.name: getattr(self, f.name) for f in fields(self)}
-        # The switches repeat `method`; written out they could only contradict an override.
-        for switch in PUBLISHED_SWITCHES:
+        # Switches repeat another key; written out they could only contradict an override.
+        for switch in (*PUBLISHED_SWITCHES, "wandb"):
             del resolved[switch]
         return yaml.safe_dump(resolved, sort_keys=False, allow_unicode=True)
 

@@ -22,7 +22,7 @@ from coconut.config.keys import RunConfig
 from coconut.config.latro_keys import PRESETS, LatroConfig
 from coconut.config.lora_keys import Lora
 from coconut.config.values import LIMITS, without_none
-from coconut.tasks.generated import TASKS
+from coconut.tasks.makers import TASKS
 
 NAMED = {
     of_runs.METHODS: "",

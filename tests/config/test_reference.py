@@ -27,7 +27,7 @@ from coconut.config.latro_keys import LatroConfig
 from coconut.config.lora_keys import Lora
 from coconut.config.reference import help_text, keys_markdown
 from coconut.config.values import LIMITS
-from coconut.tasks.generated import TASKS
+from coconut.tasks.makers import TASKS
 
 KEYS = [f.name for f in fields(RunConfig)]
 READ_BY = {f.name: f.metadata["read_by"] for f in fields(RunConfig)}
