@@ -9,17 +9,9 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+from coconut.config import keys as of_runs
 from coconut.config.generate_keys import generate_problems
-from coconut.config.keys import (
-    DATASET_METHODS,
-    METHODS,
-    PUBLISHED_NAMES,
-    PUBLISHED_SWITCHES,
-    WITH_FEEDBACK,
-    WITH_LATENTS,
-    WITH_STAGE,
-    RunConfig,
-)
+from coconut.config.keys import RunConfig
 from coconut.config.latro_keys import PRESETS
 from coconut.config.lora_keys import read_lora
 from coconut.config.values import shown
@@ -48,18 +40,18 @@ def problems_together(config: RunConfig, given: Mapping[Any, Any]) -> list[str]:
 
 def _resolve_method(config: RunConfig) -> Iterator[str]:
     """Set `method` from the published switches; exactly one way to say it."""
-    on = [switch for switch in PUBLISHED_SWITCHES if getattr(config, switch)]
+    on = [switch for switch in of_runs.PUBLISHED_SWITCHES if getattr(config, switch)]
     if config.method is None and len(on) == 1:
         config.method = on[0]
     elif config.method is None:
         found = " and ".join(on) if on else "none"
-        names = ", ".join(PUBLISHED_SWITCHES)
+        names = ", ".join(of_runs.PUBLISHED_SWITCHES)
         yield f"method: exactly one of {names} must be True ({found} is), or set method"
         return
     elif on and on != [config.method]:
         yield f"method: {config.method} contradicts {' and '.join(on)}: True; drop one of them"
         return
-    for switch in PUBLISHED_SWITCHES:
+    for switch in of_runs.PUBLISHED_SWITCHES:
         setattr(config, switch, switch == config.method)
 
 
@@ -76,7 +68,7 @@ def _combinations(config: RunConfig) -> Iterator[str]:
     """Keys that are right one by one but not together."""
     c = config
     if c.feedback is not None:
-        if c.method not in WITH_FEEDBACK:
+        if c.method not in of_runs.WITH_FEEDBACK:
             yield f"feedback: nothing is fed back with {c.method}; remove the key"
         try:
             if parse(c.feedback).find("shuffle") and 1 in (
@@ -88,8 +80,8 @@ def _combinations(config: RunConfig) -> Iterator[str]:
             yield f"feedback: {error}"
     if c.replace_feedback and c.feedback is None:
         yield "replace_feedback: by which rule? set feedback too"
-    latent, staged = c.method in WITH_LATENTS, c.method in WITH_STAGE
-    asks = c.method in DATASET_METHODS
+    latent, staged = c.method in of_runs.WITH_LATENTS, c.method in of_runs.WITH_STAGE
+    asks = c.method in of_runs.DATASET_METHODS
     if latent and c.c_thought < 1:
         yield f"c_thought: {c.method} needs at least 1 latent per step"
     if c.uniform_prob > 0 and not staged:
@@ -136,7 +128,7 @@ def _combinations(config: RunConfig) -> Iterator[str]:
 def _data_set_problems(config: RunConfig) -> Iterator[str]:
     """What is wrong with `dataset_name` and the keys about it."""
     name = config.dataset_name
-    if config.method not in DATASET_METHODS:
+    if config.method not in of_runs.DATASET_METHODS:
         return
     if name is None:
         yield f"dataset_name: missing; {config.method} needs one"
@@ -160,17 +152,17 @@ def _not_read(config: RunConfig, given: Mapping[Any, Any]) -> Iterator[str]:
     A resolved configuration names every key, at its default; only another value is a wish. And the
     published files give every method of the curriculum the keys of all of them.
     """
-    values = {PUBLISHED_NAMES.get(name, name): value for name, value in given.items()}
+    values = {of_runs.PUBLISHED_NAMES.get(name, name): value for name, value in given.items()}
     preset, defaults = PRESETS.get(getattr(config, "preset", ""), {}), type(config)()
     for f in fields(config):
-        readers = f.metadata["read_by"] or METHODS
+        readers = f.metadata["read_by"] or of_runs.METHODS
         is_wish = values.get(f.name) not in (None, "None", getattr(defaults, f.name))
         if config.method in (None, *readers) or not is_wish or f.name in preset:
             continue
-        if config.method in DATASET_METHODS:
+        if config.method in of_runs.DATASET_METHODS:
             yield f"{f.name}: {config.method} does not read it; remove it"
-        elif set(readers) <= set(DATASET_METHODS):
-            for_others = ", ".join(DATASET_METHODS)
+        elif set(readers) <= set(of_runs.DATASET_METHODS):
+            for_others = ", ".join(of_runs.DATASET_METHODS)
             yield f"{f.name}: is for {for_others}; remove it or set method"
 
 

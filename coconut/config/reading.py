@@ -72,7 +72,7 @@ def check_config(
     found, wrong = read_keys(kind, named, PUBLISHED_NAMES, "docs/keys.md lists them")
     if "method" in wrong:  # all else depends on it
         raise UserError(where, *problems, f"method: {wrong['method']}")
-    problems += [f"{word(given[name])}: {text}" for name, text in wrong.items()]
+    problems += [f"{word(given[name])}: {wrong[name]}" for name in given if name in wrong]
     config = kind(**found)
     config.where = where
     # A key that could not be read has its default here, about which nothing need be said.
