@@ -24,7 +24,8 @@ from coconut.config.lora_keys import BITS, GROUP_SIZES, _lora
 from coconut.config.values import _bool, _int, _nearest, _shown, _word
 from coconut.errors import UserError
 from coconut.feedback.rules import parse
-from coconut.tasks.generated import TASKS, maker, of_epoch
+from coconut.tasks.generated import of_epoch
+from coconut.tasks.makers import TASKS, maker
 
 
 def _resolve_method(config: RunConfig) -> list[str]:
