@@ -90,8 +90,8 @@ class Run:
     @property
     def checkpoint(self) -> Path | None:
         """The newest checkpoint, for `load`; None if none was saved."""
-        from coconut.checkpoints.source import newest_checkpoint
         from coconut.run.latro.resume import checkpoints
+        from coconut.run.saving import newest_checkpoint
 
         return newest_checkpoint(self.directory) or next(
             iter(checkpoints(self.directory)[::-1]), None

@@ -35,6 +35,11 @@ VERBS = {
 }
 
 
+PROJECT = "mlx-coconut"
+EXTRAS = {"mlx": "mlx", "mlx_lm": "mlx", "torch": "cuda", "peft": "cuda"}
+"""Library that a twin cannot do without -> the extra of the project that installs it."""
+
+
 def main(
     twin: str,
     make_backend: Callable[..., Any],
@@ -50,7 +55,15 @@ def main(
         verb = VERBS[argv[0]]
         known = {"twin": twin, "make_backend": make_backend, "make_world": make_world}
         given = {name: known[name] for name in verb.given.split()}
-        importlib.import_module(verb.module).main(**given, argv=argv[1:])
+        try:
+            importlib.import_module(verb.module).main(**given, argv=argv[1:])
+        except ModuleNotFoundError as error:
+            library = str(error.name).partition(".")[0]
+            if library not in EXTRAS:
+                raise
+            what = f"{PROJECT}[{EXTRAS[library]}]"
+            print(f"{command}: needs {library}: pip install '{what}'", file=sys.stderr)
+            sys.exit(2)
         return
     parser = argparse.ArgumentParser(
         prog=command,

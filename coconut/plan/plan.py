@@ -8,12 +8,13 @@ from typing import Any
 
 from coconut.batches.curriculum import IGNORED, Row, evaluation_stage, stage_of_epoch
 from coconut.checkpoints.adapters import check_twin, in_words, n_trained
-from coconut.checkpoints.source import Source, newest_checkpoint, progress_of
+from coconut.checkpoints.source import Source
 from coconut.config.keys import DATASET_METHODS, RunConfig
 from coconut.plan.memory import Shape, evaluation_bytes, frozen_bytes, training_bytes
 from coconut.plan.rows import Data, alike, check_fit, prompts_of, read_data, rows_of
 from coconut.plan.unbuilt import Model, find_model, to_fetch
 from coconut.reporting.console import Console
+from coconut.run.saving import newest_checkpoint, progress_of
 from coconut.run.start import processes_in_words
 
 
