@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from coconut.inside.serve import main
+from coconut.inside.page.serve import main
 from mlx_coconut.run import make_backend
 
 if __name__ == "__main__":

@@ -44,6 +44,16 @@ def _resolve_method(config: RunConfig) -> list[str]:
     return []
 
 
+def _resolve_tracker(config: RunConfig) -> list[str]:
+    """`wandb: True` and `report_to: wandb` say the same; set both."""
+    if config.wandb and config.report_to == "none":
+        config.report_to = "wandb"
+    elif config.wandb and config.report_to != "wandb":
+        return [f"report_to: {config.report_to} contradicts wandb: True; drop one of them"]
+    config.wandb = config.report_to == "wandb"
+    return []
+
+
 def _combinations(config: RunConfig) -> list[str]:
     """Keys that are right one by one but not together."""
     c, problems = config, []

@@ -67,6 +67,7 @@ PUBLISHED_NAMES = {
 
 
 LATENT_GROWTH = ("stage", "one")
+TRACKERS = ("none", "wandb", "trackio", "tensorboard")
 
 
 @dataclass
@@ -171,7 +172,8 @@ class RunConfig:
         False, "use feedback though the checkpoint was trained with another rule"
     )
     feedback_lr_multiplier: float = key(1.0, "rate of the rule's own weights, times lr", low=0)
-    wandb: bool = key(False, "also log to Weights & Biases")
+    wandb: bool = key(False, "the same as report_to: wandb")
+    report_to: str = key("none", "tracker that gets the run's numbers too", choices=TRACKERS)
     report: bool = key(True, "draw the curves into the run's report.html and .png as it trains")
 
     dataset_name: str | None = key(
@@ -249,7 +251,7 @@ class RunConfig:
     def to_yaml(self) -> str:
         """The resolved configuration as a file that loads to the same run."""
         resolved = {f.name: getattr(self, f.name) for f in fields(self)}
-        # The switches repeat `method`; written out they could only contradict an override.
-        for switch in PUBLISHED_SWITCHES:
+        # Switches repeat another key; written out they could only contradict an override.
+        for switch in (*PUBLISHED_SWITCHES, "wandb"):
             del resolved[switch]
         return yaml.safe_dump(resolved, sort_keys=False, allow_unicode=True)

@@ -47,6 +47,7 @@ UNUSED = (
 PREEXPERIMENT = (
     *("method", "project", "save_path", "name", "exp_name", "seed", "only_eval", "model_id"),
     *("load_model_path", "model_revision", "tokenizer", "bf16", "pad_multiple", "debug", "wandb"),
+    "report_to",
     *("dataset_name", "train_path", "val_path", "test_path", "split", "split_seed"),
     "validation_items",
     *("chat_template", "prompt", "stop_token", "stop_token_ids", "pad_token", "preset"),

@@ -16,6 +16,7 @@ from coconut.config.checks import (
     _lora_problems,
     _missing_files,
     _resolve_method,
+    _resolve_tracker,
 )
 from coconut.config.keys import METHODS, PUBLISHED_NAMES, PUBLISHED_SWITCHES, RunConfig
 from coconut.config.values import _convert, _nearest, _parse_yaml, _shown, _word
@@ -54,6 +55,8 @@ def load_config(path: str | Path, overrides: typing.Sequence[str] = ()) -> RunCo
 def _gives_way(given: Any, override: str) -> bool:
     """Whether a key of the file says what an override says anew, under another name."""
     if given in PUBLISHED_SWITCHES and override == "method":
+        return True
+    if {given, override} == {"wandb", "report_to"}:
         return True
     return PUBLISHED_NAMES.get(given, given) == PUBLISHED_NAMES.get(override, override)
 
@@ -95,6 +98,7 @@ def check_config(
             failed.add(name)
     together = [
         *_resolve_method(config),
+        *_resolve_tracker(config),
         *_combinations(config),
         *_data_set_problems(config, values),
         *_generate_problems(config),

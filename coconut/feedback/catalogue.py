@@ -6,11 +6,7 @@ import difflib
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple
-
-if TYPE_CHECKING:
-    pass
-
+from typing import Any, NamedTuple
 
 WIDEST = 2**20
 """Most hidden units of a projection: more is a slip of the keyboard, and no machine's memory."""

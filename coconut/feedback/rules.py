@@ -10,10 +10,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    pass
 from coconut.feedback.catalogue import EXAMPLES, FLAGS, SOURCES, TRANSFORMS, Option, Part, _nearest
 from coconut.feedback.layers import _layers_of
 

@@ -12,7 +12,7 @@ from coconut.checkpoints import checkpoint
 from coconut.checkpoints.source import open_source
 from coconut.config.keys import RunConfig
 from coconut.files import write_text
-from coconut.reporting.console import Console, tracker
+from coconut.reporting.console import Console
 from coconut.reporting.report import Reporter
 from coconut.world import World
 
@@ -75,8 +75,7 @@ class Run:
         """
         self.world.wait()
         config = self.config
-        wandb = tracker(config) if config.wandb else None
-        self.console = Console(self.directory, rank=self.world.rank, wandb=wandb)
+        self.console = Console(self.directory, rank=self.world.rank, tracked=config)
         self.write("config.yaml", config.to_yaml())
         if draws and config.report and self.world.is_first:
             self.reporter = Reporter(self.directory, self.console.say)

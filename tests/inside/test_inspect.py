@@ -17,9 +17,11 @@ from golden_models import MODELS, TOKENS, as_row, to_numpy
 from lenses import ANSWER, QUESTION, TOKENIZERS, open_lens, write_checkpoint
 
 from coconut.batches.batch import collate
+from coconut.blocks import recorded_attention
 from coconut.errors import UserError
 from coconut.inside.graph import read_graph
 from coconut.inside.inspect import main
+from coconut.inside.known import warnings
 from coconut.inside.show import Tables
 from coconut.text.answers import extract
 
@@ -119,14 +121,14 @@ def test_attention_is_the_oracles_summed_over_each_sentence(twin, directory, mon
 
 
 def test_recording_attention_changes_no_output_and_ends_with_the_block(twin):
-    base, inspect = twin.models.base, twin.look_inside
+    inspect = twin.look_inside
     model, _, _ = twin.weights.load_model(MODELS / "gpt2-tiny")
     batch = collate(
         [as_row(0, [5, 6, 7, TOKENS["start"], TOKENS["latent"], TOKENS["end"]], None)], 0
     )
     inputs = twin.latent.Inputs.of(batch)
     plain = twin.latent.latent_forward(model, inputs, batch.first_latent, 1)
-    with base.recorded_attention() as record:
+    with recorded_attention() as record:
         recorded = twin.latent.latent_forward(model, inputs, batch.first_latent, 1)
     assert len(record) == 2 * len(model.layers)
     inspect.continuation_logprobs(model, batch, 1, [[[3, 4]]])
@@ -377,13 +379,15 @@ def test_what_was_taught_and_what_is_fed_back_is_named(twin, tmp_path):
         ]
     ):
         lens = open_lens(twin, write_checkpoint(tmp_path / str(i), "statements", **fields))
-        [told], [unknown] = lens.notes(graph), lens.warnings(graph)
+        [told], [unknown] = lens.notes(graph), warnings(lens.tokenizer, graph)
         assert said in told and "not trained on: cat; it knows 55" in unknown
-        [other] = lens.warnings(read_graph("Who?"))
+        [other] = warnings(lens.tokenizer, read_graph("Who?"))
         assert "not a ProsQA question (Every X is a Y." in other
-        [neither] = lens.warnings(read_graph("Tom is a wumpus. Is Tom a lempus or rempus?"))
+        [neither] = warnings(
+            lens.tokenizer, read_graph("Tom is a wumpus. Is Tom a lempus or rempus?")
+        )
         assert "both of the choices, or neither" in neither
-        assert lens.warnings(read_graph(QUESTION)) == []
+        assert warnings(lens.tokenizer, read_graph(QUESTION)) == []
 
 
 def test_latents_added_one_at_a_time_are_counted_so_when_opened_again(twin, tmp_path):
