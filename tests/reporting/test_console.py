@@ -183,7 +183,7 @@ def test_numbers_that_are_written_out_line_up_and_words_among_them_do_not():
 
 
 SHOW = """
-from coconut.console import Console
+from coconut.reporting.console import Console
 console = Console()
 with console.progress("epoch 07/50 stage 1", 3) as bar:
     for loss in (3.0, 2.0, 1.0):
@@ -228,7 +228,7 @@ def test_a_terminal_has_bars_and_colour_unless_refused(no_color):
 
 
 TABLE = """
-from coconut.console import Console
+from coconut.reporting.console import Console
 Console().table("results", ["method", "accuracy"], [["coconut", 97], ["cot", 7]])
 """
 

@@ -105,6 +105,7 @@ def test_latents_without_feedback_are_ordinary_tokens(twin):
     assert decode(twin, rows, decoding, n_passes=0) == plain != oracle(rows, decoding)
 
 
+@pytest.mark.compiled
 def test_batch_equals_single_rows_in_any_order(twin):
     rows = prompts(3, (1, 0, 4, 2))
     decoding = Decoding(N_NEW, EOS)
