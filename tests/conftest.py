@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import os
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +49,7 @@ def twin(request: pytest.FixtureRequest) -> Any:
     return load_twin(request.param)
 
 
+@cache
 def load_twin(name: str) -> Any:
     """The modules of the package that `name` ("mlx" or "cuda") stands for."""
     if name not in TWINS:

@@ -14,9 +14,7 @@ def test_the_fast_suite_has_a_case_of_every_file(request):
 
 
 @pytest.mark.skipif("mlx" not in CHOSEN, reason="torch compiles nothing here")
-@pytest.mark.parametrize(
-    "n_calls", [pytest.param(1, marks=pytest.mark.compiled, id="compiled"), 3]
-)
+@pytest.mark.parametrize("n_calls", [pytest.param(1, marks=pytest.mark.compiled, id="compiled"), 3])
 def test_mlx_compiles_where_a_test_is_marked_so(n_calls):
     import mlx_coconut  # noqa: F401  (its BLAS comes before mlx.core)
     import mlx.core as mx  # isort: skip
