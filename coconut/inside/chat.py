@@ -1,4 +1,4 @@
-"""`python -m TWIN.chat --model DIR`: ask a checkpoint, question after question.
+"""`mlx-coconut chat --model DIR`: ask a checkpoint, question after question.
 
 On a terminal with a prompt, line editing and streamed answers; from a pipe a line is a question.
 """
@@ -18,10 +18,10 @@ import rich.console
 
 from coconut.backend import Decoding
 from coconut.batches.batch import collate
-from coconut.batches.curriculum import Sample, markers_of, question_row
 from coconut.checkpoints.named import add_model, too_low
-from coconut.errors import UserError, guarded
+from coconut.errors import UserError, guarded, typed
 from coconut.inside.graph import read_graph
+from coconut.inside.known import strangeness
 from coconut.inside.lens import Lens
 from coconut.reporting.console import Console
 from coconut.tasks import prosqa_graph
@@ -92,12 +92,8 @@ class Chat:
         self._check(question)
         self.last = question
         tokenizer, backend = self.lens.tokenizer, self.lens.backend
-        sample = Sample(0, tokenizer.encode_question(question + "\n"), [], [])
-        markers = markers_of(tokenizer)
-        row = question_row(self.lens.config, sample, self.lens.stage, markers, self.n_thoughts)
-        room = self.max_new_tokens
-        if backend.n_positions is not None:
-            room = min(room, backend.n_positions - len(row.ids))
+        row = self.lens.prompt(question, self.n_thoughts)
+        room = self.lens.room(question, self.max_new_tokens)
         shown = ""
 
         def show(tokens: list[int], is_last: bool = False) -> bool:
@@ -149,7 +145,7 @@ class Chat:
         """Raise UserError for text that this model can make nothing of."""
         self.lens.n_thoughts = self.n_thoughts
         self.lens.check(question, 1)
-        if problem := self.lens.strangeness(read_graph(question)):
+        if problem := strangeness(self.lens.tokenizer, read_graph(question)):
             raise UserError("question", f"{problem}; /example shows one")
 
     # --- commands
@@ -184,14 +180,9 @@ class Chat:
         question = self._last()
         self.lens.n_thoughts = max(self.n_thoughts, self.lens.own_thoughts)
         self.lens.check(question, 1)
-        room = self.max_new_tokens
-        if self.lens.backend.n_positions is not None:
-            longest = len(self.lens.tokenizer.encode_question(question + "\n"))
-            room = min(room, self.lens.backend.n_positions - longest - self.lens.n_thoughts - 2)
+        room = self.lens.room(question, self.max_new_tokens)
         graph = read_graph(question)
-        gold = None
-        if graph is not None and graph.right is not None:
-            gold = f"{graph.nodes[graph.asked]} is a {graph.nodes[graph.right]}."
+        gold = None if graph is None else graph.answer
         rows: list[list[Any]] = []
         for stop in self.lens.stops(question, None, gold, max(room, 1)):
             sure = "" if stop.certainty is None else f"{stop.certainty:.3f}"
@@ -237,7 +228,7 @@ def _visible(token: str) -> str:
 def main(twin: str, make_backend: MakeBackend, argv: Sequence[str] | None = None) -> None:
     """Open a checkpoint and answer until the questions end."""
     parser = argparse.ArgumentParser(
-        prog=f"python -m {twin}.chat",
+        prog=typed(twin, "chat"),
         description="Ask a checkpoint, question after question.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         epilog=HELP,
