@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import difflib
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from typing import Any
 
 
 class UserError(Exception):
@@ -22,6 +24,12 @@ class UserError(Exception):
         else:
             message = "\n  ".join([f"{where}: {len(problems)} problems", *problems])
         super().__init__(message)
+
+
+def nearest(name: Any, known: Iterable[str], before: str = "") -> str:
+    """`before`, and a question whether one of the known names was meant; "" if none is near."""
+    near = difflib.get_close_matches(name, known, 1) if isinstance(name, str) else []
+    return f"{before}did you mean {near[0]}?" if near else ""
 
 
 def guarded(

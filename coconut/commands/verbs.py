@@ -24,7 +24,7 @@ VERBS = {
     "run": Verb("coconut.commands.run", "twin make_backend make_world", "train or evaluate a run"),
     "generate": Verb("coconut.commands.generate", "twin make_backend", "answer questions"),
     "chat": Verb("coconut.inside.chat", "twin make_backend", "ask question after question"),
-    "serve": Verb("coconut.inside.serve", "twin make_backend", "show thoughts on a live page"),
+    "serve": Verb("coconut.inside.page.serve", "twin make_backend", "show thoughts on a live page"),
     "inspect": Verb("coconut.inside.inspect", "twin make_backend", "see inside a thought"),
     "analyse": Verb("coconut.inside.analyse", "twin make_backend", "measure a data set's thoughts"),
     "report": Verb("coconut.reporting.report", "twin", "draw the curves of runs, side by side"),
