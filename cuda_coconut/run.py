@@ -12,13 +12,7 @@ if not __package__:  # run as `python cuda_coconut/run.py`
 from coconut.commands import verbs
 from coconut.errors import UserError
 from coconut.world import World
-
-
-def make_backend(config, source, world=None):
-    """The torch back end; imported here so that a wrong configuration costs no start-up time."""
-    from cuda_coconut.backend import Backend
-
-    return Backend(config, source, world)
+from cuda_coconut import make_backend
 
 
 def make_world():

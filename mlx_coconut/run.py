@@ -12,13 +12,7 @@ if not __package__:  # run as `python mlx_coconut/run.py`
 from coconut.commands import verbs
 from coconut.errors import UserError
 from coconut.world import World
-
-
-def make_backend(config, source, world=None):
-    """The MLX back end; imported here so that a wrong configuration costs no start-up time."""
-    from mlx_coconut.backend import Backend
-
-    return Backend(config, source, world)
+from mlx_coconut import make_backend
 
 
 def make_world():
