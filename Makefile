@@ -1,6 +1,7 @@
 # setup, demo, test, lint and bench all work on a clean clone; only the first one takes time.
-PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11 python3.10; do \
-	$$p -c 'import sys, ensurepip; sys.exit(not (3, 10) <= sys.version_info < (3, 14))' \
+SUPPORTED := $(shell sed -n 's/.*Python :: \(3\.[0-9]*\)",/\1/p' pyproject.toml)
+PYTHON ?= $(shell for p in python3 $(SUPPORTED:%=python%); do \
+	$$p -c 'import sys, ensurepip; sys.exit("%d.%d" % sys.version_info[:2] not in "$(SUPPORTED)".split())' \
 	2>/dev/null && { echo $$p; break; }; done)
 BIN := .venv/bin
 READY := .venv/.installed
@@ -10,13 +11,13 @@ READY := .venv/.installed
 
 setup: $(READY)
 
-# The stamp is newer than the requirements it was installed from; another file means another install.
-$(READY): requirements.txt requirements-dev.txt
-	@test -n "$(PYTHON)" || { echo "make: needs Python 3.10 to 3.13 with venv, as python3 or" \
-		"python3.N (Debian and Ubuntu: apt install python3-venv), or PYTHON=/path/to/it" >&2; exit 1; }
+# The stamp is newer than what it was installed from; another file means another install.
+$(READY): pyproject.toml constraints.txt setup.py
+	@test -n "$(PYTHON)" || { echo "make: needs Python $(SUPPORTED) with venv, as python3 or python3.N" \
+		"(Debian and Ubuntu: apt install python3-venv), or PYTHON=/path/to/it" >&2; exit 1; }
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	# Bytecode is made at a module's first import, which most of them never see: half the time.
-	$(BIN)/python -m pip install -q --no-compile -r requirements-dev.txt
+	$(BIN)/python -m pip install -q --no-compile -c constraints.txt -e '.[mlx,cuda,dev]'
 	touch $@
 
 demo: setup
@@ -27,7 +28,7 @@ test: setup
 
 # In a real browser: Debian's chromium and chromium-driver, or COCONUT_CHROMIUM and COCONUT_CHROMEDRIVER.
 test-browser: setup
-	$(BIN)/python -m pip install -q -r requirements-browser.txt
+	$(BIN)/python -m pip install -q -c constraints.txt -e '.[browser]'
 	BROWSER_TESTS=1 HF_HUB_OFFLINE=1 $(BIN)/python -m pytest tests/inside/test_browser.py $(ARGS)
 
 lint: setup
@@ -43,4 +44,4 @@ MODEL ?= data/checkpoints/prosqa
 DATA ?= data/prosqa_test.json
 
 analyses: setup
-	$(BIN)/python -m mlx_coconut.analyse all --model $(MODEL) --data $(DATA) --items 300 --out docs/analyses $(ARGS)
+	$(BIN)/python -m mlx_coconut analyse all --model $(MODEL) --data $(DATA) --items 300 --out docs/analyses $(ARGS)

@@ -24,6 +24,11 @@ class UserError(Exception):
         super().__init__(message)
 
 
+def typed(twin: str, verb: str) -> str:
+    """How a user types a verb of a twin: `mlx-coconut generate`."""
+    return f"{twin.replace('_', '-')} {verb}"
+
+
 def guarded(
     run: Callable[[], None],
     stopped: str = "stopped; the same command continues from the last checkpoint",

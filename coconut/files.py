@@ -14,6 +14,36 @@ if TYPE_CHECKING:
     pass
 
 
+_PACKAGE = Path(__file__).resolve().parent
+SHIPPED = (
+    *("args/**/*.yaml", "args/**/*.json", "data/README.md", "docs/*.md", "data/checkpoints/*/*"),
+    *("data/prosqa_tiny.json", "data/prosqa_small_*.json", "data/prosqa_valid.json"),
+    *("data/prosqa_test.json", "data/hops_valid.json", "data/chains_*.jsonl"),
+)
+"""What an installed project has beside its code; setup.py copies it into `coconut/shipped/`."""
+
+
+def shipped(name: str) -> Path:
+    """Where a file of SHIPPED lies: in a checkout, or in what the build put into the package.
+
+    name: its path in the checkout, `data/prosqa_test.json`.
+    """
+    installed = _PACKAGE / "shipped"
+    return (installed if installed.is_dir() else _PACKAGE.parent) / name
+
+
+def here_or_shipped(name: str) -> str:
+    """A path as it is, or where nothing lies there the file that ships under this path, if any."""
+    found = shipped(name)
+    return str(found) if not Path(name).exists() and found.exists() else name
+
+
+def shipped_names(root: Path) -> list[str]:
+    """Paths below `root` of the files of SHIPPED."""
+    found = (path for pattern in SHIPPED for path in root.glob(pattern) if path.is_file())
+    return sorted(path.relative_to(root).as_posix() for path in found)
+
+
 def read_bytes(path: Path) -> bytes:
     """Content of a file. Raises UserError if it cannot be read."""
     try:

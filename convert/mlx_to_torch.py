@@ -18,7 +18,7 @@ from coconut.convert import command
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Convert SRC to DST; bad input is one message on stderr and status 2."""
-    command.main("mlx_to_torch", "-torch", writes_official=True, argv=argv)
+    command.main("cuda_coconut", argv, "python convert/mlx_to_torch.py")
 
 
 if __name__ == "__main__":

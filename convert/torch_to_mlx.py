@@ -18,7 +18,7 @@ from coconut.convert import command
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Convert SRC to DST; bad input is one message on stderr and status 2."""
-    command.main("torch_to_mlx", "-mlx", writes_official=False, argv=argv)
+    command.main("mlx_coconut", argv, "python convert/torch_to_mlx.py")
 
 
 if __name__ == "__main__":

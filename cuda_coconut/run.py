@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import os
+import sys
+from pathlib import Path
 
-from coconut.commands.run import main
+if not __package__:  # run as `python cuda_coconut/run.py`
+    sys.path[0] = str(Path(__file__).resolve().parent.parent)
+
+from coconut.commands import verbs
 from coconut.errors import UserError
 from coconut.world import World
 
@@ -30,4 +35,4 @@ def make_world():
 
 
 if __name__ == "__main__":
-    main("cuda_coconut", make_backend, make_world=make_world)
+    verbs.main("cuda_coconut", make_backend, make_world, ["run", *sys.argv[1:]])

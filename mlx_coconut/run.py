@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import os
+import sys
+from pathlib import Path
 
-from coconut.commands.run import main
+if not __package__:  # run as `python mlx_coconut/run.py`
+    sys.path[0] = str(Path(__file__).resolve().parent.parent)
+
+from coconut.commands import verbs
 from coconut.errors import UserError
 from coconut.world import World
 
@@ -29,4 +34,4 @@ def make_world():
 
 
 if __name__ == "__main__":
-    main("mlx_coconut", make_backend, make_world=make_world)
+    verbs.main("mlx_coconut", make_backend, make_world, ["run", *sys.argv[1:]])

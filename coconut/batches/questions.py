@@ -24,6 +24,7 @@ from coconut.batches.curriculum import Row, Sample, markers_of
 from coconut.batches.dataset import raise_all
 from coconut.config.keys import RunConfig
 from coconut.errors import UserError
+from coconut.files import here_or_shipped
 from coconut.text.chat import end_of_turn, render, stop_tokens, uses_template
 from coconut.text.tokenizer import Tokenizer
 
@@ -77,7 +78,8 @@ class DataSet:
 
     def _source(self, split: str) -> tuple[str, str]:
         """(file, which part of it: all, held out, kept) of a split."""
-        config, files = self.config, self.data.FILES
+        config = self.config
+        files = {part: here_or_shipped(path) for part, path in self.data.FILES.items()}
         if split == "test":
             return config.test_path or files["test"], "all"
         train = config.train_path or files["train"]

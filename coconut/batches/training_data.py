@@ -9,6 +9,7 @@ from coconut.batches.curriculum import Sample
 from coconut.batches.dataset import SHOWN_PROBLEMS, read_items, tokenize
 from coconut.config.keys import RunConfig
 from coconut.errors import UserError
+from coconut.files import shipped
 from coconut.tasks.generated import TASKS, maker, of_epoch, read_keys, write
 from coconut.text.tokenizer import Tokenizer
 from coconut.world import World
@@ -118,8 +119,7 @@ class TrainingData:
 
     def _held_out(self) -> list[Path]:
         """Files that no training item may come from: those that ship, and val_path."""
-        shipped = Path(__file__).parents[2] / "data"
-        paths = [shipped / "prosqa_valid.json", shipped / "prosqa_test.json"]
+        paths = [shipped(f"data/prosqa_{split}.json") for split in ("valid", "test")]
         return [*paths, Path(str(self.config.val_path))]
 
 

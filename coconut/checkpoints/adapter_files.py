@@ -50,7 +50,7 @@ def read_adapter(directory: Path) -> Adapter:
     if not isinstance(ours, dict):
         raise UserError(
             str(path),
-            "an adapter of another program; python -m coconut.convert.adapters makes it ours",
+            "an adapter of another program; mlx-coconut convert --adapter makes it ours",
         )
     try:
         return Adapter(

@@ -190,14 +190,14 @@ def check_twin(twin: str, lora: Lora | None, config: Mapping[str, Any], where: s
         raise UserError(
             "lora.quantize",
             "this twin does not quantise: bitsandbytes needs CUDA and its numbers are not MLX's;"
-            " remove the key, or train with python -m mlx_coconut.run; of a checkpoint that has it"
-            " python -m mlx_coconut.fuse makes a float one",
+            " remove the key, or train with mlx_coconut; of a checkpoint that has it"
+            " mlx-coconut fuse makes a float one",
         )
     if config.get("quantization"):
         raise UserError(
             where,
             "weights quantised by MLX, which torch cannot read; open it with mlx_coconut, or make a"
-            " float checkpoint of it: python -m mlx_coconut.fuse",
+            " float checkpoint of it: mlx-coconut fuse",
         )
 
 

@@ -4,21 +4,21 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from coconut.checkpoints.checkpoint import describe
 from coconut.checkpoints.hub import fetch
 from coconut.config.keys import METHODS, RunConfig
 from coconut.errors import UserError
-
-if TYPE_CHECKING:
-    pass
+from coconut.files import shipped
 
 
 def add_model(parser: argparse.ArgumentParser) -> None:
     """The options that name a checkpoint."""
     parser.add_argument(
-        "--model", required=True, metavar="DIR", help="checkpoint directory, or its name on the hub"
+        "--model",
+        required=True,
+        metavar="DIR",
+        help="checkpoint directory; else prosqa or hops, which ship, or a name on the hub",
     )
     parser.add_argument("--base", metavar="DIR", help="where an adapter's base is, if it was moved")
 
@@ -35,9 +35,14 @@ def too_low(options: argparse.Namespace, **least: int) -> list[str]:
 
 
 def found_model(name: Path | str) -> Path:
-    """The directory of a checkpoint that is named by it, or by its name on the hub."""
-    directory = Path(name)
-    return directory if directory.exists() else fetch(str(name))
+    """The directory of a checkpoint that is named by it, by the name it ships under, or the hub's.
+
+    A directory of that name here comes before one that ships, and both come before the hub.
+    """
+    if Path(name).exists():
+        return Path(name)
+    ships = {directory.name: directory for directory in shipped("data/checkpoints").glob("*")}
+    return ships.get(str(name)) or fetch(str(name))
 
 
 def checkpoint_config(directory: Path, base: str | None = None) -> RunConfig:

@@ -147,7 +147,7 @@ def _check_settings(config: RunConfig, adapter: Adapter) -> None:
             raise UserError(
                 where,
                 "holds an adapter; set the keys of lora to train it on, or make a whole"
-                " checkpoint of it first (python -m mlx_coconut.fuse)",
+                " checkpoint of it first (mlx-coconut fuse)",
             )
         return
     differing = [

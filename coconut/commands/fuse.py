@@ -1,4 +1,4 @@
-"""`python -m TWIN.fuse DIR OUT`: an adapter and its base -> a whole checkpoint."""
+"""`mlx-coconut fuse DIR OUT`: an adapter and its base -> a whole checkpoint."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from coconut.checkpoints.adapter_files import is_adapter
 from coconut.checkpoints.checkpoint import COCONUT, describe, write_atomically
 from coconut.checkpoints.named import checkpoint_config
 from coconut.checkpoints.source import open_source
-from coconut.errors import UserError, guarded
+from coconut.errors import UserError, guarded, typed
 
 if TYPE_CHECKING:
     from coconut.backend import MakeBackend
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 def main(twin: str, make_backend: MakeBackend, argv: Sequence[str] | None = None) -> None:
     """Write OUT; what the user can mend ends with one message and status 2."""
     parser = argparse.ArgumentParser(
-        prog=f"python -m {twin}.fuse",
+        prog=typed(twin, "fuse"),
         description="Make a whole float checkpoint of one that holds an adapter, or is quantised.",
     )
     parser.add_argument("source", metavar="DIR", type=Path, help="checkpoint with an adapter")

@@ -1,4 +1,4 @@
-"""`python -m TWIN.publish DIR --repo OWNER/NAME`: a checkpoint and its model card -> the hub."""
+"""`mlx-coconut publish DIR --repo OWNER/NAME`: a checkpoint and its model card -> the hub."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from coconut.checkpoints.checkpoint import (
 )
 from coconut.checkpoints.hub import DESCRIPTION, http_error, status_and_reason
 from coconut.config.keys import DATASET_METHODS
-from coconut.errors import UserError, guarded
+from coconut.errors import UserError, guarded, typed
 from coconut.files import read_bytes, read_json
 
 CARD, SUMMARY = "README.md", "summary.json"
@@ -36,7 +36,7 @@ MEASURED = ("n", "accuracy", "swapped_accuracy", "both_accuracy", "maj_k", "maj_
 def main(twin: str, argv: Sequence[str] | None = None) -> None:
     """Publish one checkpoint; what the user can mend ends with one message and status 2."""
     parser = argparse.ArgumentParser(
-        prog=f"python -m {twin}.publish", description="Upload a checkpoint with a model card."
+        prog=typed(twin, "publish"), description="Upload a checkpoint with a model card."
     )
     parser.add_argument("directory", metavar="DIR", type=Path, help="checkpoint")
     parser.add_argument("--repo", required=True, metavar="OWNER/NAME", help="repository")
@@ -65,9 +65,7 @@ def publish(options: argparse.Namespace) -> None:
         raise UserError(repo, "not a valid hub name; give --repo OWNER/NAME")
     # First of all: an adapter lacks the files that the checks of a whole checkpoint ask for.
     if directory.is_dir() and is_adapter(directory):
-        raise UserError(
-            str(directory), "holds an adapter only; fuse it first (python -m mlx_coconut.fuse)"
-        )
+        raise UserError(str(directory), "holds an adapter only; fuse it first (mlx-coconut fuse)")
     names = files_of(directory)
     text = card(directory, options)
     if options.dry_run:
@@ -214,13 +212,13 @@ def _use(
     repo, made_with = options.repo, found["coconut"] or {"method": "cot"}
     # MLX's quantised weights are MLX's alone.
     twins = ("mlx_coconut", "cuda_coconut")[: 1 if found["config"].get("quantization") else 2]
-    yield "In a clone of mlx-coconut, in MLX or with torch:"
+    yield "With mlx-coconut installed, in MLX or with torch:"
     yield ""
     if options.revision:
         yield f"    hf download {repo} --revision {options.revision} --local-dir model"
     for twin in twins:
         model = "model" if options.revision else repo
-        yield f'    python -m {twin}.generate --model {model} --question "..."'
+        yield f'    {typed(twin, "generate")} --model {model} --question "..."'
     if made_with.get("method") in DATASET_METHODS:
         return
     evaluation = {name: made_with[name] for name in ASKED if made_with.get(name) is not None}
@@ -234,7 +232,7 @@ def _use(
     yield from ("", "To measure it, as `eval.yaml`:", "", "```yaml")
     yield from yaml.safe_dump(evaluation, sort_keys=False).splitlines()
     yield from ("```", "")
-    yield from (f"    python -m {twin}.run eval.yaml" for twin in twins)
+    yield from (f"    {typed(twin, 'run')} eval.yaml" for twin in twins)
 
 
 def _upload(directory: Path, names: list[str], text: str, options: argparse.Namespace) -> str:

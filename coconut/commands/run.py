@@ -11,7 +11,7 @@ from coconut.config.keys import DATASET_METHODS, RunConfig
 from coconut.config.latro_keys import LatroConfig
 from coconut.config.reading import load_config
 from coconut.config.reference import help_text
-from coconut.errors import UserError, guarded
+from coconut.errors import UserError, guarded, typed
 from coconut.world import World
 
 if TYPE_CHECKING:
@@ -25,12 +25,12 @@ def main(
     argv: Sequence[str] | None = None,
     make_world: Callable[[], World] = World,
 ) -> None:
-    """Run `python -m TWIN.run`; what the user can mend ends with one message and status 2.
+    """Train or evaluate one run; what the user can mend ends with one message and status 2.
 
     make_world: the processes that a launcher started with this one.
     """
     parser = argparse.ArgumentParser(
-        prog=f"python -m {twin}.run",
+        prog=typed(twin, "run"),
         description="Train or evaluate one run.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         epilog=help_text(),

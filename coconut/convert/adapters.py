@@ -1,20 +1,19 @@
 """Adapters from one program to another: ours to peft's layout, peft's and mlx_lm's to ours.
 
-python -m coconut.convert.adapters runs/my-lora/epoch_03 my-lora-peft
-python -m coconut.convert.adapters my-lora-peft my-lora --base MODEL
+mlx-coconut convert --adapter runs/my-lora/epoch_03 my-lora-peft
+mlx-coconut convert --adapter my-lora-peft my-lora --base MODEL
 
 Our own layout is mlx_lm's already: `mlx_lm.load(base, adapter_path=DIR)` opens it as it is.
 """
 
 from __future__ import annotations
 
-import argparse
 import importlib
 import math
 import re
 import shutil
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -53,7 +52,7 @@ from coconut.checkpoints.source import open_source
 from coconut.config.lora_keys import Lora
 from coconut.convert.tensors import read_file
 from coconut.convert.write import refuse_existing
-from coconut.errors import UserError, guarded
+from coconut.errors import UserError
 from coconut.files import read_json, write_json
 from coconut.text.opening import load_tokenizer
 
@@ -69,34 +68,21 @@ UNKNOWN = ("rank_pattern", "alpha_pattern", "modules_to_save", "lora_bias", "lay
 """Settings of peft that change the mathematics in a way that we have not."""
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    """Convert SRC to DST; bad input is one message on stderr and status 2."""
-    parser = argparse.ArgumentParser(
-        prog="python -m coconut.convert.adapters",
-        description="Convert an adapter to another layout.",
-    )
-    parser.add_argument("source", metavar="SRC", type=Path, help="ours, peft's or mlx_lm's")
-    parser.add_argument("target", metavar="DST", type=Path, help="new directory")
-    parser.add_argument("--base", metavar="DIR", help="the model it was trained beside")
-    options = parser.parse_args(argv)
-
-    def run() -> None:
-        source, target = options.source, options.target
-        refuse_existing(target)
-        settings = read_json(source / ADAPTER_CONFIG)
-        if "coconut" in settings:
-            bits = to_peft(source, target)
-            print(f"wrote {target}: peft's layout")
-            if bits:
-                print(
-                    f"note: trained beside {bits}-bit weights; peft's layout cannot say so, and on"
-                    " the base in full precision answers may differ a little"
-                )
-        else:
-            to_ours(source, target, settings, options.base)
-            print(f"wrote {target}: a checkpoint of ours, which mlx_lm opens too")
-
-    guarded(run)
+def convert_adapter(source: Path, target: Path, base: str | None) -> None:
+    """Ours to peft's layout, peft's and mlx_lm's to ours; says which. Raises UserError."""
+    refuse_existing(target)
+    settings = read_json(source / ADAPTER_CONFIG)
+    if "coconut" in settings:
+        bits = to_peft(source, target)
+        print(f"wrote {target}: peft's layout")
+        if bits:
+            print(
+                f"note: trained beside {bits}-bit weights; peft's layout cannot say so, and on"
+                " the base in full precision answers may differ a little"
+            )
+    else:
+        to_ours(source, target, settings, base)
+        print(f"wrote {target}: a checkpoint of ours, which mlx_lm opens too")
 
 
 def to_peft(source: Path, target: Path) -> int | None:
@@ -274,7 +260,3 @@ def _places(
     known = list(linear_layers(config))
     targets = ["all"] if paths == set(known) else [path for path in known if path in paths]
     return {"targets": targets, "layers": None if len(found) == total else len(found)}
-
-
-if __name__ == "__main__":
-    main()

@@ -174,7 +174,7 @@ def _directory_weights(source: Path) -> tuple[dict[str, Tensor], str]:
     elif (source / ADAPTER_CONFIG).exists():
         raise UserError(
             str(source),
-            "holds an adapter, not a whole model; make one of it first: python -m mlx_coconut.fuse",
+            "holds an adapter, not a whole model; make one of it first: mlx-coconut fuse",
         )
     else:
         raise UserError(

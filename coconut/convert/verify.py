@@ -1,6 +1,6 @@
 """Compare two checkpoints by what they compute: torch on one side, MLX on the other.
 
-    python -m coconut.convert.verify SRC DST
+    mlx-coconut convert --verify SRC DST
 
 Each side goes through its twin's own reading of names and layouts, not through this package's, on
 one fixed input with two thoughts, made by the checkpoint's own feedback rule. With one framework
@@ -9,11 +9,8 @@ installed, both sides run there.
 
 from __future__ import annotations
 
-import argparse
 import importlib
 import importlib.util
-import sys
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -26,7 +23,7 @@ from coconut.checkpoints.checkpoint import CONFIG
 from coconut.config.keys import WITH_FEEDBACK
 from coconut.convert.keymap import TWINS, WRAPPER_COPY
 from coconut.convert.read import FORK_IDS, Checkpoint, read
-from coconut.errors import UserError, guarded
+from coconut.errors import UserError
 from coconut.feedback.rules import parse
 from coconut.feedback.weights import Setup
 
@@ -44,24 +41,6 @@ class Fed(NamedTuple):
 
 PUBLISHED = Fed(Setup(parse("last"), (0, 0, 0), 0, 0))
 """Where neither side names a rule."""
-
-
-def main(argv: Sequence[str] | None = None) -> None:
-    """Print the largest gap between the logits; status 1 if it is too large, 2 on bad input."""
-    parser = argparse.ArgumentParser(
-        prog="python -m coconut.convert.verify",
-        description="Compare the logits of two checkpoints, whatever their layouts.",
-    )
-    parser.add_argument("source", metavar="SRC", type=Path)
-    parser.add_argument("target", metavar="DST", type=Path)
-    parser.add_argument("--config", type=Path, help="config.json of bare state dicts")
-    options = parser.parse_args(argv)
-
-    def run() -> None:
-        if not compare(options.source, options.target, options.config):
-            sys.exit(1)
-
-    guarded(run)
 
 
 def compare(source: Path, target: Path, config_path: Path | None = None) -> bool:
@@ -153,7 +132,3 @@ def _input(found: Checkpoint) -> Any:
     ids = [(13 + 7919 * i) % found.n_rows for i in range(2 * length)]
     rows = (ids[:length], ids[length:])
     return collate([Row(i, row, None, length // 2, 2) for i, row in enumerate(rows)], pad_id=0)
-
-
-if __name__ == "__main__":
-    main()

@@ -1,4 +1,4 @@
-"""`python -m TWIN.analyse WHAT --model DIR --data FILE --out DIR`: what thoughts do, measured.
+"""`mlx-coconut analyse WHAT --model DIR --data FILE --out DIR`: what thoughts do, measured.
 
 After section 5 of the Coconut paper (arXiv 2412.06769), with controls. Each analysis leaves three
 files: NAME.json (every number), NAME.md (its table) and NAME.png, the same to the byte when run
@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from coconut.checkpoints.named import add_model, too_low
-from coconut.errors import UserError, guarded
-from coconut.files import sha256, write_text
+from coconut.errors import UserError, guarded, typed
+from coconut.files import here_or_shipped, sha256, write_text
 from coconut.inside import figures
 from coconut.inside.graph import read_graph
 from coconut.inside.lens import READINGS, Lens
@@ -74,14 +74,20 @@ ANALYSES: dict[str, Analysis] = {
 def main(twin: str, make_backend: MakeBackend, argv: Sequence[str] | None = None) -> None:
     """Run one analysis, or all, and write its files."""
     parser = argparse.ArgumentParser(
-        prog=f"python -m {twin}.analyse",
+        prog=typed(twin, "analyse"),
         description="What thoughts do, over a data set.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         epilog="\n".join(f"  {name:12} {a.help}" for name, a in ANALYSES.items()),
     )
     parser.add_argument("what", choices=[*ANALYSES, "all"])
     add_model(parser)
-    parser.add_argument("--data", required=True, metavar="FILE", help="ProsQA items with graphs")
+    parser.add_argument(
+        "--data",
+        required=True,
+        metavar="FILE",
+        type=here_or_shipped,
+        help="ProsQA items with graphs",
+    )
     parser.add_argument("--out", required=True, metavar="DIR", help="where the files go")
     parser.add_argument("--items", type=int, metavar="N", help="the first N; else all")
     parser.add_argument("--latents", type=int, metavar="K", help="thoughts; else the checkpoint's")

@@ -1,4 +1,4 @@
-"""`python -m TWIN.chat --model DIR`: ask a checkpoint, question after question.
+"""`mlx-coconut chat --model DIR`: ask a checkpoint, question after question.
 
 On a terminal with a prompt, line editing and streamed answers; from a pipe a line is a question.
 """
@@ -20,8 +20,9 @@ from coconut.backend import Decoding
 from coconut.batches.batch import collate
 from coconut.batches.curriculum import Sample, markers_of, question_row
 from coconut.checkpoints.named import add_model, too_low
-from coconut.errors import UserError, guarded
+from coconut.errors import UserError, guarded, typed
 from coconut.inside.graph import read_graph
+from coconut.inside.known import strangeness
 from coconut.inside.lens import Lens
 from coconut.reporting.console import Console
 from coconut.tasks import prosqa_graph
@@ -149,7 +150,7 @@ class Chat:
         """Raise UserError for text that this model can make nothing of."""
         self.lens.n_thoughts = self.n_thoughts
         self.lens.check(question, 1)
-        if problem := self.lens.strangeness(read_graph(question)):
+        if problem := strangeness(self.lens.tokenizer, read_graph(question)):
             raise UserError("question", f"{problem}; /example shows one")
 
     # --- commands
@@ -237,7 +238,7 @@ def _visible(token: str) -> str:
 def main(twin: str, make_backend: MakeBackend, argv: Sequence[str] | None = None) -> None:
     """Open a checkpoint and answer until the questions end."""
     parser = argparse.ArgumentParser(
-        prog=f"python -m {twin}.chat",
+        prog=typed(twin, "chat"),
         description="Ask a checkpoint, question after question.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         epilog=HELP,

@@ -1,4 +1,4 @@
-"""`python -m TWIN.inspect --model DIR --data FILE`: see inside a thought."""
+"""`mlx-coconut inspect --model DIR --data FILE`: see inside a thought."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 
 from coconut.batches.dataset import read_items
 from coconut.checkpoints.named import add_model, too_low
-from coconut.errors import UserError, guarded
-from coconut.files import write_text
+from coconut.errors import UserError, guarded, typed
+from coconut.files import here_or_shipped, write_text
 from coconut.inside.graph import read_graph
 from coconut.inside.lens import READINGS, Inspection, Lens
 from coconut.inside.page import page
@@ -35,7 +35,7 @@ class Asked:
 def main(twin: str, make_backend: MakeBackend, argv: Sequence[str] | None = None) -> None:
     """Show what a checkpoint thinks about questions: as tables, JSON or a page."""
     parser = argparse.ArgumentParser(
-        prog=f"python -m {twin}.inspect",
+        prog=typed(twin, "inspect"),
         description="See inside a thought: what a checkpoint thinks, thought by thought.",
     )
     add_options(parser)
@@ -53,7 +53,9 @@ def main(twin: str, make_backend: MakeBackend, argv: Sequence[str] | None = None
 def add_options(parser: argparse.ArgumentParser) -> None:
     """The options of every command that looks into a checkpoint."""
     add_model(parser)
-    parser.add_argument("--data", metavar="FILE", help="JSON list of items; --idx chooses")
+    parser.add_argument(
+        "--data", metavar="FILE", type=here_or_shipped, help="JSON list of items; --idx chooses"
+    )
     parser.add_argument("--idx", type=int, nargs="+", metavar="N", help="items; else the first")
     parser.add_argument("--question", action="append", metavar="TEXT", help="may be repeated")
     parser.add_argument("--latents", type=int, metavar="K", help="thoughts; else the checkpoint's")

@@ -26,7 +26,7 @@ from coconut.checkpoints.source import open_source
 from coconut.config.keys import WITH_FEEDBACK, WITH_LATENTS
 from coconut.errors import UserError
 from coconut.inside.graph import Graph, read_graph, sentences
-from coconut.tasks.words import CONCEPTS, NAMES
+from coconut.inside.known import FORM, knows_only_prosqa, warnings
 from coconut.text.answers import exact_match, extract
 from coconut.text.tokenizer import END_OF_TEXT, START, Tokenizer
 
@@ -34,8 +34,6 @@ if TYPE_CHECKING:
     from coconut.backend import MakeBackend
 
 _ANSWER_SIGN = re.compile("#{3,}")
-_FORM = "Every X is a Y. NAME is a X. ... Is NAME a X or Y?"
-_PROSQA_WORDS = frozenset((*NAMES, *CONCEPTS))
 
 READINGS = {
     "step": "the subject of the step it would print next",
@@ -212,7 +210,7 @@ class Lens:
             thoughts=thoughts,
             stops=self.stops(question, graph, gold, max_new_tokens),
             readings=[] if graph is None else [self.reading(question, graph, k) for k in READINGS],
-            warnings=self.warnings(graph),
+            warnings=warnings(self.tokenizer, graph),
             notes=self.notes(graph),
         )
 
@@ -396,35 +394,9 @@ class Lens:
             )
         if self.n_thoughts > self.own_thoughts:
             found.append(f"Trained with {self.own_thoughts} thoughts; more are outside of it.")
-        if graph is None and not self._knows_only_prosqa:
-            found.append(f"Not a ProsQA question ({_FORM}), so there is no graph to look for.")
+        if graph is None and not knows_only_prosqa(self.tokenizer):
+            found.append(f"Not a ProsQA question ({FORM}), so there is no graph to look for.")
         return found
-
-    def warnings(self, graph: Graph | None) -> list[str]:
-        """Why this question's answers mean nothing, if they do."""
-        found = [] if (problem := self.strangeness(graph)) is None else [problem]
-        if graph is not None and graph.choices and graph.right is None:
-            found.append("by its statements the asked name is both of the choices, or neither")
-        return found
-
-    def strangeness(self, graph: Graph | None) -> str | None:
-        """What is unlike anything this model was ever shown; None if nothing is known to be."""
-        if not self._knows_only_prosqa:
-            return None
-        if graph is None:
-            return f"not a ProsQA question ({_FORM}), and this model knows no others"
-        unknown = [word for word in graph.nodes if word not in _PROSQA_WORDS]
-        if not unknown:
-            return None
-        return (
-            f"words that this model was not trained on: {', '.join(unknown)}; it knows"
-            f" {len(_PROSQA_WORDS)}, such as {NAMES[0]} and {CONCEPTS[-1]}"
-        )
-
-    @property
-    def _knows_only_prosqa(self) -> bool:
-        """The model has our small encoding, so ProsQA is all it was ever shown."""
-        return self.tokenizer.name == "prosqa"
 
     @property
     def _prints_steps(self) -> bool:

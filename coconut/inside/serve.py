@@ -1,4 +1,4 @@
-"""`python -m TWIN.serve --model DIR`: the page of inspect with a question box, on this machine."""
+"""`mlx-coconut serve --model DIR`: the page of inspect with a question box, on this machine."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import TYPE_CHECKING, Any
 
-from coconut.errors import UserError, guarded
+from coconut.errors import UserError, guarded, typed
 from coconut.inside.inspect import Asked, add_options, asked_questions, look
 from coconut.inside.lens import Lens
 from coconut.inside.page import page, page_item
@@ -29,7 +29,7 @@ SECONDS = 10
 def main(twin: str, make_backend: MakeBackend, argv: Sequence[str] | None = None) -> None:
     """Serve the page for one checkpoint until stopped."""
     parser = argparse.ArgumentParser(
-        prog=f"python -m {twin}.serve",
+        prog=typed(twin, "serve"),
         description="See inside a thought, live: a page on this machine with a question box.",
     )
     add_options(parser)

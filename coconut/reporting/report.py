@@ -1,4 +1,4 @@
-"""`python -m coconut.reporting.report RUN [RUN ...]`: curves and results of runs, side by side.
+"""`mlx-coconut report RUN [RUN ...]`: curves and results of runs, side by side.
 
 Writes one HTML page that needs no network, and the same curves as a PNG beside it. A training run
 has its own drawn by a child process at each evaluation (`Reporter`), so that neither the time nor
@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from coconut.config.keys import RunConfig
-from coconut.errors import UserError, guarded
+from coconut.errors import UserError, guarded, typed
 from coconut.files import write_text
 from coconut.reporting.console import Console
 from coconut.reporting.curves import RunHistory, read_history
@@ -310,10 +310,10 @@ class Reporter:
         self._has_failed = True
 
 
-def main(argv: Sequence[str] | None = None) -> None:
+def main(argv: Sequence[str] | None = None, twin: str = "mlx_coconut") -> None:
     """The command line; see the head of this file."""
     parser = argparse.ArgumentParser(
-        prog="python -m coconut.reporting.report",
+        prog=typed(twin, "report"),
         description="Draw the curves of runs, side by side.",
     )
     parser.add_argument("runs", nargs="+", metavar="RUN", help="run directory (save_path/name)")

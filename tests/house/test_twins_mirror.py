@@ -3,13 +3,8 @@
 from __future__ import annotations
 
 import ast
-import sys
+import tomllib
 from pathlib import Path
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib  # pytest brings it
 
 ROOT = Path(__file__).parents[2]
 TOML = ROOT / "tests" / "house" / "twin_differences.toml"

@@ -20,6 +20,7 @@ from coconut.batches.batch import collate
 from coconut.errors import UserError
 from coconut.inside.graph import read_graph
 from coconut.inside.inspect import main
+from coconut.inside.known import warnings
 from coconut.inside.show import Tables
 from coconut.text.answers import extract
 
@@ -377,13 +378,15 @@ def test_what_was_taught_and_what_is_fed_back_is_named(twin, tmp_path):
         ]
     ):
         lens = open_lens(twin, write_checkpoint(tmp_path / str(i), "statements", **fields))
-        [told], [unknown] = lens.notes(graph), lens.warnings(graph)
+        [told], [unknown] = lens.notes(graph), warnings(lens.tokenizer, graph)
         assert said in told and "not trained on: cat; it knows 55" in unknown
-        [other] = lens.warnings(read_graph("Who?"))
+        [other] = warnings(lens.tokenizer, read_graph("Who?"))
         assert "not a ProsQA question (Every X is a Y." in other
-        [neither] = lens.warnings(read_graph("Tom is a wumpus. Is Tom a lempus or rempus?"))
+        [neither] = warnings(
+            lens.tokenizer, read_graph("Tom is a wumpus. Is Tom a lempus or rempus?")
+        )
         assert "both of the choices, or neither" in neither
-        assert lens.warnings(read_graph(QUESTION)) == []
+        assert warnings(lens.tokenizer, read_graph(QUESTION)) == []
 
 
 def test_latents_added_one_at_a_time_are_counted_so_when_opened_again(twin, tmp_path):

@@ -1,0 +1,67 @@
+"""The verbs of `mlx-coconut` and `cuda-coconut`, in one table."""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import importlib
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+from coconut import __version__
+
+
+class Verb(NamedTuple):
+    """One verb: the module that is imported to run it, what its `main` is given, what it does."""
+
+    module: str
+    given: str
+    help: str
+
+
+VERBS = {
+    "run": Verb("coconut.commands.run", "twin make_backend make_world", "train or evaluate a run"),
+    "generate": Verb("coconut.commands.generate", "twin make_backend", "answer questions"),
+    "chat": Verb("coconut.inside.chat", "twin make_backend", "ask question after question"),
+    "serve": Verb("coconut.inside.serve", "twin make_backend", "show thoughts on a live page"),
+    "inspect": Verb("coconut.inside.inspect", "twin make_backend", "see inside a thought"),
+    "analyse": Verb("coconut.inside.analyse", "twin make_backend", "measure a data set's thoughts"),
+    "report": Verb("coconut.reporting.report", "twin", "draw the curves of runs, side by side"),
+    "convert": Verb("coconut.convert.command", "twin", "bring a checkpoint to another layout"),
+    "fuse": Verb("coconut.commands.fuse", "twin make_backend", "join an adapter and its base"),
+    "publish": Verb("coconut.commands.publish", "twin", "upload a checkpoint with a model card"),
+    "init": Verb("coconut.commands.init", "twin", "begin a directory with runs and data"),
+}
+
+
+def main(
+    twin: str,
+    make_backend: Callable[..., Any],
+    make_world: Callable[..., Any],
+    argv: Sequence[str] | None = None,
+) -> None:
+    """Run `mlx-coconut VERB ...`, or the same of the other twin; a wrong verb ends with status 2.
+
+    twin: package of the twin. make_backend, make_world: its own, for the verbs that need them.
+    """
+    command, argv = twin.replace("_", "-"), sys.argv[1:] if argv is None else argv
+    if argv and argv[0] in VERBS:
+        verb = VERBS[argv[0]]
+        known = {"twin": twin, "make_backend": make_backend, "make_world": make_world}
+        given = {name: known[name] for name in verb.given.split()}
+        importlib.import_module(verb.module).main(**given, argv=argv[1:])
+        return
+    parser = argparse.ArgumentParser(
+        prog=command,
+        description="Language models that reason in a continuous latent space.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog="verbs (VERB --help tells more):\n"
+        + "\n".join(f"  {name:9} {verb.help}" for name, verb in VERBS.items()),
+    )
+    parser.add_argument("--version", action="version", version=f"{command} {__version__}")
+    parser.add_argument("verb", metavar="VERB", help="one of those below, then its own arguments")
+    wrong = parser.parse_known_args(argv)[0].verb
+    near = difflib.get_close_matches(wrong, VERBS, 1)
+    hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(VERBS)}"
+    parser.error(f"no verb {wrong!r}; {hint}")

@@ -1,9 +1,0 @@
-"""`python -m cuda_coconut.fuse DIR OUT`: make a whole checkpoint of one that holds an adapter."""
-
-from __future__ import annotations
-
-from coconut.commands.fuse import main
-from cuda_coconut.run import make_backend
-
-if __name__ == "__main__":
-    main("cuda_coconut", make_backend)

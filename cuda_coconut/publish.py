@@ -1,8 +1,0 @@
-"""`python -m cuda_coconut.publish DIR --repo OWNER/NAME`: upload a checkpoint with its card."""
-
-from __future__ import annotations
-
-from coconut.commands.publish import main
-
-if __name__ == "__main__":
-    main("cuda_coconut")
