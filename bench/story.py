@@ -5,14 +5,17 @@ Asks the shipped model about one item through `inspect --json` and draws what th
 
 from __future__ import annotations
 
+import io
 import json
-import subprocess
 import sys
+from contextlib import redirect_stdout
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-ITEM = 4
+from mlx_coconut.__main__ import main as mlx_coconut
+
+DATA, ITEM = Path(__file__).parents[1] / "data" / "prosqa_test.json", 4
 N_PANELS = 5
 INK, QUIET, FAINT = "#1d2733", "#5c6875", "#b9c2cc"
 GOOD, BAD, THOUGHT = "#00695c", "#b3402a", "#1f5fb0"
@@ -20,9 +23,10 @@ GOOD, BAD, THOUGHT = "#00695c", "#b3402a", "#1f5fb0"
 
 def inspected() -> dict[str, Any]:
     """What `inspect` finds in the item."""
-    command = [sys.executable, "-m", "mlx_coconut", "inspect", "--model", "data/checkpoints/prosqa"]
-    command += ["--data", "data/prosqa_test.json", "--idx", str(ITEM), "--json"]
-    return json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout)
+    asks = ["inspect", "--model", "prosqa", "--data", str(DATA), "--idx", str(ITEM), "--json"]
+    with redirect_stdout(io.StringIO()) as printed:
+        mlx_coconut(asks)
+    return json.loads(printed.getvalue())
 
 
 def places(graph: dict[str, Any]) -> dict[int, tuple[float, int]]:
