@@ -499,6 +499,10 @@ def test_links_and_images_of_a_page_lead_somewhere(page: str) -> None:
     assert not wrong
 
 
+def test_a_newcomer_reads_readme_in_five_minutes() -> None:
+    assert len((ROOT / "README.md").read_text(encoding="utf-8").split()) < 1000
+
+
 def test_the_index_names_every_page() -> None:
     index = (ROOT / "docs/README.md").read_text(encoding="utf-8")
     named = set(re.findall(r"\]\((\w+\.md)", index))
