@@ -54,6 +54,7 @@ def main(
         return
     parser = argparse.ArgumentParser(
         prog=command,
+        usage=f"{command} [-h] [--version] VERB ...",
         description="Language models that reason in a continuous latent space.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         epilog="verbs (VERB --help tells more):\n"

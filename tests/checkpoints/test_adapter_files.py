@@ -19,7 +19,6 @@ from coconut.checkpoints.source import open_source
 from coconut.commands.fuse import main as fuse
 from coconut.commands.generate import main as ask
 from coconut.config.keys import RunConfig
-from coconut.convert.adapters import main as convert
 from coconut.errors import UserError
 from coconut.plan.plan import print_plan
 from convert.torch_to_mlx import main as torch_to_mlx
@@ -181,7 +180,7 @@ def test_peft_opens_a_converted_adapter_and_it_comes_back(twin, trained, tmp_pat
     import transformers
 
     directory, out, grown = trained(short(twin), kind), tmp_path / "peft", tmp_path / "grown"
-    convert([str(directory), str(out)])
+    torch_to_mlx(["--adapter", str(directory), str(out)])
     fuse(twin.__name__, twin.run.make_backend, [str(directory), str(grown), "--base-only"])
     model = transformers.AutoModelForCausalLM.from_pretrained(grown)
     model = peft.PeftModel.from_pretrained(model, out)
@@ -192,10 +191,12 @@ def test_peft_opens_a_converted_adapter_and_it_comes_back(twin, trained, tmp_pat
     np.testing.assert_allclose(theirs, ours, atol=LOGITS)
 
     model.save_pretrained(tmp_path / "theirs", save_embedding_layers=False)
-    convert([str(tmp_path / "theirs"), str(tmp_path / "plain"), "--base", str(grown)])
+    torch_to_mlx(
+        ["--adapter", str(tmp_path / "theirs"), str(tmp_path / "plain"), "--base", str(grown)]
+    )
     np.testing.assert_allclose(logits(twin, tmp_path / "plain", ids), ours, atol=LOGITS)
 
-    convert([str(out), str(tmp_path / "back")])
+    torch_to_mlx(["--adapter", str(out), str(tmp_path / "back")])
     back = tmp_path / "back"
     assert (back / "coconut.json").read_bytes() == (directory / "coconut.json").read_bytes()
     for name, kept in (("trained", "wte.rows"), ("adapters", ".h.")):
@@ -221,7 +222,7 @@ def test_an_adapter_of_mlx_lm_becomes_a_checkpoint(base, tmp_path):
     facts = {"num_layers": 1, "lora_parameters": settings, "model": str(plain)}
     (made / "adapter_config.json").write_text(json.dumps(facts))
     model, tokenizer = load(str(plain), adapter_path=str(made))
-    convert([str(made), str(tmp_path / "ours")])
+    torch_to_mlx(["--adapter", str(made), str(tmp_path / "ours")])
     ids = tokenizer.encode("Tom is a lempus.")
     theirs = np.array(model(mx.array([ids]))[0])
     np.testing.assert_allclose(
@@ -237,11 +238,11 @@ def test_the_other_converters_point_to_fusing(trained, tmp_path, capsys):
 
 def test_an_adapter_that_we_cannot_express_is_refused(trained, tmp_path, capsys):
     out = tmp_path / "peft"
-    convert([str(trained(CHOSEN[0])), str(out)])
+    torch_to_mlx(["--adapter", str(trained(CHOSEN[0])), str(out)])
     settings = json.loads((out / "adapter_config.json").read_text())
     (out / "adapter_config.json").write_text(json.dumps(settings | {"modules_to_save": ["wte"]}))
     with pytest.raises(SystemExit):
-        convert([str(out), str(tmp_path / "back")])
+        torch_to_mlx(["--adapter", str(out), str(tmp_path / "back")])
     assert "modules_to_save: not supported here" in capsys.readouterr().err
     assert not (tmp_path / "back").exists()
 
@@ -382,9 +383,9 @@ def test_pefts_layout_is_said_to_forget_quantised_weights(quantized, base, tmp_p
     keys = keys if place == "lora.quantize" else {"model_id": str(quantized)}
     config = adapter_run(tmp_path, base, lora, num_epochs=1, **keys)
     start(load_twin("mlx"), config).train()
-    convert([str(config.run_dir / "epoch_01"), str(tmp_path / "out")])
+    torch_to_mlx(["--adapter", str(config.run_dir / "epoch_01"), str(tmp_path / "out")])
     assert "trained beside 4-bit weights" in capsys.readouterr().out
-    convert([str(tmp_path / "out"), str(tmp_path / "back")])
+    torch_to_mlx(["--adapter", str(tmp_path / "out"), str(tmp_path / "back")])
 
 
 def test_quantised_weights_are_not_trained_whole(quantized, base, tmp_path):

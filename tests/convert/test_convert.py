@@ -19,7 +19,7 @@ from tiny import MODEL, REPOSITORY
 
 from coconut.backend import Decoding
 from coconut.batches.batch import collate
-from coconut.convert import tensors, verify
+from coconut.convert import tensors
 from coconut.convert.read import read
 from coconut.errors import UserError
 from coconut.feedback.rules import parse
@@ -613,7 +613,7 @@ def test_verify_finds_converted_logits_the_same(tmp_path, capsys):
     mlx_to_torch.main([str(tmp_path / "out"), "--official", str(tmp_path / "checkpoint_1")])
     for ours, theirs in ((source, tmp_path / "out"), (tmp_path / "out", tmp_path / "checkpoint_1")):
         capsys.readouterr()
-        verify.main([str(ours), str(theirs)])
+        torch_to_mlx.main(["--verify", str(ours), str(theirs)])
         assert capsys.readouterr().out.startswith("same: largest gap ")
 
 
@@ -623,7 +623,7 @@ def test_verify_sees_a_square_matrix_turned(tmp_path, capsys):
     target = copied(tmp_path / "out", MODEL)
     save_file(weights | {name: weights[name].T.copy()}, target / "model.safetensors")
     with pytest.raises(SystemExit) as stop:
-        verify.main([str(MODEL), str(target)])
+        torch_to_mlx.main(["--verify", str(MODEL), str(target)])
     assert stop.value.code == 1
     assert capsys.readouterr().out.startswith("DIFFERENT: largest gap ")
 
@@ -649,7 +649,7 @@ def test_verify_thinks_by_the_checkpoints_own_rule(tmp_path, capsys):
         capsys.readouterr().out
     )
     for target in ("out", "checkpoint_1"):
-        verify.main([str(source), str(tmp_path / target)])
+        torch_to_mlx.main(["--verify", str(source), str(tmp_path / target)])
         said = capsys.readouterr().out
         assert said.startswith("same: ") and "by layer:1|mlp:8|noise:0.1" in said
     other = ruled(tmp_path / "other", "last")
@@ -659,13 +659,15 @@ def test_verify_thinks_by_the_checkpoints_own_rule(tmp_path, capsys):
             own["feedback.mlp.w2"] *= 2
             save_file(own, target / "feedback.safetensors")
         with pytest.raises(SystemExit) as stop:
-            verify.main([str(source), str(target)])
+            torch_to_mlx.main(["--verify", str(source), str(target)])
         assert stop.value.code == 1 and capsys.readouterr().out.startswith("DIFFERENT")
 
 
 @pytest.mark.parametrize("rule", ["shuffle", "soft", "token"])
 def test_verify_runs_rules_that_need_other_rows_or_the_vocabulary(tmp_path, capsys, rule):
-    verify.main([str(ruled(tmp_path / "a", rule)), str(ruled(tmp_path / "b", rule))])
+    torch_to_mlx.main(
+        ["--verify", str(ruled(tmp_path / "a", rule)), str(ruled(tmp_path / "b", rule))]
+    )
     assert capsys.readouterr().out.startswith("same: ")
 
 
@@ -676,7 +678,7 @@ def test_the_forks_name_of_a_rule_is_read_as_ours(tmp_path, capsys):
     torch_to_mlx.main([str(source), str(tmp_path / "out"), "--tokenizer", "none"])
     assert "feedback last+suppressed_fork:0.5" in capsys.readouterr().out
     assert read_json(tmp_path / "out/coconut.json")["feedback"] == "last+suppressed_fork:0.5"
-    verify.main([str(source), str(tmp_path / "out")])
+    torch_to_mlx.main(["--verify", str(source), str(tmp_path / "out")])
     assert "by last+suppressed_fork:0.5" in capsys.readouterr().out
     write_json(source / "config.json", config | {"replacement_method": "-7!"})
     said = refusal(capsys, [str(source), str(tmp_path / "no"), "--tokenizer", "none"])

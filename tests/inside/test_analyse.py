@@ -226,7 +226,7 @@ def test_more_parents_make_denser_graphs():
 
 
 def run(twin, *argv) -> None:
-    twin.analyse.main(twin.__name__, twin.run.make_backend, list(map(str, argv)))
+    analyse.main(twin.__name__, twin.run.make_backend, list(map(str, argv)))
 
 
 def test_all_analyses_leave_the_same_files_again(twin, checkpoint, data, tmp_path, capsys):

@@ -162,7 +162,7 @@ def test_from_a_pipe_a_line_is_a_question(twin, directory, monkeypatch, capsys):
     lines = ["", QUESTION, "/k 1", "/again", "/thoughts", "/sweep", "nonsense", "/quit", QUESTION]
     monkeypatch.setattr(sys, "stdin", io.StringIO("\n".join(lines)))
     with pytest.raises(SystemExit) as stop:
-        twin.chat.main(
+        main(
             twin.__name__,
             twin.run.make_backend,
             ["--model", str(directory), "--max-new-tokens", "4"],

@@ -5,7 +5,7 @@ and the rationale names the two results between. Rationales are written only for
 entry of a hidden fifth of the table, so supervised learning cannot learn those entries: a model
 has to try results until they make the known answers likely.
 
-`python -m coconut.tasks.questions.chains` writes the files.
+`python -m coconut.tasks.questions.chains` writes the files, below the working folder.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import json
 import random
 from pathlib import Path
 
-from coconut.tasks.files import Item, field, parse_json, read_lines
+from coconut.tasks.files import Item, atomic, field, parse_json, read_lines
 
 FILES = {"train": "data/chains_train.jsonl", "test": "data/chains_test.jsonl"}
 HOW = "python -m coconut.tasks.questions.chains"
@@ -96,4 +96,5 @@ def make(seed: int = 0) -> tuple[list[Item], list[Item]]:
 if __name__ == "__main__":
     for name, items in zip(("train", "test"), make(), strict=True):
         text = "".join(json.dumps(item) + "\n" for item in items)
-        (Path(__file__).parents[3] / FILES[name]).write_text(text, encoding="utf-8")
+        with atomic(FILES[name]) as file:
+            file.write(text)
