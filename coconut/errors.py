@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import difflib
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from typing import Any
 
 
 class UserError(Exception):
@@ -24,9 +26,10 @@ class UserError(Exception):
         super().__init__(message)
 
 
-def typed(twin: str, verb: str) -> str:
-    """How a user types a verb of a twin: `mlx-coconut generate`."""
-    return f"{twin.replace('_', '-')} {verb}"
+def nearest(name: Any, known: Iterable[str], before: str = "") -> str:
+    """`before`, and a question whether one of the known names was meant; "" if none is near."""
+    near = difflib.get_close_matches(name, known, 1) if isinstance(name, str) else []
+    return f"{before}did you mean {near[0]}?" if near else ""
 
 
 def guarded(
@@ -49,3 +52,8 @@ def guarded(
     except KeyboardInterrupt:
         print(stopped, file=sys.stderr)
         sys.exit(130)
+
+
+def typed(twin: str, verb: str) -> str:
+    """How a user types a verb of a twin: `mlx-coconut generate`."""
+    return f"{twin.replace('_', '-')} {verb}"

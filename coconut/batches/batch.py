@@ -145,3 +145,9 @@ def chunks(order: np.ndarray, size: int) -> Iterator[np.ndarray]:
     """Successive micro-batches of item numbers; the last may be short."""
     for start in range(0, len(order), size):
         yield order[start : start + size]
+
+
+def grouped(order: np.ndarray, size: int, n: int) -> list[list[tuple[int, np.ndarray]]]:
+    """n micro-batches (number, item numbers) an update; the last update may have fewer."""
+    numbered = list(enumerate(chunks(order, size)))
+    return [numbered[start : start + n] for start in range(0, len(numbered), n)]

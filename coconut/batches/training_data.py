@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-from coconut.batches.curriculum import Sample
+import numpy as np
+
+from coconut.batches.batch import Batch, chunks, collate
+from coconut.batches.curriculum import Row, Sample
 from coconut.batches.dataset import SHOWN_PROBLEMS, read_items, tokenize
 from coconut.config.keys import RunConfig
 from coconut.errors import UserError
 from coconut.files import shipped
-from coconut.tasks.generated import TASKS, maker, of_epoch, read_keys, write
+from coconut.tasks.generated import of_epoch, read_keys, write
+from coconut.tasks.makers import TASKS, maker
 from coconut.text.tokenizer import Tokenizer
 from coconut.world import World
 
 DEBUG_ITEMS, DEBUG_VALIDATION = 5_000, 32
+N_FITTED = 512
+"""Training items that a feedback rule's `linear` is fitted on, if it asks for that."""
 GENERATED = "generated training data"
 
 
@@ -127,3 +134,13 @@ def sentences(question: str) -> list[str]:
     """The statements of a ProsQA question, without the question sentence."""
     *statements, _ = question.split(". ")
     return [statement + "." for statement in statements]
+
+
+def plain_text(samples: Sequence[Sample], n_rows: int, pad_id: int) -> Iterator[Batch]:
+    """The first N_FITTED items as ordinary text without latents, n_rows a batch."""
+    for chunk in chunks(np.arange(min(len(samples), N_FITTED)), n_rows):
+        rows = []
+        for sample in (samples[i] for i in chunk):
+            ids = [*sample.question, *(t for s in sample.steps for t in s), *sample.answer]
+            rows.append(Row(sample.idx, ids, None, -1, 0))
+        yield collate(rows, pad_id)

@@ -10,12 +10,15 @@ Only config.json is looked at here, before anything large is fetched or built.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import fields
 from typing import Any
 
+from coconut.checkpoints.model_args import GPT2Args, Qwen2Args
 from coconut.errors import UserError
 
-HAND_WRITTEN = ("gpt2", "qwen2")
+HAND_WRITTEN: dict[str, type] = {"gpt2": GPT2Args, "qwen2": Qwen2Args}
+"""model_type, which is the name of a file in both twins' models/, and what is read for it."""
 TRIED = (
     "llama",
     "mistral",
@@ -52,14 +55,28 @@ _DROPOUT = re.compile(r"(dropout|_pdrop|dropout_prob)$")
 
 def is_borrowed(config: Mapping[str, Any]) -> bool:
     """Whether a model is none of the hand-written ones."""
-    return config.get("model_type") not in HAND_WRITTEN
+    return config.get("model_type") not in tuple(HAND_WRITTEN)  # may be anything, a list too
 
 
 def check_architecture(config: Mapping[str, Any], where: str) -> None:
     """Raise UserError, in one line, for a config.json that neither twin can open."""
-    model_type = config.get("model_type")
-    if model_type not in HAND_WRITTEN and (problem := _problem(config)):
+    if is_borrowed(config) and (problem := _problem(config)):
+        model_type = config.get("model_type")
         raise UserError(where, f"model_type {model_type!r} is not supported{problem}")
+
+
+def from_args(make: Callable[[Any], Any], config: Mapping[str, Any], where: str) -> Any:
+    """What the Model of a hand-written architecture makes of the fields of a config.json.
+
+    Raises UserError for a field that is missing, or that it cannot be built with.
+    """
+    args = HAND_WRITTEN[config["model_type"]]
+    known = {field.name for field in fields(args)}
+    try:
+        return make(args(**{name: v for name, v in config.items() if name in known}))
+    except (TypeError, ValueError, ZeroDivisionError, RuntimeError) as error:
+        reason = f"not a usable {config['model_type']} configuration: {error}"
+        raise UserError(where, reason) from None
 
 
 _SUPPORTED = (

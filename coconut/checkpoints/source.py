@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from coconut.checkpoints.adapter_files import fingerprint, is_adapter, read_adapter
 from coconut.checkpoints.adapters import Adapter
 from coconut.checkpoints.architectures import check_architecture, n_positions, resolved
-from coconut.checkpoints.checkpoint import COCONUT, CONFIG, describe, latest, verify
+from coconut.checkpoints.checkpoint import COCONUT, CONFIG, describe, verify
 from coconut.checkpoints.hub import fetch
 from coconut.config.keys import LATENT_GROWTH, METHODS, WITH_FEEDBACK, RunConfig
 from coconut.config.lora_keys import Lora
@@ -23,9 +23,6 @@ from coconut.text.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
     from coconut.config.keys import RunConfig
-
-LAST = "last"
-"""Directory of a run's checkpoint inside an epoch (save_every); the others are epoch_NN."""
 
 
 @dataclass(frozen=True)
@@ -299,22 +296,6 @@ def _check_made_with(path: Path, made_with: dict[str, Any]) -> None:
         problems.append(f"latent_growth: expected one of {', '.join(LATENT_GROWTH)}")
     if problems:
         raise UserError(str(path), *problems)
-
-
-def newest_checkpoint(run_dir: Path) -> Path | None:
-    """The checkpoint of a run that got furthest, None if there is none."""
-    found = [path for path in (latest(run_dir), run_dir / LAST) if path and path.is_dir()]
-    return max(found, key=progress_of, default=None)
-
-
-def progress_of(directory: Path) -> tuple[int, int]:
-    """(epochs done, updates done in the next one) of a run's checkpoint. Raises UserError."""
-    path = directory / "trainer_state.json"
-    state = read_json(path)
-    epoch, update = state.get("epoch"), state.get("update_in_epoch")
-    if type(epoch) is not int or type(update) is not int:
-        raise UserError(str(path), "expected epoch and update_in_epoch; the file is damaged")
-    return epoch, update
 
 
 def _described(model: dict[str, Any], tokenizer: Tokenizer) -> dict[str, Any]:

@@ -39,10 +39,10 @@ def init(twin: str, target: Path) -> None:
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     n_runs = sum(name.endswith(".yaml") for name in names)
-    run = f"{typed(twin, 'run')} args/tiny_coconut.yaml"
+    run, chat = f"{typed(twin, 'run')} args/tiny_coconut.yaml", typed(twin, "chat")
     print(f"wrote {target}: {n_runs} runs in args/, what they read in data/; now")
     print(f"  cd {target}")
     print(f"  {run} --check   # what it will do")
     print(f"  {run}           # trains a tiny model in minutes")
-    print(f"  {typed(twin, 'chat')} --model prosqa              # asks one that is trained")
+    print(f"  {chat} --model prosqa                  # asks one that is trained")
     print(f"pages to read: {shipped('docs')}")

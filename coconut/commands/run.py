@@ -94,10 +94,6 @@ def _run_on_data_set(config: RunConfig, make_backend: MakeBackend, twin: str, wo
 
 def _process_problem(config: RunConfig, twin: str, n: int, only_check: bool) -> str | None:
     """What is wrong with running in n processes, or with the keys about them."""
-    if config.shard and config.method in DATASET_METHODS:
-        return (
-            f"shard: method {config.method} needs a whole model in each process; set shard: False"
-        )
     if config.shard and twin == "mlx_coconut":
         return "shard: MLX has no sharding of weights; train with cuda_coconut, or set shard: False"
     if config.shard and n == 1 and not only_check:

@@ -24,7 +24,7 @@ VERBS = {
     "run": Verb("coconut.commands.run", "twin make_backend make_world", "train or evaluate a run"),
     "generate": Verb("coconut.commands.generate", "twin make_backend", "answer questions"),
     "chat": Verb("coconut.inside.chat", "twin make_backend", "ask question after question"),
-    "serve": Verb("coconut.inside.serve", "twin make_backend", "show thoughts on a live page"),
+    "serve": Verb("coconut.inside.page.serve", "twin make_backend", "show thoughts on a live page"),
     "inspect": Verb("coconut.inside.inspect", "twin make_backend", "see inside a thought"),
     "analyse": Verb("coconut.inside.analyse", "twin make_backend", "measure a data set's thoughts"),
     "report": Verb("coconut.reporting.report", "twin", "draw the curves of runs, side by side"),
@@ -33,6 +33,11 @@ VERBS = {
     "publish": Verb("coconut.commands.publish", "twin", "upload a checkpoint with a model card"),
     "init": Verb("coconut.commands.init", "twin", "begin a directory with runs and data"),
 }
+
+
+PROJECT = "mlx-coconut"
+EXTRAS = {"mlx": "mlx", "mlx_lm": "mlx", "torch": "cuda", "peft": "cuda"}
+"""Library that a twin cannot do without -> the extra of the project that installs it."""
 
 
 def main(
@@ -50,7 +55,15 @@ def main(
         verb = VERBS[argv[0]]
         known = {"twin": twin, "make_backend": make_backend, "make_world": make_world}
         given = {name: known[name] for name in verb.given.split()}
-        importlib.import_module(verb.module).main(**given, argv=argv[1:])
+        try:
+            importlib.import_module(verb.module).main(**given, argv=argv[1:])
+        except ModuleNotFoundError as error:
+            library = str(error.name).partition(".")[0]
+            if library not in EXTRAS:
+                raise
+            what = f"{PROJECT}[{EXTRAS[library]}]"
+            print(f"{command}: needs {library}: pip install '{what}'", file=sys.stderr)
+            sys.exit(2)
         return
     parser = argparse.ArgumentParser(
         prog=command,

@@ -1,24 +1,17 @@
-"""RunConfig: every key of a run, its default, type and meaning; reading and checking YAML."""
+"""Reading a run's configuration from YAML and `key=value`, and refusing a wrong one."""
 
 from __future__ import annotations
 
 import re
 import typing
 from collections.abc import Mapping
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from coconut.config.checks import (
-    _combinations,
-    _data_set_problems,
-    _generate_problems,
-    _lora_problems,
-    _missing_files,
-    _resolve_method,
-)
-from coconut.config.keys import METHODS, PUBLISHED_NAMES, PUBLISHED_SWITCHES, RunConfig
-from coconut.config.values import _convert, _nearest, _parse_yaml, _shown, _word
+from coconut.config.checks import problems_together
+from coconut.config.keys import PUBLISHED_NAMES, PUBLISHED_SWITCHES, RunConfig
+from coconut.config.latro_keys import LatroConfig, with_preset
+from coconut.config.values import parse_yaml, read_keys, word
 from coconut.errors import UserError
 
 
@@ -37,7 +30,7 @@ def load_config(path: str | Path, overrides: typing.Sequence[str] = ()) -> RunCo
             problems.append(f"{override!r}: overrides are written key=value")
             continue
         try:
-            value = _parse_yaml(text)
+            value = parse_yaml(text)
         except ValueError:
             problems.append(f"{name}: cannot read {text!r} as a YAML value; quote it")
             continue
@@ -55,6 +48,8 @@ def _gives_way(given: Any, override: str) -> bool:
     """Whether a key of the file says what an override says anew, under another name."""
     if given in PUBLISHED_SWITCHES and override == "method":
         return True
+    if {given, override} == {"wandb", "report_to"}:
+        return True
     return PUBLISHED_NAMES.get(given, given) == PUBLISHED_NAMES.get(override, override)
 
 
@@ -63,46 +58,26 @@ def check_config(
 ) -> RunConfig:
     """Turn a mapping into a RunConfig. Raises UserError with all problems at once."""
     problems = list(problems or [])
-    if values.get("method") is not None and values["method"] not in METHODS:
-        # All else depends on it.
-        guess = _nearest(values["method"], METHODS)
-        shown = _shown(values["method"]) + (f"; {guess}" if guess else "")
-        problems.append(f"method: expected one of {', '.join(METHODS)}, got {shown}")
-        raise UserError(where, *problems)
     kind: type[RunConfig] = RunConfig
     if values.get("method") in ("latro", "preexperiment"):
-        from coconut.config.latro_keys import LatroConfig, with_preset
-
         kind, values = LatroConfig, with_preset(values)
-    known = {f.name: f for f in fields(kind)}
-    hints = typing.get_type_hints(kind)
-    config = kind()
+    given: dict[Any, Any] = {}  # key -> the name it is given by
+    for theirs in values:
+        ours = PUBLISHED_NAMES.get(theirs, theirs)
+        if ours != theirs and ours in values:
+            problems.append(f"{theirs}: stands for {ours}, which is given too; drop one")
+        else:
+            given[ours] = theirs
+    named = {ours: values[theirs] for ours, theirs in given.items()}
+    found, wrong = read_keys(kind, named, PUBLISHED_NAMES, "docs/keys.md lists them")
+    if "method" in wrong:  # all else depends on it
+        raise UserError(where, *problems, f"method: {wrong['method']}")
+    problems += [f"{word(given[name])}: {wrong[name]}" for name in given if name in wrong]
+    config = kind(**found)
     config.where = where
-    failed = set()
-    for given, value in values.items():
-        name = PUBLISHED_NAMES.get(given, given) if isinstance(given, str) else given
-        if name != given and name in values:
-            problems.append(f"{given}: stands for {name}, which is given too; drop one")
-            continue
-        if name not in known:
-            advice = _nearest(name, known | PUBLISHED_NAMES) or "docs/keys.md lists them"
-            problems.append(f"{_word(name)}: unknown key, {advice}")
-            continue
-        try:
-            setattr(config, name, _convert(name, value, hints[name], known[name].metadata))
-        except ValueError as error:
-            problems.append(f"{given}: {error}")
-            failed.add(name)
-    together = [
-        *_resolve_method(config),
-        *_combinations(config),
-        *_data_set_problems(config, values),
-        *_generate_problems(config),
-        *_lora_problems(config),
-        *_missing_files(config),
-        *config.problems(values),
-    ]
     # A key that could not be read has its default here, about which nothing need be said.
+    failed = wrong.keys() & kind.__dataclass_fields__.keys()
+    together = problems_together(config, values)
     problems += [line for line in together if failed.isdisjoint(re.findall(r"\w+", line))]
     if problems:
         raise UserError(where, *[_as_given(line, values) for line in problems])
@@ -125,11 +100,9 @@ def _read_yaml(path: str | Path) -> dict[Any, Any]:
     except (OSError, UnicodeDecodeError, ValueError) as error:
         raise UserError(str(path), f"cannot be read as a text file: {error}") from None
     try:
-        values = _parse_yaml(text)
+        values = parse_yaml(text)
     except ValueError as error:
         raise UserError(str(path), str(error)) from None
-    if values is None:
-        values = {}
-    if not isinstance(values, dict):
+    if not isinstance(values, (dict, type(None))):
         raise UserError(str(path), "expected `key: value` lines")
-    return values
+    return values or {}

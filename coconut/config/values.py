@@ -2,33 +2,53 @@
 
 from __future__ import annotations
 
-import difflib
 import math
+import operator
 import types
 import typing
-from collections.abc import Mapping
-from dataclasses import field
+from collections.abc import Iterable, Mapping
+from dataclasses import field, fields
 from typing import Any
 
 import yaml
 
+from coconut.errors import nearest
+
 SHOWN = 60
 """Characters of a wrong value that a message repeats."""
+
+LIMITS = {
+    "low": (operator.ge, "at least", "≥", "minimum"),
+    "above": (operator.gt, "above", ">", "exclusiveMinimum"),
+    "high": (operator.le, "at most", "≤", "maximum"),
+    "below": (operator.lt, "below", "<", "exclusiveMaximum"),
+}
+"""What a number may be held to: the test, its words, its sign, its name in a JSON Schema."""
 
 
 def key(
     default: Any,
     help: str,
+    group: str,
     *,
-    choices: tuple[str, ...] = (),
-    low: float | None = None,
+    read_by: tuple[str, ...] | None = None,
+    choices: tuple[Any, ...] = (),
+    complaint: str = "",
+    aliases: str = "",
+    booleans: tuple[str, ...] = (),
     any_text: bool = False,
+    released: Any = None,
+    **limits: float,
 ) -> Any:
-    """A configuration key: its default, its help line and the values it may take.
+    """All that is said of a configuration key; what is made of it reads it from the field.
 
-    any_text: line breaks and other characters that cannot be printed are meant.
+    group: the heading it stands under. read_by: the methods that read it; None: all do.
+    limits: of LIMITS. complaint: said of a number outside of its choices or upper limit, instead of
+    the usual sentence. aliases: its published names. booleans: published meanings of False
+    and True. any_text: line breaks and other characters that cannot be printed are meant.
+    released: its value in LaTRO's released code, where that differs from the paper.
     """
-    metadata = {"help": help, "choices": choices, "low": low, "any_text": any_text}
+    metadata = {name: value for name, value in locals().items() if name != "default"}
     if isinstance(default, (list, dict)):
         return field(default_factory=lambda: type(default)(default), metadata=metadata)
     return field(default=default, metadata=metadata)
@@ -43,13 +63,13 @@ class _Loader(yaml.SafeLoader):
             if isinstance(key, yaml.ScalarNode) and key.tag != "tag:yaml.org,2002:merge":
                 if key.value in seen:
                     raise yaml.constructor.ConstructorError(
-                        None, None, f"{_shown(key.value)} stands there twice", key.start_mark
+                        None, None, f"{shown(key.value)} stands there twice", key.start_mark
                     )
                 seen.add(key.value)
         return super().construct_mapping(node, deep)
 
 
-def _parse_yaml(text: str) -> Any:
+def parse_yaml(text: str) -> Any:
     """The value a YAML text stands for. Raises ValueError saying where it is broken."""
     try:
         return yaml.load(text, Loader=_Loader)
@@ -62,49 +82,78 @@ def _parse_yaml(text: str) -> Any:
         raise ValueError(f"{place}not valid YAML: {what}") from None
 
 
-def _convert(name: str, value: Any, hint: Any, metadata: Mapping[str, Any]) -> Any:
+def without_none(hint: Any) -> Any:
+    """The type that a value has if it is not None."""
+    if isinstance(hint, types.UnionType):
+        return next(t for t in hint.__args__ if t is not types.NoneType)
+    return hint
+
+
+def _convert(value: Any, hint: Any, metadata: Mapping[str, Any]) -> Any:
     """Check one value against its key's type. Raises ValueError with the complaint."""
-    optional = isinstance(hint, types.UnionType)
     if value is None or value == "None":  # the published files write the string
-        if optional:
+        if isinstance(hint, types.UnionType):
             return None
         if hint is str or value is None:
             raise ValueError("needs a value")
-    if optional:
-        hint = next(t for t in hint.__args__ if t is not types.NoneType)
+    hint = without_none(hint)
     if metadata["any_text"]:
         texts = [value] if hint is str else value
         if not isinstance(texts, list) or not all(isinstance(t, str) for t in texts):
             wanted = "text" if hint is str else "a list of texts"
-            raise ValueError(f"expected {wanted}, got {_shown(value)}")
+            raise ValueError(f"expected {wanted}, got {shown(value)}")
         return value
-    if name == "reset_optimizer" and isinstance(value, bool):
-        return "epoch" if value else "never"
+    if isinstance(value, bool) and metadata["booleans"]:
+        return metadata["booleans"][value]
     if typing.get_origin(hint) is list:
-        return _list(value, _CONVERTERS[hint.__args__[0]])
+        if hint.__args__[0] is str and isinstance(value, str):
+            value = [value]  # the only one
+        if not isinstance(value, list):
+            raise ValueError(f"expected a list, got {shown(value)}")
+        return [_CONVERTERS[hint.__args__[0]](inner) for inner in value]
     value = _CONVERTERS[typing.get_origin(hint) or hint](value)
-    choices, low = metadata["choices"], metadata["low"]
+    choices, complaint = metadata["choices"], metadata["complaint"]
     if choices and value not in choices:
-        guess = _nearest(value, choices)
-        guess = f"; {guess}" if guess else ""
-        raise ValueError(f"expected one of {', '.join(choices)}, got {_shown(value)}{guess}")
-    if low is not None and value < low:
-        raise ValueError(f"must be at least {low}, got {_shown(value)}")
+        *most, last = map(str, choices)
+        either = f"{', '.join(most)} or {last}" if hint is int else f"one of {', '.join(choices)}"
+        expected = complaint or f"expected {either}"
+        raise ValueError(f"{expected}, got {shown(value)}{nearest(value, choices, '; ')}")
+    for name, limit in metadata["limits"].items():
+        holds, words, *_ = LIMITS[name]
+        if not holds(value, limit):
+            expected = (complaint if name == "high" else "") or f"must be {words} {limit}"
+            raise ValueError(f"{expected}, got {shown(value)}")
     return value
 
 
-def _nearest(name: Any, known: typing.Iterable[str]) -> str:
-    near = difflib.get_close_matches(name, known, 1) if isinstance(name, str) else []
-    return f"did you mean {near[0]}?" if near else ""
+def read_keys(
+    kind: type[Any], values: Mapping[Any, Any], others: Iterable[str] = (), advice: str = ""
+) -> tuple[dict[str, Any], dict[Any, str]]:
+    """The values as their keys' types, and a complaint for each that is wrong or unknown.
+
+    others: names that are known besides the fields of `kind`, and read elsewhere. advice: where no
+    known name is near; all of them if empty.
+    """
+    hints, found = typing.get_type_hints(kind), {}
+    known = sorted({*hints, *others})
+    advice = advice or f"known: {', '.join(known)}"
+    wrong = {n: f"unknown key, {nearest(n, known) or advice}" for n in values if n not in known}
+    for f in fields(kind):
+        if f.name in values:
+            try:
+                found[f.name] = _convert(values[f.name], hints[f.name], f.metadata)
+            except ValueError as error:
+                wrong[f.name] = str(error)
+    return found, wrong
 
 
-def _word(name: Any) -> str:
+def word(name: Any) -> str:
     """A key as a message names it: bare if that is readable."""
     is_plain = isinstance(name, str) and name.isprintable() and len(name) <= SHOWN
-    return name if is_plain else _shown(name)
+    return name if is_plain else shown(name)
 
 
-def _shown(value: Any) -> str:
+def shown(value: Any) -> str:
     """A wrong value as a message repeats it: quoted, and never longer than a line."""
     try:
         text = repr(value)
@@ -116,7 +165,7 @@ def _shown(value: Any) -> str:
 
 def _bool(value: Any) -> bool:
     if not isinstance(value, bool):
-        raise ValueError(f"expected True or False, got {_shown(value)}")
+        raise ValueError(f"expected True or False, got {shown(value)}")
     return value
 
 
@@ -124,9 +173,9 @@ def _int(value: Any) -> int:
     if isinstance(value, float) and value.is_integer():
         value = int(value)
     if isinstance(value, bool) or not isinstance(value, int):
-        raise ValueError(f"expected a whole number, got {_shown(value)}")
+        raise ValueError(f"expected a whole number, got {shown(value)}")
     if abs(value) >= 2**53:
-        raise ValueError(f"too large: {_shown(value)}")
+        raise ValueError(f"too large: {shown(value)}")
     return value
 
 
@@ -137,9 +186,9 @@ def _float(value: Any) -> float:
             raise ValueError
         number = float(value)
     except (TypeError, ValueError, OverflowError):
-        raise ValueError(f"expected a number, got {_shown(value)}") from None
+        raise ValueError(f"expected a number, got {shown(value)}") from None
     if not math.isfinite(number):
-        raise ValueError(f"expected a finite number, got {_shown(value)}")
+        raise ValueError(f"expected a finite number, got {shown(value)}")
     return number
 
 
@@ -150,22 +199,16 @@ def _str(value: Any) -> str:
     if isinstance(value, (int, float)):
         value = str(value)
     if not isinstance(value, str):
-        raise ValueError(f"expected text, got {_shown(value)}")
+        raise ValueError(f"expected text, got {shown(value)}")
     if "\0" in value or not value.isprintable():
-        raise ValueError(f"holds characters that cannot be printed: {_shown(value)}")
+        raise ValueError(f"holds characters that cannot be printed: {shown(value)}")
     return value
 
 
 def _dict(value: Any) -> dict[str, Any]:
     if not isinstance(value, dict) or not all(isinstance(k, str) for k in value):
-        raise ValueError(f"expected `key: value` lines, got {_shown(value)}")
+        raise ValueError(f"expected `key: value` lines, got {shown(value)}")
     return value
-
-
-def _list(value: Any, convert: Any) -> list[Any]:
-    if not isinstance(value, list):
-        raise ValueError(f"expected a list, got {_shown(value)}")
-    return [convert(inner) for inner in value]
 
 
 _CONVERTERS: dict[Any, Any] = {bool: _bool, int: _int, float: _float, str: _str, dict: _dict}

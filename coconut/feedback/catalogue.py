@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import difflib
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
-if TYPE_CHECKING:
-    pass
-
+from coconut.errors import nearest
 
 WIDEST = 2**20
 """Most hidden units of a projection: more is a slip of the keyboard, and no machine's memory."""
@@ -82,7 +79,7 @@ def _choice(*names: str) -> Callable[[str], str]:
     def read(text: str) -> str:
         if text not in names:
             raise ValueError(
-                f"expected one of {', '.join(names)}, got {text!r}{_nearest(text, names)}"
+                f"expected one of {', '.join(names)}, got {text!r}{nearest(text, names, ', ')}"
             )
         return text
 
@@ -225,8 +222,3 @@ class Part:
 
 
 EXAMPLES = {"layer": "-1", "depth": "0.5", "hf": "-2", "suppressed_fork": "0.5", "noise": "0.1"}
-
-
-def _nearest(name: str, known: Any) -> str:
-    near = difflib.get_close_matches(name, known, 1)
-    return f", did you mean {near[0]}?" if near else ""

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    pass
 from coconut.feedback.catalogue import Part, Span
 
 # ---- layers by number

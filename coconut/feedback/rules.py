@@ -10,11 +10,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    pass
-from coconut.feedback.catalogue import EXAMPLES, FLAGS, SOURCES, TRANSFORMS, Option, Part, _nearest
+from coconut.errors import nearest
+from coconut.feedback.catalogue import EXAMPLES, FLAGS, SOURCES, TRANSFORMS, Option, Part
 from coconut.feedback.layers import _layers_of
 
 EPS = 1e-6
@@ -112,7 +111,7 @@ def parse(text: str) -> Rule:
     head, bar, tail = text.partition("|")
     head = FORK_ALIASES.get(head.strip(), head)
     if "[" in head:
-        advice = _nearest(head.strip(), FORK_ALIASES)
+        advice = nearest(head.strip(), FORK_ALIASES, ", ")
         raise ValueError(f"unknown source {head.strip()!r}{advice}; docs/feedback.md has them all")
     text = head + bar + tail
     first, *others = (piece.strip() for piece in text.split("|"))
@@ -136,7 +135,7 @@ def _part(text: str, known: Mapping[str, Mapping[str, Option]], kind: str) -> Pa
     name, _, arguments = text.strip().partition(":")
     if name not in known:
         other = "transform" if name in TRANSFORMS else "source" if name in SOURCES else ""
-        advice = f"; it is a {other}" if other else _nearest(name, known)
+        advice = f"; it is a {other}" if other else nearest(name, known, ", ")
         raise ValueError(f"unknown {kind} {name!r}{advice}; known: {', '.join(known)}")
     options = known[name]
     values: dict[str, Any] = {}
@@ -149,7 +148,7 @@ def _part(text: str, known: Mapping[str, Mapping[str, Option]], kind: str) -> Pa
         if option not in options:
             takes = f"takes {', '.join(options)}" if options else "takes no argument"
             raise ValueError(
-                f"{name}: unknown argument {option!r}{_nearest(option, options)}; {takes}"
+                f"{name}: unknown argument {option!r}{nearest(option, options, ', ')}; {takes}"
             )
         if option in values:
             raise ValueError(f"{name}: {option} is given twice")

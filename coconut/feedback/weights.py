@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import math
+import weakref
 import zlib
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import Any
 
 import numpy as np
 
-if TYPE_CHECKING:
-    pass
 from coconut.feedback.catalogue import Part
 from coconut.feedback.layers import span_layers
 from coconut.feedback.rules import Rule
+
+RULE_PREFIX = "feedback."
+"""Of a rule's weights among the model's parameters."""
+
 
 # ---- a rule in a run
 
@@ -121,6 +125,39 @@ def inverse_gram(gram: np.ndarray, lam: float) -> np.ndarray:
     """(WᵀW + λI)⁻¹ in float64 from WᵀW (d, d), λ being lam times the mean of its diagonal."""
     gram = gram.astype(np.float64)
     return np.linalg.inv(gram + lam * np.trace(gram) / len(gram) * np.eye(len(gram)))
+
+
+class Inverses:
+    """The inverse of WᵀW that `suppressed` needs, kept for one model and one state of it.
+
+    make: (model, λ) -> (WᵀW + λI)⁻¹ (D, D) of its head, an array of the twin's.
+    """
+
+    def __init__(self, rule: Rule, make: Callable[[Any, float], Any]):
+        self.rule, self.make = rule, make
+        self._kept: dict[bool, tuple[Any, int, Any]] = {}
+
+    def of(self, model: Any, training: bool = False) -> Any:
+        """That of this model, anew when the one kept is too old.
+
+        In training it may be `refresh` updates old, otherwise it is of the present parameters.
+        """
+        refresh = self.rule.refresh if training else 1
+        version = model.feedback.version
+        owner, made_at, inverse = self._kept.get(training, (None, 0, None))
+        if inverse is not None and owner() is model:
+            if not refresh or 0 <= version - made_at < refresh:
+                return inverse
+        part = self.rule.find("suppressed")
+        assert part is not None, "only asked for by it"
+        inverse = self.make(model, part["lam"])
+        # Training and the rest apart: an evaluation in between must not change a run.
+        self._kept[training] = (weakref.ref(model), version, inverse)
+        return inverse
+
+    def forget(self) -> None:
+        """Make them anew at the next use, as a resumed run does."""
+        self._kept = {}
 
 
 class RidgeSums:

@@ -9,64 +9,30 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from coconut.checkpoints.named import add_model, too_low
 from coconut.errors import UserError, guarded, typed
 from coconut.files import here_or_shipped, sha256, write_text
-from coconut.inside import figures
+from coconut.inside.analyses import ablate, forced_k, height, parallelism, shifted
+from coconut.inside.analyses.asking import SEED, Analysis, Options
+from coconut.inside.findings import READINGS
 from coconut.inside.graph import read_graph
-from coconut.inside.lens import READINGS, Lens
+from coconut.inside.lens import Lens
 from coconut.reporting.console import Console
+from coconut.tasks import prosqa
 
 if TYPE_CHECKING:
     from coconut.backend import MakeBackend
-from coconut.inside.analyses.ablate import ablate, ablate_table
-from coconut.inside.analyses.asking import SEED, Options, Table
-from coconut.inside.analyses.forced_k import forced_k, forced_k_table
-from coconut.inside.analyses.shifted import ood, ood_table
-from coconut.inside.analyses.tree import height, height_table, parallelism, parallelism_table
 
-
-@dataclass(frozen=True)
-class Analysis:
-    """One command: what it measures, its table, its picture."""
-
-    help: str
-    measure: Callable[[Lens, Options, Callable[[int], None]], dict[str, Any]]
-    table: Callable[[dict[str, Any]], Table]
-    draw: Callable[[dict[str, Any]], bytes]
-
-
-ANALYSES: dict[str, Analysis] = {
-    "forced-k": Analysis(
-        "accuracy and outcome classes after 0, 1, ... thoughts",
-        forced_k,
-        forced_k_table,
-        figures.forced_k,
-    ),
-    "parallelism": Analysis(
-        "value of the best 1, 2, 3 nodes after each thought",
-        parallelism,
-        parallelism_table,
-        figures.parallelism,
-    ),
-    "height": Analysis(
-        "value of nodes by their height, right and wrong ones apart",
-        height,
-        height_table,
-        figures.height,
-    ),
-    "ablate": Analysis(
-        "accuracy with zeroed, noisy, shuffled and other questions' thoughts",
-        ablate,
-        ablate_table,
-        figures.ablate,
-    ),
-    "ood": Analysis("accuracy on deeper, denser, larger graphs", ood, ood_table, figures.ood),
+ANALYSES = {
+    "forced-k": forced_k.ANALYSIS,
+    "parallelism": parallelism.ANALYSIS,
+    "height": height.ANALYSIS,
+    "ablate": ablate.ANALYSIS,
+    "ood": shifted.ANALYSIS,
 }
 """Name on the command line -> what it does."""
 
@@ -100,8 +66,6 @@ def main(twin: str, make_backend: MakeBackend, argv: Sequence[str] | None = None
 
 
 def _run(twin: str, make_backend: MakeBackend, given: argparse.Namespace) -> None:
-    from coconut.tasks import prosqa
-
     least = {"items": 2, "latents": 0, "batch_size": 1, "max_new_tokens": 1, "seed": 0}
     if problems := too_low(given, **least):
         raise UserError("command line", *problems)
@@ -110,10 +74,7 @@ def _run(twin: str, make_backend: MakeBackend, given: argparse.Namespace) -> Non
     longest = max((item["question"] for item in items), key=len)
     lens.check(longest, 1)
     limit = lens.backend.n_positions
-    n_new = given.max_new_tokens
-    if limit is not None:
-        prompts = (len(lens.tokenizer.encode_question(i["question"] + "\n")) for i in items)
-        n_new = min(n_new, limit - max(prompts) - lens.n_thoughts - 2)
+    n_new = min(lens.room(item["question"], given.max_new_tokens) for item in items)
     if n_new < 1:
         raise UserError(given.data, f"a question fills the model's {limit} positions; shorten it")
     options = Options(
@@ -128,9 +89,9 @@ def _run(twin: str, make_backend: MakeBackend, given: argparse.Namespace) -> Non
     about = _about(twin, lens, given, items)
     console = Console()
     for name in names:
-        analysis, shown = ANALYSES[name], options
+        analysis = ANALYSES[name]
         with console.progress(name, len(items)) as bar:
-            found = analysis.measure(lens, shown, bar.advance)
+            found = analysis.measure(lens, options, bar.advance)
         found = {"analysis": name, **about, **found}
         columns, rows = analysis.table(found)
         console.table(f"{name}: {analysis.help}", columns, rows)

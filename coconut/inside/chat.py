@@ -18,7 +18,6 @@ import rich.console
 
 from coconut.backend import Decoding
 from coconut.batches.batch import collate
-from coconut.batches.curriculum import Sample, markers_of, question_row
 from coconut.checkpoints.named import add_model, too_low
 from coconut.errors import UserError, guarded, typed
 from coconut.inside.graph import read_graph
@@ -93,12 +92,8 @@ class Chat:
         self._check(question)
         self.last = question
         tokenizer, backend = self.lens.tokenizer, self.lens.backend
-        sample = Sample(0, tokenizer.encode_question(question + "\n"), [], [])
-        markers = markers_of(tokenizer)
-        row = question_row(self.lens.config, sample, self.lens.stage, markers, self.n_thoughts)
-        room = self.max_new_tokens
-        if backend.n_positions is not None:
-            room = min(room, backend.n_positions - len(row.ids))
+        row = self.lens.prompt(question, self.n_thoughts)
+        room = self.lens.room(question, self.max_new_tokens)
         shown = ""
 
         def show(tokens: list[int], is_last: bool = False) -> bool:
@@ -185,14 +180,9 @@ class Chat:
         question = self._last()
         self.lens.n_thoughts = max(self.n_thoughts, self.lens.own_thoughts)
         self.lens.check(question, 1)
-        room = self.max_new_tokens
-        if self.lens.backend.n_positions is not None:
-            longest = len(self.lens.tokenizer.encode_question(question + "\n"))
-            room = min(room, self.lens.backend.n_positions - longest - self.lens.n_thoughts - 2)
+        room = self.lens.room(question, self.max_new_tokens)
         graph = read_graph(question)
-        gold = None
-        if graph is not None and graph.right is not None:
-            gold = f"{graph.nodes[graph.asked]} is a {graph.nodes[graph.right]}."
+        gold = None if graph is None else graph.answer
         rows: list[list[Any]] = []
         for stop in self.lens.stops(question, None, gold, max(room, 1)):
             sure = "" if stop.certainty is None else f"{stop.certainty:.3f}"

@@ -32,6 +32,15 @@ class Graph:
         reached = [node for node in self.choices if self.distances[node] is not None]
         return reached[0] if len(reached) == 1 else None
 
+    def statement(self, node: int) -> str:
+        """The sentence that makes the asked name an instance of a node."""
+        return f"{self.nodes[self.asked]} is a {self.nodes[node]}."
+
+    @property
+    def answer(self) -> str | None:
+        """The right answer as a text; None without a right choice."""
+        return None if self.right is None else self.statement(self.right)
+
     @property
     def names(self) -> list[int]:
         """Nodes that are said without Every: the asked one, and whatever has no parent."""
@@ -85,11 +94,12 @@ def read_graph(question: str) -> Graph | None:
         edges=list(edges),
         asked=asked,
         choices=tuple(choices),
-        distances=_distances(len(words), list(edges), asked),
+        distances=distances(len(words), list(edges), asked),
     )
 
 
-def _distances(n: int, edges: list[tuple[int, int]], source: int) -> list[int | None]:
+def distances(n: int, edges: list[tuple[int, int]], source: int) -> list[int | None]:
+    """Hops from a node to each of n; None where no way leads."""
     found: list[int | None] = [None] * n
     found[source] = 0
     queue = deque([source])

@@ -14,9 +14,10 @@ from coconut.batches.dataset import read_items
 from coconut.checkpoints.named import add_model, too_low
 from coconut.errors import UserError, guarded, typed
 from coconut.files import here_or_shipped, write_text
+from coconut.inside.findings import READINGS, Inspection
 from coconut.inside.graph import read_graph
-from coconut.inside.lens import READINGS, Inspection, Lens
-from coconut.inside.page import page
+from coconut.inside.lens import Lens
+from coconut.inside.page.page import page
 from coconut.inside.show import Tables
 
 if TYPE_CHECKING:

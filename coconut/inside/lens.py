@@ -11,20 +11,20 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Collection, Sequence
-from dataclasses import asdict, dataclass
-from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from coconut.backend import Backend, Decoding
-from coconut.batches.batch import Batch, collate
+from coconut.batches.batch import collate
 from coconut.batches.curriculum import Row, Sample, markers_of, plan, question_row
 from coconut.checkpoints.named import checkpoint_config, found_model
 from coconut.checkpoints.source import open_source
 from coconut.config.keys import WITH_FEEDBACK, WITH_LATENTS
 from coconut.errors import UserError
+from coconut.inside.findings import READINGS, Inspection, Reading, Stop, Thought
+from coconut.inside.forced import Case, Forcing, case_of, probability, spelled
 from coconut.inside.graph import Graph, read_graph, sentences
 from coconut.inside.known import FORM, knows_only_prosqa, warnings
 from coconut.text.answers import exact_match, extract
@@ -34,118 +34,6 @@ if TYPE_CHECKING:
     from coconut.backend import MakeBackend
 
 _ANSWER_SIGN = re.compile("#{3,}")
-
-READINGS = {
-    "step": "the subject of the step it would print next",
-    "fact": "what it would say the asked name is",
-    "answer": "what it would give as the answer",
-    "thought": "what the output head reads in the thought itself",
-}
-"""Where the next concept is read. thought: nothing is forced; in the vector that is fed back, the
-concept that ` is a` would go on with (of a word of many tokens, its first). The others force a text
-behind the thoughts. step: `Every`, as in the Coconut paper
-(arXiv 2412.06769, section 5); without thoughts the step's first word. fact: `NAME is a`.
-answer: `### NAME is a`."""
-
-
-@dataclass(frozen=True)
-class Thought:
-    """One thought: the vector that takes the place of a latent's embedding.
-
-    number: from 1. top: the most probable tokens if the output head reads it, with probabilities.
-    norm: its length; norm_ratio: in mean lengths of a token's embedding. cosines: with the thoughts
-    before it, in order. attention (segments): what its latent takes from each part of the prompt,
-    summed over the part's tokens and then mean over layers and heads; attention_max: the largest of
-    any layer and head, found at attention_at (layer, head), from 0; attention_heads
-    (layers, heads, segments): all of them.
-    """
-
-    number: int
-    top: list[tuple[str, float]]
-    norm: float
-    norm_ratio: float
-    cosines: list[float]
-    attention: list[float]
-    attention_max: list[float]
-    attention_at: list[tuple[int, int]]
-    attention_heads: list[list[list[float]]]
-
-
-@dataclass(frozen=True)
-class Stop:
-    """What the model answers if it stops after n_thoughts.
-
-    text: all it generates. chain, answer: its parts; chain_is_stated: for each line of the chain,
-    whether the question says it, None of a line whose subject goes without saying. certainty: the
-    probability of the answer's tokens given everything before them; None without an answer.
-    is_finished: it ended by itself. is_correct: None if the right answer is not known. choices: for
-    ProsQA the probability of each choice as the answer, forced right behind the thoughts (all
-    tokens of `### NAME is a CHOICE.`), in the question's order. is_trained: the checkpoint's method
-    trains answers from this many.
-    """
-
-    n_thoughts: int
-    text: str
-    chain: list[str]
-    chain_is_stated: list[bool | None]
-    answer: str
-    certainty: float | None
-    is_finished: bool
-    is_correct: bool | None
-    choices: tuple[float, float] | None
-    is_trained: bool
-
-
-@dataclass(frozen=True)
-class Reading:
-    """The latent tree: which concept comes next, were the text to begin with a lead.
-
-    kind: one of READINGS. leads: the forced text after 0, 1, ... thoughts. lead_probability: that
-    the model would begin so by itself; where nothing is forced, what all concepts have together.
-    values[k][node]: probability of each node's word given the lead; words outside the graph have
-    the rest. is_trained: the checkpoint's method trains such text behind thoughts.
-    """
-
-    kind: str
-    leads: list[str]
-    lead_probability: list[float]
-    values: list[list[float]]
-    is_trained: bool
-
-
-@dataclass(frozen=True)
-class Inspection:
-    """Everything that can be seen of one question; `as_json` makes plain data of it.
-
-    idx: the item's number in its file, None for a question typed in. gold: the right answer, None
-    if not known. segments: the parts of the prompt that attention is summed over: the sentences,
-    the start marker, then the thoughts. graph: None if the question is not of ProsQA's form.
-    warnings: of the question, why its answers mean nothing. notes: of the checkpoint, what to know
-    before believing the numbers.
-    """
-
-    question: str
-    idx: int | None
-    gold: str | None
-    segments: list[str]
-    n_sentences: int
-    graph: Graph | None
-    thoughts: list[Thought]
-    stops: list[Stop]
-    readings: list[Reading]
-    warnings: list[str]
-    notes: list[str]
-
-    def as_json(self) -> dict[str, Any]:
-        """Plain dictionaries, lists, numbers and strings."""
-        found = asdict(self)
-        if self.graph is not None:
-            found["graph"] |= {
-                "right": self.graph.right,
-                "names": self.graph.names,
-                "path": self.graph.path(),
-            }
-        return found
 
 
 class Lens:
@@ -184,6 +72,7 @@ class Lens:
         self.rule = None if opened.source.feedback is None else opened.source.feedback.rule
         self.has_labelled_thoughts: bool = made_with.get("labelled_thoughts", False)
         self.backend: Backend = make_backend(self.config, opened.source)
+        self._forcing = Forcing(self.tokenizer, self.backend)
 
     def inspect(
         self,
@@ -197,8 +86,8 @@ class Lens:
         """Look at everything. Raises UserError if the question is empty or too long."""
         graph = read_graph(question)
         self.check(question, max_new_tokens, graph)
-        if gold is None and graph is not None and graph.right is not None:
-            gold = f"{graph.nodes[graph.asked]} is a {graph.nodes[graph.right]}."
+        if gold is None and graph is not None:
+            gold = graph.answer
         segments, thoughts = self.thoughts(question, n_top)
         return Inspection(
             question=question,
@@ -221,7 +110,7 @@ class Lens:
         """
         if not question.strip():
             raise UserError("question", "is empty; write one")
-        n = len(self._prompt(question, self.n_thoughts).ids)
+        n = len(self.prompt(question, self.n_thoughts).ids)
         limit = self.backend.n_positions
         # The prompts of fewer thoughts are no longer than this.
         if limit is not None and n + max_new_tokens > limit:
@@ -237,16 +126,22 @@ class Lens:
                 f" them, but the model has {limit} positions; shorten it",
             )
 
+    def room(self, question: str, max_new_tokens: int) -> int:
+        """New tokens, at most so many, that the model has positions for behind all thoughts."""
+        if self.backend.n_positions is None:
+            return max_new_tokens
+        longest = len(self.prompt(question, self.n_thoughts).ids)
+        return min(max_new_tokens, self.backend.n_positions - longest)
+
     def _n_forced(self, graph: Graph) -> int:
         """Tokens of the longest text that any reading or choice forces behind the thoughts."""
-        name = graph.nodes[graph.asked]
-        texts = [f"### {name} is a {word}." for word in graph.nodes]
+        texts = [f"### {graph.statement(node)}" for node in range(len(graph.nodes))]
         texts += [f"Every {word} is a {word}." for word in graph.nodes]
         return max(len(self.tokenizer.encode(text)) for text in texts)
 
     def thoughts(self, question: str, n_top: int = 10) -> tuple[list[str], list[Thought]]:
         """(segments of the prompt, every thought of it)."""
-        row = self._prompt(question, self.n_thoughts)
+        row = self.prompt(question, self.n_thoughts)
         segments, of_token = self._segments(question, row)
         if not row.n_latents:
             return segments, []
@@ -281,17 +176,13 @@ class Lens:
     ) -> list[Stop]:
         """The answer after every number of thoughts, from none to all."""
         tokenizer = self.tokenizer
-        batch = self._prompts(question)
+        batch = collate(self._prompts(question), tokenizer.pad_id)
         decoding = Decoding(max_new_tokens, tokenizer.eos_id)
         written = self.backend.generate(batch, decoding)
         stated = set(sentences(question))
         forced = []
         if graph is not None:
-            name = graph.nodes[graph.asked]
-            forced = [
-                tokenizer.encode(f"### {name} is a {graph.nodes[choice]}.")
-                for choice in graph.choices
-            ]
+            forced = [tokenizer.encode(f"### {graph.statement(c)}") for c in graph.choices]
         _, logprobs = self.backend.continuation_logprobs(batch, [[new, *forced] for new in written])
         found = []
         for k, (new, (own, *others)) in enumerate(zip(written, logprobs, strict=True)):
@@ -307,10 +198,10 @@ class Lens:
                     chain=lines,
                     chain_is_stated=[_is_stated(line, stated) for line in lines],
                     answer=answer,
-                    certainty=_probability(own[start:]) if answer else None,
+                    certainty=probability(own[start:]) if answer else None,
                     is_finished=is_finished,
                     is_correct=None if gold is None else exact_match(answer, gold),
-                    choices=(_probability(others[0]), _probability(others[1])) if others else None,
+                    choices=(probability(others[0]), probability(others[1])) if others else None,
                     is_trained=self.is_trained(k),
                 )
             )
@@ -321,35 +212,32 @@ class Lens:
         if kind == "thought":
             values = self._named(question, graph)
             return Reading(kind, [""] * len(values), [sum(row) for row in values], values, True)
-        cases = [_case(kind, k, graph) for k in range(self.n_thoughts + 1)]
-        found = self._forced(question, graph, cases)
+        cases = [case_of(kind, k, graph) for k in range(self.n_thoughts + 1)]
+        found = self._forcing.probabilities(self._prompts(question), graph, cases)
         values = [[0.0] * len(graph.nodes) for _ in cases]
         for row, case, (_, probabilities) in zip(values, cases, found, strict=True):
             for node, p in zip(case.nodes, probabilities, strict=True):
                 row[node] = p
-        is_trained = {
-            "step": self._prints_steps,
-            "fact": False,
-            "answer": True,
-        }[kind]
+        is_trained = {"step": self._prints_steps, "fact": False, "answer": True}[kind]
         return Reading(
             kind, [case.lead for case in cases], [p for p, _ in found], values, is_trained
         )
 
     def _named(self, question: str, graph: Graph) -> list[list[float]]:
         """For k = 0, 1, ...: the probability of each concept in thought k; zeros for k = 0."""
-        row = self._prompt(question, self.n_thoughts)
+        row = self.prompt(question, self.n_thoughts)
         found = [[0.0] * len(graph.nodes)]
         if not row.n_latents:
             return found
-        case = _Case(" is a", [n for n in range(len(graph.nodes)) if n not in graph.names], ".")
-        words = [(n, _spelled(self.tokenizer, case, graph.nodes[n])) for n in case.nodes]
+        case = Case(" is a", [n for n in range(len(graph.nodes)) if n not in graph.names], ".")
+        words = [(n, spelled(self.tokenizer, case, graph.nodes[n])) for n in case.nodes]
         for logprobs in self.backend.trace(collate([row], self.tokenizer.pad_id)).logprobs:
             values = [0.0] * len(graph.nodes)
             for node, word in words:
-                is_one = bool(word.inside)
-                p = self._mass(logprobs, word.shared, word.inside) if is_one else None
-                values[node] = math.exp(logprobs[word.tokens[0]]) if p is None else p
+                if word.inside:
+                    values[node] = self._forcing.mass(logprobs, word.shared, word.inside)
+                else:
+                    values[node] = math.exp(logprobs[word.tokens[0]])
             found.append(values)
         return found
 
@@ -409,86 +297,15 @@ class Lens:
             return END_OF_TEXT
         return self.tokenizer.decode([token], keep_markers=True) or f"<id {token}>"
 
-    def _prompt(self, question: str, n_thoughts: int) -> Row:
+    def prompt(self, question: str, n_thoughts: int) -> Row:
+        """A question with so many thoughts behind it, as the method asks it."""
         sample = Sample(0, self.tokenizer.encode_question(question + "\n"), [], [])
         markers = markers_of(self.tokenizer)
         return question_row(self.config, sample, self.stage, markers, n_thoughts)
 
-    def _prompts(self, question: str) -> Batch:
+    def _prompts(self, question: str) -> list[Row]:
         """The prompts with 0, 1, ... thoughts."""
-        rows = [self._prompt(question, k) for k in range(self.n_thoughts + 1)]
-        return collate(rows, self.tokenizer.pad_id)
-
-    def _forced(
-        self, question: str, graph: Graph, cases: Sequence[_Case]
-    ) -> list[tuple[float, list[float]]]:
-        """For k = 0, 1, ...: probability of the case's lead, and of each word given the lead."""
-        # One word behind one lead may be cut into tokens in its own way: (k, tokens before the
-        # word) is a prompt of its own. Usually there is one a k.
-        spellings = [
-            [_spelled(self.tokenizer, case, graph.nodes[node]) for node in case.nodes]
-            for case in cases
-        ]
-        leads = [sorted({s.forced for s in row}) for row in spellings]
-        plain = self._prompts(question)
-        _, lead_logprobs = self.backend.continuation_logprobs(
-            plain, [[lead for lead in row if lead] for row in leads]
-        )
-        prompts = [
-            _behind(self._prompt(question, k), lead) for k, row in enumerate(leads) for lead in row
-        ]
-        if not prompts:
-            return [(0.0, []) for _ in cases]
-        words = [
-            [s.tokens for s in spellings[k] if s.forced == lead]
-            for k, row in enumerate(leads)
-            for lead in row
-        ]
-        first, word_logprobs = self.backend.continuation_logprobs(
-            collate(prompts, self.tokenizer.pad_id), words
-        )
-        found, at = [], 0
-        for k, row in enumerate(leads):
-            given = iter(lead_logprobs[k])
-            log_leads = [float(next(given).sum(dtype=np.float64)) if lead else 0.0 for lead in row]
-            largest = max(log_leads, default=0.0)
-            total, joint = 0.0, {}
-            for lead, log_lead in zip(row, log_leads, strict=True):
-                weight = math.exp(log_lead - largest)
-                same = [(i, s) for i, s in enumerate(spellings[k]) if s.forced == lead]
-                total += weight * self._mass(first[at], same[0][1].shared, "")
-                for (i, spelling), logprobs in zip(same, word_logprobs[at], strict=True):
-                    if spelling.inside:
-                        p = self._mass(first[at], spelling.shared, spelling.inside)
-                    else:
-                        p = _probability(logprobs)
-                    joint[i] = weight * p
-                at += 1
-            values = [joint[i] / total if total else 0.0 for i in range(len(joint))]
-            found.append((math.exp(largest) * total, values))
-        return found
-
-    def _mass(self, logprobs: np.ndarray, shared: str, inside: str) -> float:
-        """Probability that the next token's text begins with shared + inside, as a whole word."""
-        if not shared and not inside:
-            return 1.0
-        start = shared + inside
-        if (start, inside) not in self._beginning:
-            self._beginning[start, inside] = [
-                i
-                for i, text in enumerate(self._vocabulary)
-                if text.startswith(start) and not (inside and text[len(start) :][:1].isalnum())
-            ]
-        tokens = self._beginning[start, inside]
-        return float(np.exp(logprobs[tokens].astype(np.float64)).sum())
-
-    @cached_property
-    def _vocabulary(self) -> list[str]:
-        return [self.tokenizer.decode([i]) for i in range(self.tokenizer.vocab_size)]
-
-    @cached_property
-    def _beginning(self) -> dict[tuple[str, str], list[int]]:
-        return {}
+        return [self.prompt(question, k) for k in range(self.n_thoughts + 1)]
 
     def _segments(self, question: str, row: Row) -> tuple[list[str], list[int]]:
         """(segments, the segment of each token of the prompt; -1 for none)."""
@@ -521,68 +338,5 @@ class Lens:
         return next(i for i, length in enumerate(lengths) if length >= signs[-1].end())
 
 
-@dataclass(frozen=True)
-class _Case:
-    """What is forced behind the thoughts: lead, then the word of one of the nodes, then tail."""
-
-    lead: str
-    nodes: list[int]
-    tail: str
-
-
 def _is_stated(line: str, stated: Collection[str]) -> bool | None:
     return None if line.lstrip().startswith("is ") else line.strip() in stated
-
-
-def _case(kind: str, n_thoughts: int, graph: Graph) -> _Case:
-    names, asked = graph.names, graph.nodes[graph.asked]
-    concepts = [node for node in range(len(graph.nodes)) if node not in names]
-    if kind == "step" and n_thoughts == 0:
-        return _Case("", names, " is a {}.\n")
-    return {
-        "step": _Case("Every", concepts, " is a {}.\n"),
-        "fact": _Case(f"{asked} is a", concepts, ".\n"),
-        "answer": _Case(f"### {asked} is a", concepts, "."),
-    }[kind]
-
-
-@dataclass(frozen=True)
-class _Spelling:
-    """A word behind a lead, in tokens.
-
-    forced: tokens that hold nothing of the word. tokens: those of the word. shared: what the first
-    of them holds of the lead. inside: the rest of that token's text up to the word's end, if the
-    word ends in it and it shares; else empty.
-    """
-
-    forced: tuple[int, ...]
-    tokens: tuple[int, ...]
-    shared: str
-    inside: str
-
-
-def _spelled(tokenizer: Tokenizer, case: _Case, word: str) -> _Spelling:
-    """How a tokenizer writes a word behind a lead.
-
-    GPT-2 writes `Every| le|mp|us| is|...`: the lead, then the word's own tokens, whose
-    probabilities are multiplied. Our small encoding writes `Every lempus| is a ...`: the lead is
-    inside the word's token, so its probability counts among all tokens that share that lead.
-    """
-    start = f"{case.lead} {word}" if case.lead else word
-    ids = tokenizer.encode(start + case.tail.format(word))
-    ends = [len(tokenizer.decode(ids[: i + 1])) for i in range(len(ids))]
-    n_forced = sum(end <= len(case.lead) for end in ends)
-    n_word = next(i for i, end in enumerate(ends) if end >= len(start)) + 1 - n_forced
-    begins = ends[n_forced - 1] if n_forced else 0
-    shared = case.lead[begins:]
-    inside = start[len(case.lead) :] if shared and n_word == 1 else ""
-    tokens = ids[n_forced : n_forced + n_word]
-    return _Spelling(tuple(ids[:n_forced]), tuple(tokens), shared, inside)
-
-
-def _behind(prompt: Row, tokens: Sequence[int]) -> Row:
-    return Row(prompt.idx, [*prompt.ids, *tokens], None, prompt.first_latent, prompt.n_latents)
-
-
-def _probability(logprobs: np.ndarray) -> float:
-    return math.exp(float(logprobs.sum(dtype=np.float64)))

@@ -11,7 +11,7 @@ import rich.console
 import rich.table
 import rich.text
 
-from coconut.inside.lens import READINGS, Inspection, Reading
+from coconut.inside.findings import READINGS, Inspection, Reading
 
 PIPED_WIDTH = 240
 """Columns of a line that no terminal cuts."""

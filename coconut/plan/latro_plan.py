@@ -7,7 +7,7 @@ from coconut.batches.questions import DataSet
 from coconut.checkpoints.adapters import check_twin
 from coconut.config.latro_keys import LatroConfig
 from coconut.plan.memory import evaluation_bytes, training_bytes
-from coconut.plan.plan import find_model, to_fetch
+from coconut.plan.unbuilt import find_model, to_fetch
 from coconut.reporting.console import Console
 from coconut.run.latro.resume import plan_lines, resumed_from, warm_weights, whole_update
 

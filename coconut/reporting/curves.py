@@ -10,7 +10,7 @@ from typing import Any, TypeGuard
 import yaml
 
 from coconut.errors import UserError
-from coconut.reporting.console import LOG
+from coconut.reporting.log import LOG
 
 Position = tuple[float, float, int]
 """(epoch, step in it, place in EVENTS); an evaluation stands behind every step of its epoch."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import time
 from collections import Counter
@@ -12,15 +11,13 @@ from typing import Any
 from coconut.backend import Backend, MakeBackend
 from coconut.batches.dataset import check_lengths
 from coconut.batches.questions import Questions
-from coconut.checkpoints.source import open_source
 from coconut.config.keys import RunConfig
 from coconut.config.latro_keys import LatroConfig
-from coconut.files import write_text
-from coconut.reporting.console import N_SHOWN, Console, tracker
-from coconut.run import ending
+from coconut.reporting.console import N_SHOWN, Console
+from coconut.run.ending import measured_with, write_results
 from coconut.run.latro.rationale_check import RationaleCheck
 from coconut.run.sampling import decode_rows
-from coconut.run.start import check_same
+from coconut.run.start import Run
 from coconut.world import World
 
 SHOWN = 60
@@ -41,48 +38,33 @@ def evaluate_data_set(
 
     world: the processes that share the questions; the first writes and speaks.
     """
-    world = world or World()
-    opened = open_source(config)
-    questions = Questions(config, opened.tokenizer)
+    run = Run(config, twin, world)
+    questions = Questions(config, run.tokenizer)
     items, path = questions.items(config.split), questions.path(config.split)
-    check_room(questions, items, path, opened.source.n_positions)
+    check_room(questions, items, path, run.source.n_positions)
     check = None
     if isinstance(config, LatroConfig) and config.rationale_check:
-        check = RationaleCheck(config, opened.tokenizer, items, opened.source.n_positions)
-    check_same(world, config, opened.source, [path])
-    backend = make_backend(config, opened.source)
-    world.wait()
-    wandb = tracker(config) if config.wandb else None
-    with Console(config.run_dir, rank=world.rank, wandb=wandb) as console:
-        if world.is_first:
-            write_text(config.run_dir / "config.yaml", config.to_yaml())
-        console.say(
-            f"{twin} | {backend.model_type} {backend.n_params / 1e6:.1f}M params | {backend.device}"
-            f" {backend.dtype} | run {config.name} | method {config.method} | {len(items):,} items"
-            f" of {path} | seed {config.seed}"
-        )
+        check = RationaleCheck(config, run.tokenizer, items, run.source.n_positions)
+    run.agree([path])
+    backend = run.build(make_backend)
+    with run.begin() as console:
         thoughts = getattr(config, "latro_latents", 0)
-        if thoughts and not (opened.coconut or {}).get("latent_ids"):
-            console.say(
-                f"note: latro_latents: {thoughts}, but this model was trained without thoughts"
-            )
+        is_new = thoughts and not (run.made_with or {}).get("latent_ids")
+        note = f"note: latro_latents: {thoughts}, but this model was trained without thoughts"
+        run.greet(f" | {len(items):,} items of {path}", *[note] * bool(is_new))
         with console.progress(config.split, len(items) * (1 + config.maj_k)) as bar:
             predictions, summary, tokens = answer(
-                backend, config, questions, items, bar.advance, world
+                backend, config, questions, items, bar.advance, run.world
             )
         if check is not None:
-            summary["rationales"] = check.run(backend, tokens, world)
+            summary["rationales"] = check.run(backend, tokens, run.world)
         summary |= {
-            "method": config.method,
-            **ending.measured_with(twin, backend, path),
+            **measured_with(run, path),
             "checkpoint": config.load_model_path or config.model_id,
             "dataset_name": config.dataset_name,
             "split": config.split,
         }
-        if world.is_first:
-            lines = [json.dumps(p, ensure_ascii=False) + "\n" for p in predictions]
-            write_text(config.run_dir / "predictions.jsonl", "".join(lines))
-            write_text(config.run_dir / "summary.json", json.dumps(summary, indent=2) + "\n")
+        write_results(run, summary, "predictions.jsonl", predictions)
         _say(console, summary, predictions)
     return summary
 

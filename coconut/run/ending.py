@@ -1,21 +1,87 @@
-"""The end of a run: what its summary says it was measured with."""
+"""How a run ends: with results, with its test split answered once, or because a number ran away."""
 
 from __future__ import annotations
 
+import json
+import math
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
-if TYPE_CHECKING:
-    from coconut.backend import Backend
-from coconut.files import sha256
+from coconut.errors import UserError
+from coconut.files import sha256, write_json
+from coconut.run.start import Run
 
 
-def measured_with(twin: str, backend: Backend, data: str) -> dict[str, str]:
-    """What a summary says of the machine it was made on, and of the file of its questions."""
+def measured_with(run: Run, data: str) -> dict[str, Any]:
+    """What a summary says of its method, its machine, and the file of its questions."""
     return {
-        "backend": twin,
-        "device": backend.device,
-        "dtype": backend.dtype,
+        "method": run.config.method,
+        "backend": run.twin,
+        "device": run.backend.device,
+        "dtype": run.backend.dtype,
         "data": data,
         "data_sha256": sha256(Path(data)),
     }
+
+
+def write_results(
+    run: Run, summary: dict[str, Any], name: str | None = None, rows: Sequence[dict[str, Any]] = ()
+) -> None:
+    """Write summary.json, and beside it a file of this name with a line a row.
+
+    Of a diverged model some numbers are not finite; JSON has null for them.
+    """
+    if name is not None:
+        lines = (json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+        run.write(name, "".join(lines))
+    if run.world.is_first:
+        write_json(run.directory / "summary.json", _plain(summary))
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _plain(inner) for name, inner in value.items()}
+    if isinstance(value, list):
+        return [_plain(inner) for inner in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def check_finite(run: Run, remedy: str, where: dict[str, Any], **values: float) -> None:
+    """Raise UserError, and log the event, for a loss, reward or gradient that is not finite.
+
+    remedy: what to do about it. where: the fields of the event, which tell the update.
+    """
+    for name, value in values.items():
+        if not math.isfinite(value):
+            run.console.event("non_finite", **where)
+            place = ", ".join(f"{key.replace('_', ' ')} {at}" for key, at in where.items())
+            raise UserError(
+                str(run.directory),
+                f"{name.replace('_', ' ')} {value} at {place}: not finite; {remedy}; checkpoints of"
+                " before are untouched",
+            )
+
+
+def test_once(
+    run: Run, best: Path, data: str, answers: Callable[[], tuple[dict[str, Any], float]]
+) -> None:
+    """The best checkpoint on the test split, once for the run, in test.json.
+
+    best: the checkpoint, if it was saved; else the weights of now answer. answers: what the file
+    says, and the accuracy.
+    """
+    path = run.directory / "test.json"
+    # As the first process sees it.
+    (is_done, has_best), *_ = run.world.exchange([path.exists(), best.is_dir()])
+    if is_done:
+        run.console.say(f"{path} is there already: the test split is answered once for a run")
+        return
+    if has_best:
+        run.backend.restore(best)
+    found, accuracy = answers()
+    found |= {"checkpoint": str(best) if has_best else "last", **measured_with(run, data)}
+    if run.world.is_first:
+        write_json(path, found)
+    n = found["n"]
+    run.console.event("test", path=str(path), answer=(round(accuracy * n), n))

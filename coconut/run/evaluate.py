@@ -11,9 +11,18 @@ from typing import Any
 import numpy as np
 
 from coconut.backend import Backend, Decoding
-from coconut.batches.batch import collate
-from coconut.batches.curriculum import Sample, markers_of, question_row, remaining_steps
+from coconut.batches.batch import chunks, collate
+from coconut.batches.curriculum import (
+    Sample,
+    item_rng,
+    markers_of,
+    question_row,
+    remaining_steps,
+    training_row,
+)
 from coconut.config.keys import RunConfig
+from coconut.run.ending import measured_with, write_results
+from coconut.run.start import Run
 from coconut.text.answers import classify_chain, cot_match, exact_match, extract, numeric_match
 from coconut.text.tokenizer import Tokenizer
 from coconut.world import World
@@ -157,3 +166,70 @@ def _count(predictions: Sequence[dict[str, Any]], seconds: float) -> dict[str, A
         "new_tokens_per_question": sum(p["new_tokens"] for p in predictions) / n,
         "unfinished": sum(not p["ended"] for p in predictions) / n,
     }
+
+
+def validation_loss(
+    backend: Backend,
+    config: RunConfig,
+    tokenizer: Tokenizer,
+    samples: Sequence[Sample],
+    stage: int,
+    epoch: int,
+    world: World,
+) -> float:
+    """Mean loss a label, nats, over the samples at the stage itself (no draws)."""
+    markers = markers_of(tokenizer)
+
+    def loss_of(numbers: np.ndarray) -> tuple[float, int]:
+        rows = [
+            training_row(config, samples[i], stage, markers, item_rng(config.seed, 0, i), epoch + 1)
+            for i in numbers
+        ]
+        part = backend.eval_loss(collate(rows, tokenizer.pad_id, config.pad_multiple))
+        return part.loss_sum, part.n_targets
+
+    batches = list(chunks(np.arange(len(samples)), config.batch_size_training))
+    # Added in the order of one process: the same sum to the last bit.
+    losses, counts = zip(*world.deal(batches, loss_of), strict=True)
+    return sum(losses) / max(sum(counts), 1)
+
+
+def report(
+    run: Run, result: Evaluation, data: str, epoch: int | None = None, loss: float | None = None
+) -> None:
+    """Write predictions and summary, and say what came out.
+
+    data: file of the questions. epoch: after which the run was evaluated, from 0; None for an
+    evaluation by itself.
+    """
+    config, s = run.config, result.summary
+    asked = (config.load_model_path or config.model_id) if epoch is None else str(run.directory)
+    s |= {
+        "loss": loss,
+        "epoch": None if epoch is None else epoch + 1,
+        **measured_with(run, data),
+        "checkpoint": asked,
+    }
+    write_results(run, s, "predictions.jsonl", result.predictions)
+
+    def share(name: str, n: int = s["n"]) -> tuple[int, int] | None:
+        return (round(s[name] * n), n) if s.get(name) is not None else None
+
+    run.console.event(
+        "eval",
+        epoch=s["epoch"],
+        n_epochs=None if epoch is None else config.num_epochs,
+        stage=s["stage"],
+        loss=loss,
+        answer=share("accuracy"),
+        swapped=share("swapped_accuracy"),
+        both=share("both_accuracy"),
+        cot=share("cot_match", s.get("chains", 0)),
+        new_tokens=s["new_tokens_per_question"],
+        samples_per_second=s["samples_per_second"],
+        peak_memory_bytes=s["peak_memory_bytes"],
+    )
+    if s.get("thoughts"):
+        run.console.record("thoughts", epoch=s["epoch"], stage=s["stage"], **s["thoughts"])
+    for name, count in s.get("outcomes", {}).items():
+        run.console.say(f"  {name}: {count}")

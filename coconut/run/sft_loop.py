@@ -8,15 +8,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from coconut import files
 from coconut.batches.curriculum import Sample
 from coconut.batches.questions import Questions
 from coconut.checkpoints import checkpoint
-from coconut.reporting.console import Console
-from coconut.run import ending
 from coconut.run.answering import answer, check_room
 from coconut.run.curriculum_loop import Runner
+from coconut.run.ending import test_once
 from coconut.run.evaluate import Evaluation
 
 
@@ -33,13 +32,22 @@ class Written:
 
 
 class SftRunner(Runner):
-    """One SFT run: `train()`."""
+    """One SFT run: `train()`, then, if asked, the best checkpoint answers the test split."""
 
-    def train(self) -> None:
-        """Train the epochs that are left; then, if asked, the best checkpoint answers the test."""
-        super().train()
-        if self.config.test_at_end:
-            self._test()
+    def _finish(self) -> None:
+        """If asked, the checkpoint with the best accuracy answers the test split."""
+        if not self.config.test_at_end:
+            return
+        accuracies = {int(epoch): e["accuracy"] for epoch, e in self.evaluations.items()}
+        best = min(accuracies, key=lambda epoch: (-accuracies[epoch], epoch))
+        directory = self.run_dir / checkpoint.checkpoint_name(best)
+        test_once(self.run, directory, self.questions.path("test"), self._answer_test)
+
+    def _answer_test(self) -> tuple[dict[str, Any], float]:
+        with self.console.progress("test", len(self.test)) as bar:
+            asked = (self.backend, self.config, self.questions, self.test)
+            _, summary, _ = answer(*asked, bar.advance, self.world)
+        return summary, summary["accuracy"]
 
     def _read_data(self) -> None:
         self.questions = Questions(self.config, self.tokenizer)
@@ -64,30 +72,3 @@ class SftRunner(Runner):
             asked = (self.backend, self.config, self.questions, self.val_items)
             predictions, summary, _ = answer(*asked, bar.advance, self.world)
         return Evaluation(predictions, summary)
-
-    def _test(self) -> None:
-        """The checkpoint with the best accuracy on the test split, once for the run."""
-        path = self.run_dir / "test.json"
-        accuracies = {int(epoch): e["accuracy"] for epoch, e in self.evaluations.items()}
-        best = min(accuracies, key=lambda epoch: (-accuracies[epoch], epoch))
-        directory = self.run_dir / checkpoint.checkpoint_name(best)
-        # As the first process sees it; a debug run saves no checkpoint.
-        (is_done, has_best), *_ = self.world.exchange([path.exists(), directory.is_dir()])
-        if is_done:
-            return
-        if has_best:
-            self.backend.restore(directory)
-        with Console(self.run_dir, rank=self.world.rank) as console:
-            data = self.questions.path("test")
-            with console.progress("test", len(self.test)) as bar:
-                _, summary, _ = answer(
-                    self.backend, self.config, self.questions, self.test, bar.advance, self.world
-                )
-            summary |= {
-                "checkpoint": str(directory) if has_best else "last",
-                **ending.measured_with(self.twin, self.backend, data),
-            }
-            if self.world.is_first:
-                files.write_json(path, summary)
-            n = summary["n"]
-            console.event("test", path=str(path), answer=(round(summary["accuracy"] * n), n))

@@ -1,33 +1,114 @@
-"""The beginning of a run."""
+"""The beginning of every run: open it, let its processes agree, say and log what it is."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterable
+from dataclasses import asdict
 from pathlib import Path
 
+from coconut.backend import Backend, MakeBackend
 from coconut.checkpoints import checkpoint
-from coconut.checkpoints.source import Source
+from coconut.checkpoints.source import open_source
 from coconut.config.keys import RunConfig
+from coconut.files import write_text
+from coconut.reporting.console import Console
+from coconut.reporting.report import Reporter
 from coconut.world import World
 
 
-def check_same(world: World, config: RunConfig, source: Source, files: Iterable[str]) -> None:
-    """Raise UserError unless all processes read the same files, wherever they run.
+class Run:
+    """A run that is open: `agree`, `build`, `begin`, `greet`, in this order, then its loop.
 
-    files: data that is there before the run.
+    config: as given. world: the processes it is spread over, each with a Run of its own that does
+    the same; the first one writes all files and speaks. begins_with: the checkpoint to open in
+    place of the one that the configuration names. Raises UserError as opening a checkpoint does.
     """
-    world.check_same("configuration", config.to_yaml())
-    for path in sorted(files):
-        world.check_same_file(Path(path))
-    if source.directory is None:
-        world.check_same("model_config_path", json.dumps(source.config))
-    elif (source.directory / checkpoint.CHECKSUMS).exists():
-        # Its digests were compared with the files when it was opened.
-        world.check_same_file(source.directory / checkpoint.CHECKSUMS)
-    else:
-        for name in sorted(checkpoint.weight_files(source.directory)):
-            world.check_same_file(source.directory / name)
+
+    backend: Backend
+    console: Console
+    reporter: Reporter | None = None
+
+    def __init__(
+        self,
+        config: RunConfig,
+        twin: str,
+        world: World | None = None,
+        begins_with: Path | None = None,
+    ):
+        self.config, self.twin, self.world = config, twin, world or World()
+        self.directory = config.run_dir
+        opened = open_source(config, begins_with)
+        self.source, self.tokenizer, self.made_with = (
+            opened.source,
+            opened.tokenizer,
+            opened.coconut,
+        )
+
+    def agree(self, files: Iterable[str]) -> None:
+        """Raise UserError unless all processes read the same files, wherever they run.
+
+        files: data that is there before the run.
+        """
+        world, directory = self.world, self.source.directory
+        world.check_same("configuration", self.config.to_yaml())
+        for path in sorted(files):
+            world.check_same_file(Path(path))
+        if directory is None:
+            world.check_same("model_config_path", json.dumps(self.source.config))
+        elif (directory / checkpoint.CHECKSUMS).exists():
+            # Its digests were compared with the files when it was opened.
+            world.check_same_file(directory / checkpoint.CHECKSUMS)
+        else:
+            for name in sorted(checkpoint.weight_files(directory)):
+                world.check_same_file(directory / name)
+
+    def build(self, make_backend: MakeBackend) -> Backend:
+        """The model on its device."""
+        self.backend = make_backend(self.config, self.source)
+        return self.backend
+
+    def begin(self, draws: bool = False) -> Console:
+        """Open the log and write config.yaml. draws: curves are drawn beside it.
+
+        Last of all that can be refused: a run that cannot be done leaves its directory as it was.
+        """
+        self.world.wait()
+        config = self.config
+        self.console = Console(self.directory, rank=self.world.rank, tracked=config)
+        self.write("config.yaml", config.to_yaml())
+        if draws and config.report and self.world.is_first:
+            self.reporter = Reporter(self.directory, self.console.say)
+        return self.console
+
+    def greet(self, about: str, *lines: str, continuing: str | None = None) -> None:
+        """Say what runs and on what, and log it with the resolved configuration.
+
+        about: what is particular to the method. lines: said after it. continuing: where a run that
+        was stopped goes on.
+        """
+        config, b, adapter = self.config, self.backend, self.source.adapter
+        trained = f", {b.n_trained / 1e6:.2f}M trained ({adapter.lora.type})" if adapter else ""
+        self.console.record(
+            "start", twin=self.twin, device=b.device, continuing=continuing, config=asdict(config)
+        )
+        self.console.say(
+            f"{self.twin} | {b.model_type} {b.n_params / 1e6:.1f}M params{trained} | {b.device}"
+            f" {b.dtype} | run {config.name} | method {config.method}{about} | seed {config.seed}"
+        )
+        for line in filter(None, [b.note, *lines, continuing and f"continuing {continuing}"]):
+            self.console.say(line)
+
+    def write(self, name: str, text: str) -> None:
+        """A file of the run directory; written by the first process only."""
+        if self.world.is_first:
+            write_text(self.directory / name, text)
+
+
+def agreed_paths(world: World, *paths: Path | None) -> list[Path | None]:
+    """The paths as the first process sees them."""
+    first, *_ = world.exchange([None if path is None else str(path) for path in paths])
+    return [None if path is None else Path(path) for path in first]
 
 
 def processes_in_words(config: RunConfig, n: int) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from hashlib import blake2b
 from pathlib import Path
@@ -12,14 +11,6 @@ from coconut.errors import UserError
 from coconut.tasks.files import Item, field, parse_json, read_text, write_items
 
 T = TypeVar("T")
-
-TASKS = {"prosqa": "coconut.tasks.prosqa", "hops": "coconut.tasks.suite.hops"}
-"""What `generate` can make, and the file that makes it; the first is the default."""
-
-
-def maker(task: str) -> Any:
-    """The module that makes items of a task, with `Options`, `generate` and `keys`."""
-    return importlib.import_module(TASKS[task])
 
 
 def of_epoch(kind: type[T], values: Mapping[str, Any], epoch: int) -> T:

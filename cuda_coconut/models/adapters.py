@@ -7,19 +7,20 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from safetensors.torch import load_file
 from torch import nn
 
+from coconut.blocks import Draw
 from coconut.checkpoints import adapter_files
 from coconut.checkpoints import adapters as files
 from coconut.checkpoints.adapters import Adapter
 from coconut.checkpoints.checkpoint import ADAPTERS
 from coconut.errors import UserError
+from coconut.feedback.weights import RULE_PREFIX
 from coconut.files import write_json
-from cuda_coconut.models.base import RULE_PREFIX, Key, as_linear, dropout
-from cuda_coconut.models.weights import to_numpy, write_tensors
+from cuda_coconut.models.base import as_linear, dropout
+from cuda_coconut.models.weights import from_numpy, to_numpy, trained_weights, write_tensors
 
 LEAVES = {
     "lora_A.default.weight": "lora_a",
@@ -64,12 +65,6 @@ class RowsEmbedding(nn.Module):
             return logits
         own = nn.functional.linear(x, self.rows)
         return logits.index_copy(-1, self.tokens, own.to(logits.dtype))
-
-
-class Draw:
-    """The dropout key of the block being computed; None leaves all adapters' inputs whole."""
-
-    key: Key | None = None
 
 
 class InputDropout(nn.Module):
@@ -124,10 +119,8 @@ def adapt(model, config: Mapping[str, Any], adapter: Adapter) -> None:
         model.set_submodule(path, RowsEmbedding(base, adapter.rows, rows))
     shapes = files.trained_shapes(config, lora, len(adapter.rows))
     fresh = {n: s for n, s in shapes.items() if n.endswith((".lora_a", ".lora_b"))}
-    drawn = {
-        n: torch.from_numpy(files.initial_factor(n, s, adapter.seed)) for n, s in fresh.items()
-    }
-    _set(model, drawn)
+    drawn = {n: files.initial_factor(n, s, adapter.seed) for n, s in fresh.items()}
+    _set(model, from_numpy(drawn))
 
 
 @contextmanager
@@ -162,13 +155,14 @@ def fused(model) -> dict[str, torch.Tensor]:
 
 def save(model, config: Mapping[str, Any], adapter: Adapter, directory: Path) -> None:
     """Write the adapter's files; see coconut/checkpoints/adapters.py."""
-    own = {name: w.detach() for name, w in model.named_parameters() if w.requires_grad}
-    trained = to_numpy({n: w for n, w in to_hf(own).items() if not n.startswith(RULE_PREFIX)})
+    own = to_hf({name: w.detach() for name, w in trained_weights(model).items()})
+    trained = to_numpy({n: w for n, w in own.items() if not n.startswith(RULE_PREFIX)})
     paths = files.vocabulary(config) if adapter.rows else ()
     base = to_numpy({path: model.get_submodule(path).base.weight.detach() for path in paths})
     _, whole = adapter_files.split_trained(trained)
-    _save(directory / ADAPTERS, adapter_files.to_mlx_lm(adapter, trained, base))
-    _save(directory / files.TRAINED, whole)
+    factors = adapter_files.to_mlx_lm(adapter, trained, base)
+    write_tensors(directory / ADAPTERS, from_numpy(factors))
+    write_tensors(directory / files.TRAINED, from_numpy(whole))
     write_json(directory / files.ADAPTER_CONFIG, adapter_files.adapter_config(adapter, config))
 
 
@@ -205,6 +199,11 @@ def sanitize(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     return out
 
 
+def n_numbers(model) -> int:
+    """Numbers in a plain model's weights."""
+    return sum(w.numel() for w in model.parameters())
+
+
 def _whole_weight(layer) -> torch.Tensor:
     """Weight of a linear layer with its adapter merged in, unless that stands aside."""
     if layer.disable_adapters:
@@ -228,7 +227,3 @@ def _set(model, arrays: dict[str, torch.Tensor]) -> None:
     parameters = dict(model.named_parameters())
     for name, w in sanitize(arrays).items():
         parameters[name].copy_(w)
-
-
-def _save(path: Path, arrays: dict[str, np.ndarray]) -> None:
-    write_tensors(path, {n: torch.from_numpy(np.ascontiguousarray(w)) for n, w in arrays.items()})

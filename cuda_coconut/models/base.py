@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from contextvars import ContextVar
+from collections.abc import Callable, Sequence
 from typing import Literal
 
 import numpy as np
@@ -12,23 +10,14 @@ import torch
 import torch.nn.functional as F
 from torch.utils.checkpoint import checkpoint
 
+from coconut.blocks import NEVER, RECORD
 from cuda_coconut.models.cache import Segment, SegmentCache, Shared
-
-RULE_PREFIX = "feedback."
-"""Of a feedback rule's weights among the model's parameters."""
-NEVER = -1e9
-"""Added to the score of a key that must not be seen; finite, so that no row can become NaN."""
 
 Mask = torch.Tensor | Literal["causal"] | None
 """To add to the scores; or "causal": every query sees the keys up to its own column; or nothing."""
 
-Key = tuple[int, ...]
-"""Names one random draw: torch has no keys, so a generator is seeded from the numbers."""
-
-Tap = Callable[[int, torch.Tensor], None]
-"""Is shown h^0, which the first block reads, to h^L, before the final norm: (B, T, D) each."""
-
-_RECORD: ContextVar[list[torch.Tensor] | None] = ContextVar("attention record", default=None)
+Key = tuple[int, ...] | None
+"""Of one random draw: numbers that seed a generator; None: nothing is drawn, no dropout."""
 
 
 def to_device(array: np.ndarray, device: torch.device | str) -> torch.Tensor:
@@ -69,7 +58,7 @@ def attend(
     values: Sequence[Segment],
     mask: Mask,
     dropout_rate: float = 0.0,
-    key: Key | None = None,
+    key: Key = None,
 ) -> torch.Tensor:
     """Scaled dot-product attention over keys kept in segments; the segments are never joined.
 
@@ -84,7 +73,7 @@ def attend(
         with torch.autocast("cpu", enabled=False):
             q, keys, values = q.float(), [k.float() for k in keys], [v.float() for v in values]
             return attend(q, keys, values, mask, dropout_rate, key)
-    if (record := _RECORD.get()) is not None:
+    if (record := RECORD.get()) is not None:
         record.append(attention_weights(q, keys, mask))
     B, H, T, d = q.shape
     G = keys[-1].shape[1]
@@ -134,23 +123,7 @@ def attention_weights(q: torch.Tensor, keys: Sequence[torch.Tensor], mask: Mask)
     return (scores if mask is None else scores + mask).softmax(dim=-1)
 
 
-@contextmanager
-def recorded_attention() -> Iterator[list[torch.Tensor]]:
-    """Inside the block, every `attend` adds its weights to the list, in order of the calls."""
-    record: list[torch.Tensor] = []
-    token = _RECORD.set(record)
-    try:
-        yield record
-    finally:
-        _RECORD.reset(token)
-
-
-def is_recorded() -> bool:
-    """Whether attention weights are being asked for, see `recorded_attention`."""
-    return _RECORD.get() is not None
-
-
-def dropout(x: torch.Tensor, rate: float, key: Key | None) -> torch.Tensor:
+def dropout(x: torch.Tensor, rate: float, key: Key) -> torch.Tensor:
     """Inverted dropout from an explicit key; no key or rate 0 leaves x as it is.
 
     An explicit key makes a recomputed block (gradient checkpointing) drop the same elements, and a
@@ -171,7 +144,7 @@ def as_linear(embedding, h: torch.Tensor) -> torch.Tensor:
     return F.linear(h, embedding.weight) if own is None else own(h)
 
 
-def split_key(key: Key | None, n: int) -> list[Key | None]:
+def split_key(key: Key, n: int) -> list[Key]:
     """n keys out of one; n times None out of None (no dropout)."""
     return [None] * n if key is None else [(*key, i) for i in range(n)]
 

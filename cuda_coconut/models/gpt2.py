@@ -7,22 +7,12 @@ Departs from it: Linear weights are held (out, in); `sanitize` transposes Conv1D
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
-import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
 
-from cuda_coconut.models.base import (
-    Key,
-    Mask,
-    Tap,
-    as_linear,
-    attend,
-    checkpointed,
-    dropout,
-    split_key,
-)
+from coconut.blocks import Tap, run_blocks
+from coconut.checkpoints.model_args import GPT2Args as ModelArgs
+from cuda_coconut.models.base import Key, Mask, as_linear, attend, checkpointed, dropout, split_key
 from cuda_coconut.models.cache import Cache
 from cuda_coconut.models.cpu import Linear
 
@@ -30,23 +20,6 @@ CONV1D = ("attn.c_attn.weight", "attn.c_proj.weight", "mlp.c_fc.weight", "mlp.c_
 """Weights that Hugging Face stores (in, out)."""
 VOCABULARY_ROWS = ("wte.weight",)
 """Tensors with a row a token, by their Hugging Face names; the head is tied."""
-
-
-@dataclass
-class ModelArgs:
-    """The fields of config.json that GPT-2 is built from, under their Hugging Face names."""
-
-    vocab_size: int
-    n_positions: int
-    n_embd: int
-    n_layer: int
-    n_head: int
-    n_inner: int | None = None
-    layer_norm_epsilon: float = 1e-5
-    embd_pdrop: float = 0.1
-    attn_pdrop: float = 0.1
-    resid_pdrop: float = 0.1
-    initializer_range: float = 0.02
 
 
 class Attention(nn.Module):
@@ -57,7 +30,10 @@ class Attention(nn.Module):
         self.c_attn = Linear(args.n_embd, 3 * args.n_embd)
         self.c_proj = Linear(args.n_embd, args.n_embd)
 
-    def forward(self, x, mask, cache, layer, key=None):
+    def forward(
+        self, x: Tensor, mask: Mask, cache: Cache | None, layer: int, key: Key = None
+    ) -> Tensor:
+        """Every token reads those before it: x (B, T, D) -> (B, T, D)."""
         B, T, D = x.shape
         attn_key, resid_key = split_key(key, 2)
         q, k, v = (
@@ -78,7 +54,8 @@ class MLP(nn.Module):
         self.c_fc = Linear(args.n_embd, inner)
         self.c_proj = Linear(inner, args.n_embd)
 
-    def forward(self, x, key=None):
+    def forward(self, x: Tensor, key: Key = None) -> Tensor:
+        """Each token by itself: x (B, T, D) -> (B, T, D)."""
         return dropout(self.c_proj(F.gelu(self.c_fc(x), approximate="tanh")), self.resid_pdrop, key)
 
 
@@ -90,7 +67,10 @@ class Block(nn.Module):
         self.ln_2 = nn.LayerNorm(args.n_embd, eps=args.layer_norm_epsilon)
         self.mlp = MLP(args)
 
-    def forward(self, x, mask, cache, layer, key=None):
+    def forward(
+        self, x: Tensor, mask: Mask, cache: Cache | None, layer: int, key: Key = None
+    ) -> Tensor:
+        """Attention, then the MLP, each added to the residual stream: x (B, T, D) -> (B, T, D)."""
         attn_key, mlp_key = split_key(key, 2)
         x = x + self.attn(self.ln_1(x), mask, cache, layer, attn_key)
         return x + self.mlp(self.ln_2(x), mlp_key)
@@ -112,20 +92,20 @@ class Model(nn.Module):
         self.h = nn.ModuleList(Block(args) for _ in range(args.n_layer))
         self.ln_f = nn.LayerNorm(args.n_embd, eps=args.layer_norm_epsilon)
 
-    def embed(self, ids: torch.Tensor) -> torch.Tensor:
+    def embed(self, ids: Tensor) -> Tensor:
         """Token embeddings without positions, which thoughts replace: ids (B, T) -> (B, T, D)."""
         return self.wte(ids)
 
     def trunk(
         self,
-        x: torch.Tensor,
-        positions: torch.Tensor,
+        x: Tensor,
+        positions: Tensor,
         mask: Mask = None,
         cache: Cache | None = None,
-        key: Key | None = None,
+        key: Key = None,
         checkpointing: bool = False,
         tap: Tap | None = None,
-    ) -> torch.Tensor:
+    ) -> Tensor:
         """Blocks and final norm: x (B, T, D), positions (B, T) -> (B, T, D).
 
         key: turns dropout on, on the embeddings of thoughts too. mask: see `additive_mask`.
@@ -133,34 +113,28 @@ class Model(nn.Module):
         """
         keys = split_key(key, len(self.h) + 1)
         x = dropout(x + self.wpe(positions), self.args.embd_pdrop, keys[0])
-        if tap:
-            tap(0, x)
-        for layer, block in enumerate(self.h):
-            run = checkpointed(block) if checkpointing else block
-            x = run(x, mask, cache, layer, keys[layer + 1])
-            if tap:
-                tap(layer + 1, x)
-        return self.ln_f(x)
+        blocks = map(checkpointed, self.h) if checkpointing else self.h
+        return self.ln_f(run_blocks(blocks, x, mask, cache, keys[1:], tap=tap))
 
-    def head(self, h: torch.Tensor) -> torch.Tensor:
+    def head(self, h: Tensor) -> Tensor:
         """Logits of states after the final norm: (..., D) -> (..., V)."""
         return as_linear(self.wte, h)
 
-    def final_norm(self, h: torch.Tensor) -> torch.Tensor:
+    def final_norm(self, h: Tensor) -> Tensor:
         """The norm between the last block and the head, on states (..., D) of any layer."""
         return self.ln_f(h)
 
-    def position_embedding(self, positions: torch.Tensor) -> torch.Tensor | None:
+    def position_embedding(self, positions: Tensor) -> Tensor | None:
         """What `trunk` adds to the inputs at these positions (B,): (B, D)."""
         return self.wpe(positions)
 
     @property
-    def embedding(self) -> torch.Tensor:
+    def embedding(self) -> Tensor:
         """Input embeddings (V, D)."""
         return self.wte.weight
 
     @property
-    def unembedding(self) -> torch.Tensor:
+    def unembedding(self) -> Tensor:
         """Weights of the head (V, D)."""
         return self.wte.weight
 
@@ -170,7 +144,7 @@ class Model(nn.Module):
         return self.h
 
 
-def sanitize(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+def sanitize(weights: dict[str, Tensor]) -> dict[str, Tensor]:
     """Hugging Face names and layout -> ours; applied twice equals applied once.
 
     Prefixes (mlx_lm's too), mask buffers and the tied head are dropped. The orientation is read
@@ -188,6 +162,6 @@ def sanitize(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     return out
 
 
-def to_hf(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+def to_hf(weights: dict[str, Tensor]) -> dict[str, Tensor]:
     """Our names and layout -> the hub's GPT-2 file: no prefix, Conv1D (in, out), no tied head."""
     return {name: w.T if name.endswith(CONV1D) else w for name, w in weights.items()}

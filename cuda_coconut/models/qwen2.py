@@ -7,95 +7,33 @@ and scaled rotary positions (YaRN, linear, ...) are refused.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
-
 import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
 
-from cuda_coconut.models.base import (
-    Key,
-    Mask,
-    Tap,
-    as_linear,
-    attend,
-    checkpointed,
-    split_key,
-)
+from coconut.blocks import Tap, run_blocks
+from coconut.checkpoints.model_args import Qwen2Args as ModelArgs
+from cuda_coconut.models.base import Key, Mask, as_linear, attend, checkpointed, split_key
 from cuda_coconut.models.cache import Cache
 from cuda_coconut.models.cpu import Linear
 
 VOCABULARY_ROWS = ("model.embed_tokens.weight", "lm_head.weight")
 """Tensors with a row a token, by their Hugging Face names; a tied head has none of its own."""
 
-Rotation = tuple[torch.Tensor, torch.Tensor]
+Angles = tuple[Tensor, Tensor]
 """Cosine and sine of every position's angles, (B, T, 1, d/2) each, float32."""
 
 
-@dataclass
-class ModelArgs:
-    """The fields of config.json that Qwen2 is built from, under their Hugging Face names."""
-
-    vocab_size: int
-    hidden_size: int
-    intermediate_size: int
-    num_hidden_layers: int
-    num_attention_heads: int
-    num_key_value_heads: int | None = None
-    head_dim: int | None = None
-    hidden_act: str = "silu"
-    rms_norm_eps: float = 1e-6
-    rope_theta: float = 10000.0
-    rope_scaling: dict[str, Any] | None = None
-    rope_parameters: dict[str, Any] | None = None
-    """The newer spelling; its rope_theta counts before the field of that name."""
-    use_sliding_window: bool = False
-    layer_types: list[str] | None = None
-    tie_word_embeddings: bool = False
-    attention_dropout: float = 0.0
-    initializer_range: float = 0.02
-
-    def __post_init__(self) -> None:
-        if self.hidden_act != "silu":
-            raise ValueError(f"hidden_act {self.hidden_act!r} is not supported, only silu")
-        if self.use_sliding_window or set(self.layer_types or ()) - {"full_attention"}:
-            raise ValueError("sliding-window attention is not supported; every layer must be full")
-        for name in ("rope_scaling", "rope_parameters"):
-            rope = getattr(self, name) or {}
-            if not isinstance(rope, dict):
-                raise ValueError(f"{name}: expected an object or null")
-            kind = rope.get("rope_type", rope.get("type", "default"))
-            if kind != "default":
-                raise ValueError(
-                    f"{name}: rotary positions of type {kind!r} are not supported; up to the"
-                    " length that the model was trained with it works without them: remove the type"
-                )
-            self.rope_theta = rope.get("rope_theta", self.rope_theta)
-        self.num_key_value_heads = self.num_key_value_heads or self.num_attention_heads
-        if self.num_attention_heads % self.num_key_value_heads:
-            raise ValueError(
-                f"{self.num_attention_heads} heads cannot share {self.num_key_value_heads} keys"
-            )
-        if not self.head_dim:
-            if self.hidden_size % self.num_attention_heads:
-                raise ValueError(
-                    f"hidden_size {self.hidden_size} is no multiple of {self.num_attention_heads}"
-                    " heads"
-                )
-            self.head_dim = self.hidden_size // self.num_attention_heads
-
-
-def rotation(positions: torch.Tensor, head_dim: int, theta: float) -> Rotation:
+def rotation(positions: Tensor, head_dim: int, theta: float) -> Angles:
     """Cosine and sine for positions (B, T) int; computed once a pass for all layers."""
     frequencies = theta ** -(torch.arange(0, head_dim, 2, device=positions.device) / head_dim)
     angles = positions[:, :, None, None].float() * frequencies
     return angles.cos(), angles.sin()
 
 
-def rotate(x: torch.Tensor, rotation: Rotation) -> torch.Tensor:
+def rotate(x: Tensor, angles: Angles) -> Tensor:
     """Turn the pairs (i, i + d/2) of x (B, T, H, d) by their position's angles, in float32."""
-    cos, sin = rotation
+    cos, sin = angles
     a, b = x.chunk(2, dim=-1)
     return torch.cat([a * cos - b * sin, b * cos + a * sin], dim=-1).to(x.dtype)
 
@@ -112,13 +50,16 @@ class Attention(nn.Module):
         self.v_proj = Linear(args.hidden_size, shared)
         self.o_proj = Linear(own, args.hidden_size, bias=False)
 
-    def forward(self, x, mask, cache, layer, key, rotation):
+    def forward(
+        self, x: Tensor, mask: Mask, cache: Cache | None, layer: int, key: Key, angles: Angles
+    ) -> Tensor:
+        """Every token reads those before it: x (B, T, D) -> (B, T, D)."""
         B, T, _ = x.shape
         q, k, v = (
             project(x).view(B, T, -1, self.head_dim)
             for project in (self.q_proj, self.k_proj, self.v_proj)
         )
-        q, k, v = (part.transpose(1, 2) for part in (rotate(q, rotation), rotate(k, rotation), v))
+        q, k, v = (part.transpose(1, 2) for part in (rotate(q, angles), rotate(k, angles), v))
         keys, values = ([k], [v]) if cache is None else cache.update(layer, k, v)
         out = attend(q, keys, values, mask, self.attention_dropout, key)
         return self.o_proj(out.transpose(1, 2).reshape(B, T, -1))
@@ -131,7 +72,8 @@ class MLP(nn.Module):
         self.up_proj = Linear(args.hidden_size, args.intermediate_size, bias=False)
         self.down_proj = Linear(args.intermediate_size, args.hidden_size, bias=False)
 
-    def forward(self, x):
+    def forward(self, x: Tensor) -> Tensor:
+        """Each token by itself: x (B, T, D) -> (B, T, D)."""
         return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
 
 
@@ -143,8 +85,11 @@ class Block(nn.Module):
         self.post_attention_layernorm = nn.RMSNorm(args.hidden_size, eps=args.rms_norm_eps)
         self.mlp = MLP(args)
 
-    def forward(self, x, mask, cache, layer, key, rotation):
-        x = x + self.self_attn(self.input_layernorm(x), mask, cache, layer, key, rotation)
+    def forward(
+        self, x: Tensor, mask: Mask, cache: Cache | None, layer: int, key: Key, angles: Angles
+    ) -> Tensor:
+        """Attention, then the MLP, each added to the residual stream: x (B, T, D) -> (B, T, D)."""
+        x = x + self.self_attn(self.input_layernorm(x), mask, cache, layer, key, angles)
         return x + self.mlp(self.post_attention_layernorm(x))
 
 
@@ -165,20 +110,20 @@ class Model(nn.Module):
         if not args.tie_word_embeddings:
             self.lm_head = nn.Linear(args.hidden_size, args.vocab_size, bias=False)
 
-    def embed(self, ids: torch.Tensor) -> torch.Tensor:
+    def embed(self, ids: Tensor) -> Tensor:
         """Token embeddings, which thoughts replace: ids (B, T) -> (B, T, D)."""
         return self.embed_tokens(ids)
 
     def trunk(
         self,
-        x: torch.Tensor,
-        positions: torch.Tensor,
+        x: Tensor,
+        positions: Tensor,
         mask: Mask = None,
         cache: Cache | None = None,
-        key: Key | None = None,
+        key: Key = None,
         checkpointing: bool = False,
         tap: Tap | None = None,
-    ) -> torch.Tensor:
+    ) -> Tensor:
         """Blocks and final norm: x (B, T, D), positions (B, T) -> (B, T, D).
 
         key: turns dropout on. mask: see `additive_mask`. checkpointing: recompute each block in the
@@ -186,45 +131,39 @@ class Model(nn.Module):
         """
         angles = rotation(positions, self.args.head_dim, self.args.rope_theta)
         keys = split_key(key, len(self.layers))
-        if tap:
-            tap(0, x)
-        for layer, block in enumerate(self.layers):
-            run = checkpointed(block) if checkpointing else block
-            x = run(x, mask, cache, layer, keys[layer], angles)
-            if tap:
-                tap(layer + 1, x)
-        return self.norm(x)
+        blocks = map(checkpointed, self.layers) if checkpointing else self.layers
+        return self.norm(run_blocks(blocks, x, mask, cache, keys, angles, tap=tap))
 
-    def head(self, h: torch.Tensor) -> torch.Tensor:
+    def head(self, h: Tensor) -> Tensor:
         """Logits of states after the final norm: (..., D) -> (..., V)."""
         tied = self.args.tie_word_embeddings
         return as_linear(self.embed_tokens, h) if tied else self.lm_head(h)
 
-    def final_norm(self, h: torch.Tensor) -> torch.Tensor:
+    def final_norm(self, h: Tensor) -> Tensor:
         """The norm between the last block and the head, on states (..., D) of any layer."""
         return self.norm(h)
 
-    def position_embedding(self, positions: torch.Tensor) -> torch.Tensor | None:
+    def position_embedding(self, positions: Tensor) -> Tensor | None:
         """What `trunk` adds to the inputs at these positions: nothing."""
         return None
 
     @property
-    def embedding(self) -> torch.Tensor:
+    def embedding(self) -> Tensor:
         """Input embeddings (V, D)."""
         return self.embed_tokens.weight
 
     @property
-    def unembedding(self) -> torch.Tensor:
+    def unembedding(self) -> Tensor:
         """Weights of the head (V, D)."""
         tied = self.args.tie_word_embeddings
         return self.embed_tokens.weight if tied else self.lm_head.weight
 
 
-def sanitize(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+def sanitize(weights: dict[str, Tensor]) -> dict[str, Tensor]:
     """Hugging Face names -> ours; applied twice equals applied once."""
     return {name.removeprefix("model."): w for name, w in weights.items()}
 
 
-def to_hf(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+def to_hf(weights: dict[str, Tensor]) -> dict[str, Tensor]:
     """Our names -> Hugging Face names: all but the head's carry `model.`."""
     return {n if n == "lm_head.weight" else f"model.{n}": w for n, w in weights.items()}

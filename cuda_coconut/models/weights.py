@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,16 +12,14 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from coconut.checkpoints.adapters import check_twin
-from coconut.checkpoints.checkpoint import FEEDBACK, OPTIMIZER, WEIGHTS, WEIGHTS_INDEX, weight_files
+from coconut.checkpoints.checkpoint import FEEDBACK, OPTIMIZER, weight_files
+from coconut.checkpoints.model_files import check_fits
 from coconut.errors import UserError
+from coconut.feedback.weights import RULE_PREFIX
 from cuda_coconut import models
-from cuda_coconut.models.base import RULE_PREFIX
 from cuda_coconut.models.shard import spread_like, whole
 
-SHARD_BYTES = 5 * 2**30
 HEAD = "lm_head.weight"
-WRITTEN_OUT = ("num_key_value_heads", "rope_theta", "tie_word_embeddings")
-"""Fields of config.json that readers know by different defaults, or in one spelling only."""
 MOMENTS = {"m": "exp_avg", "v": "exp_avg_sq"}
 """Names in the file -> names in the state of torch's AdamW."""
 
@@ -55,15 +54,7 @@ def set_weights(model, weights: dict[str, torch.Tensor], where: str) -> None:
                 f"{HEAD}: differs from the embedding that config.json ties it to; set"
                 " tie_word_embeddings to false there",
             )
-    problems = [f"{name}: missing" for name in shapes if name not in weights]
-    problems += [f"{name}: not a tensor of this model" for name in weights if name not in shapes]
-    problems += [
-        f"{name}: shape {tuple(w.shape)}, expected {tuple(shapes[name])}"
-        for name, w in weights.items()
-        if name in shapes and w.shape != shapes[name]
-    ]
-    if problems:
-        raise UserError(where, *problems)
+    check_fits({name: w.shape for name, w in weights.items()}, shapes, where)
     # Copies: the file's tensors are views into it, turned ones are not contiguous.
     own = {k: w.float().clone(memory_format=torch.contiguous_format) for k, w in weights.items()}
     model.load_state_dict(own, assign=True)
@@ -75,6 +66,17 @@ def hf_weights(model, module) -> dict[str, torch.Tensor]:
     """The model's parameters under Hugging Face names, in Hugging Face layout."""
     own = {name: w.detach() for name, w in model.named_parameters()}
     return module.to_hf({n: w for n, w in own.items() if not n.startswith(RULE_PREFIX)})
+
+
+def trained_weights(model) -> dict[str, torch.Tensor]:
+    """The parameters that an update changes, under their own names."""
+    return {name: w for name, w in model.named_parameters() if w.requires_grad}
+
+
+def take_weights(model, other) -> None:
+    """Give a model the weights of another one of its shape; its feedback rule keeps its own."""
+    rule = {n: w for n, w in model.state_dict().items() if n.startswith(RULE_PREFIX)}
+    model.load_state_dict(other.state_dict() | rule)
 
 
 def feedback_weights(model) -> dict[str, torch.Tensor]:
@@ -94,38 +96,6 @@ def load_feedback(directory: Path) -> dict[str, torch.Tensor]:
     path = directory / FEEDBACK
     raw = load_file(path) if path.exists() else {}
     return {n.removeprefix(RULE_PREFIX): w for n, w in raw.items()}
-
-
-def save_config(config: dict[str, Any], args: Any, directory: Path) -> None:
-    """Write config.json for float32 weights; args: what the architecture made of config."""
-    fields = {name: getattr(args, name) for name in WRITTEN_OUT if hasattr(args, name)}
-    # Both spellings name the type of the weights; transformers casts to it on loading.
-    dtypes = {name: "float32" for name in ("dtype", "torch_dtype") if name in config}
-    text = json.dumps(config | fields | dtypes, indent=2)
-    (directory / "config.json").write_text(text + "\n")
-
-
-def save_weights(weights: dict[str, torch.Tensor], directory: Path) -> None:
-    """Write model.safetensors, or shards with an index above 5 GB."""
-    shards: list[dict[str, torch.Tensor]] = [{}]
-    size = 0
-    for name, w in weights.items():
-        if size + w.nbytes > SHARD_BYTES and shards[-1]:
-            shards.append({})
-            size = 0
-        shards[-1][name] = w
-        size += w.nbytes
-    if len(shards) == 1:
-        write_tensors(directory / WEIGHTS, shards[0])
-        return
-    where = {}
-    for i, shard in enumerate(shards, 1):
-        file = f"model-{i:05d}-of-{len(shards):05d}.safetensors"
-        write_tensors(directory / file, shard)
-        where.update(dict.fromkeys(shard, file))
-    total = sum(w.nbytes for w in weights.values())
-    index = {"metadata": {"total_size": total}, "weight_map": where}
-    (directory / WEIGHTS_INDEX).write_text(json.dumps(index, indent=1))
 
 
 def save_moments(optimizer, module, directory: Path | None) -> None:
@@ -162,7 +132,7 @@ def load_moments(optimizer, model, module, directory: Path) -> None:
         raise UserError(str(path), "missing; this checkpoint cannot be resumed, only started from")
     raw = load_file(path)
     step = raw.pop("step", None)
-    trained = {name: w for name, w in model.named_parameters() if w.requires_grad}
+    trained = trained_weights(model)
     shapes = {name: w.shape for name, w in trained.items()}
     own = {}
     for kind in MOMENTS:
@@ -192,3 +162,8 @@ def to_numpy(weights: dict[str, torch.Tensor]) -> dict[str, np.ndarray]:
     """float32 numpy copies."""
     # Copied before: FSDP cannot free what numpy looks into.
     return {name: w.float().cpu().clone().numpy() for name, w in weights.items()}
+
+
+def from_numpy(weights: Mapping[str, np.ndarray]) -> dict[str, torch.Tensor]:
+    """The same in torch."""
+    return {name: torch.from_numpy(w) for name, w in weights.items()}

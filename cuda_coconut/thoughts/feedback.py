@@ -14,11 +14,11 @@ from coconut.batches.batch import Batch
 from coconut.errors import UserError
 from coconut.feedback import draws
 from coconut.feedback import rules as rules
-from coconut.feedback.weights import RidgeSums, Setup, initial_weights, shapes
+from coconut.feedback.weights import Inverses, RidgeSums, Setup, initial_weights, shapes
 from cuda_coconut.models.base import additive_mask, to_device
 from cuda_coconut.models.shard import spread_like
 from cuda_coconut.thoughts.numbers import rho, rms
-from cuda_coconut.thoughts.sources import SOURCES, Inverses
+from cuda_coconut.thoughts.sources import SOURCES, inverse_of_head
 from cuda_coconut.thoughts.thinker import Thinker
 from cuda_coconut.thoughts.transforms import TRANSFORMS
 
@@ -36,12 +36,26 @@ class Feedback(nn.Module):
         self.wanted = setup.rule.layers(n_layers)
         self.version = 0
         """Counts changes of the model's parameters; whoever changes them adds 1."""
-        self.inverses = Inverses(setup.rule)
+        self.inverses = Inverses(setup.rule, inverse_of_head)
         for name, shape in shapes(self.rule, n_layers, width).items():
             part, _, weight = name.partition(".")
             if part not in self._modules:
                 self.add_module(part, nn.ParameterDict())
             self.get_submodule(part)[weight] = nn.Parameter(torch.zeros(shape))
+
+    def weights_of(self, part: str) -> dict[str, torch.Tensor]:
+        """The trained weights of a part of the rule."""
+        return self.get_submodule(part)
+
+    def think(self, thinker: Thinker) -> torch.Tensor:
+        """The thought (B, D) that the rule makes of what the thinker has read."""
+        first, *others = (SOURCES[part.name](thinker, part) for part in self.rule.sources)
+        a = sum(others, first)
+        for part in self.rule.transforms:
+            a = TRANSFORMS[part.name](thinker, part, a)
+        if "noise" in thinker.prepared:
+            a = a + rms(a).detach() * thinker.prepared["noise"][thinker.latent]
+        return a.to(thinker.last.dtype)
 
 
 def attach(
@@ -91,13 +105,13 @@ def set_weights(feedback: Feedback, weights: dict[str, torch.Tensor]) -> None:
     """Put weights by name into a rule."""
     for name, w in weights.items():
         part, _, weight = name.partition(".")
-        own = feedback.get_submodule(part)[weight]
+        own = feedback.weights_of(part)[weight]
         own.data.copy_(spread_like(w, own))
 
 
 @torch.no_grad()
-def fit(model, batches: Iterable[Batch]) -> None:
-    """Fit the rule's `linear` by least squares: from ĥ to the embedding of the next token.
+def fitted(model, batches: Iterable[Batch]) -> dict[str, torch.Tensor]:
+    """The rule's `linear` by least squares, from ĥ to the embedding of the next token, by name.
 
     batches: ordinary text, without latents.
     """
@@ -114,7 +128,7 @@ def fit(model, batches: Iterable[Batch]) -> None:
         h, e = (a.cpu().numpy() for a in (hidden, x))
         sums.add(h[:, :-1][has_next], e[:, 1:][has_next])
     P, b = (torch.from_numpy(w) for w in sums.solve(part["lam"]))
-    set_weights(feedback, {"linear.weight": P, "linear.bias": b})
+    return {"linear.weight": P, "linear.bias": b}
 
 
 def prepare(
@@ -141,17 +155,3 @@ def prepare(
     if decoding and feedback.rule.stop:
         arrays["may_stop"] = torch.tensor(True)
     return arrays
-
-
-def think(thinker: Thinker, last: torch.Tensor, latent: int) -> torch.Tensor:
-    """The thought (B, D) behind a column whose state after the final norm is `last`."""
-    thinker.read(last, latent)
-    rule = thinker.feedback.rule
-    first, *others = (SOURCES[part.name](thinker, part) for part in rule.sources)
-    a = sum(others, first)
-    for part in rule.transforms:
-        a = TRANSFORMS[part.name](thinker, part, a)
-    if "noise" in thinker.prepared:
-        scale = rms(a).detach()
-        a = a + scale * thinker.prepared["noise"][latent]
-    return a.to(last.dtype)

@@ -7,12 +7,15 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import torch
 
-from coconut.backend import Decoding, Sampled
+from coconut.backend import Decoding
 from coconut.batches.batch import Batch
-from cuda_coconut.models.base import NEVER, to_device
+from coconut.batches.results import Sampled
+from coconut.blocks import NEVER
+from cuda_coconut.models.base import to_device
 from cuda_coconut.models.cache import DecodeCache
 from cuda_coconut.thoughts.feedback import prepare
-from cuda_coconut.thoughts.latent import Inputs, LatentOutput, latent_forward
+from cuda_coconut.thoughts.inputs import Inputs
+from cuda_coconut.thoughts.latent import LatentOutput, latent_forward
 
 COMPACT_AT = 0.75
 """Rows that ended leave the batch once fewer than this share are still writing; moving the cache

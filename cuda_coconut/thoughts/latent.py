@@ -9,38 +9,17 @@ m is the first latent's column, R the largest number of latents. Every column is
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 
 from coconut.batches.batch import Batch
-from cuda_coconut.models.base import Key, Mask, additive_mask, split_key, to_device
+from cuda_coconut.models.base import Key, split_key
 from cuda_coconut.models.cache import SegmentCache
-from cuda_coconut.thoughts.feedback import prepare, think
-from cuda_coconut.thoughts.thinker import Thinker
-
-
-@dataclass
-class Inputs:
-    """The arrays of a Batch that a forward pass reads; shapes: coconut/batches/batch.py."""
-
-    ids: torch.Tensor
-    mask: torch.Tensor
-    positions: torch.Tensor
-    is_latent: torch.Tensor
-    pads_left: bool = True
-    """Some row begins with a pad. If none does, the causal rule alone hides every pad."""
-    segments: torch.Tensor | None = None
-
-    @classmethod
-    def of(cls, batch: Batch, device: torch.device | str = "cpu") -> Inputs:
-        """Copy from the host."""
-        # twin: torch wants to know the device; MLX has one for all.
-        arrays = (batch.ids, batch.mask, batch.positions, batch.is_latent)
-        segments = None if batch.segments is None else to_device(batch.segments, device)
-        pads_left = not batch.mask[:, 0].all()
-        return cls(*(to_device(a, device) for a in arrays), pads_left, segments)
+from cuda_coconut.thoughts.feedback import prepare
+from cuda_coconut.thoughts.inputs import Inputs
+from cuda_coconut.thoughts.thinker import thinker_for
 
 
 @dataclass
@@ -55,20 +34,26 @@ class LatentOutput:
     cache: SegmentCache
     inputs: Inputs
 
+    def thoughts_on_host(self) -> np.ndarray:
+        """The thoughts (R, B, D) float32."""
+        B, _, D = self.hidden.shape
+        thoughts = torch.stack(self.thoughts) if self.thoughts else torch.zeros((0, B, D))
+        return thoughts.float().cpu().numpy()
+
 
 def latent_forward(
     model,
     inputs: Inputs,
     first_latent: int,
     n_passes: int,
-    key: Key | None = None,
+    key: Key = None,
     checkpointing: bool = False,
     replaced: torch.Tensor | None = None,
     prepared: dict[str, torch.Tensor] | None = None,
 ) -> LatentOutput:
     """Hidden states of a batch, with every latent's input replaced by the thought before it.
 
-    The thought is what model.feedback makes of the column before; without one, its last state.
+    A thought is the last state of the column before, or what model.feedback makes of that column.
 
     first_latent, n_passes: the batch's plan; n_passes 0 is the plain model, latents included as
     ordinary tokens. key: turns dropout on. Gradients flow through all passes and the cache.
@@ -76,33 +61,27 @@ def latent_forward(
     thoughts to feed back instead of the model's own. prepared: what `feedback.prepare` made of the
     batch, for rules that need it.
     """
-    embedded = model.embed(inputs.ids)
-    T = inputs.ids.shape[1]
+    thinker = thinker_for(model, replaced, prepared)
     cache = SegmentCache(len(model.layers))
     keys = split_key(key, n_passes + 1)
-    thinker = None if model.feedback is None else Thinker(model, prepared)
+    embedded = model.embed(inputs.ids)
 
     def run(x: torch.Tensor, start: int, end: int, i: int) -> torch.Tensor:
-        mask = pass_mask(inputs, start, end, x.dtype)
         positions = inputs.positions[:, start:end]
-        tap = thinker.watch(x, positions) if thinker and i < n_passes else None
+        mask = inputs.pass_mask(start, end, x.dtype)
+        tap = thinker.watch(x, positions) if i < n_passes else None
         return model.trunk(x, positions, mask, cache, keys[i], checkpointing, tap)
 
     # Split once: the gradient of each slice would be as large as the whole.
+    T = inputs.ids.shape[1]
     sizes = [first_latent, *[1] * (n_passes - 1), T - first_latent - n_passes + 1]
     pieces = embedded.split(sizes if n_passes else T, dim=1)
     end = pieces[0].shape[1]
     hidden, thoughts = [run(pieces[0], 0, end, 0)], []
     for i in range(1, n_passes + 1):
         # ln_f's output, not the residual stream: published checkpoints were trained on it.
-        thought = hidden[-1][:, -1]
-        if replaced is not None:
-            thought = replaced[i - 1].to(thought.dtype)
-        elif thinker:
-            has_stopped = thinker.has_stopped
-            thought = think(thinker, thought, i - 1)
-            if has_stopped is not None:
-                inputs = without_latent(inputs, end, has_stopped)
+        thought = thinker.think(hidden[-1][:, -1], i - 1)
+        inputs = thinker.spare(inputs, end)
         start, end = end, end + pieces[i].shape[1]
         x = torch.where(inputs.is_latent[:, start, None], thought, pieces[i][:, 0])
         x = torch.cat([x[:, None], pieces[i][:, 1:]], dim=1)
@@ -112,33 +91,9 @@ def latent_forward(
     return LatentOutput(joined, thoughts, cache, inputs)
 
 
-def without_latent(inputs: Inputs, column: int, rows: torch.Tensor) -> Inputs:
-    """Inputs in which these rows (B,) bool have no latent at this column: what follows moves up."""
-    rows = (rows & inputs.is_latent[:, column])[:, None]
-    columns = torch.arange(inputs.ids.shape[1], device=rows.device)[None]
-    positions = (inputs.positions - (rows & (columns > column)).int()).clamp(min=0)
-    mask = inputs.mask & ~(rows & (columns == column))
-    # The hole is a pad like those on the left: the causal rule alone would show it.
-    return replace(inputs, mask=mask, positions=positions, pads_left=True)
-
-
 @torch.inference_mode()
 def thoughts_of(model, batch: Batch, n_passes: int) -> np.ndarray:
     """What the latents of a batch receive, thought by thought: (n_passes, B, D) float32."""
-    inputs = Inputs.of(batch, next(model.parameters()).device)
     prepared = prepare(model, batch, (0,)) if n_passes else None
-    plan = (batch.first_latent, n_passes)
-    state = latent_forward(model, inputs, *plan, prepared=prepared)
-    shape = (0, len(batch.ids), state.hidden.shape[-1])
-    thoughts = torch.stack(state.thoughts) if n_passes else torch.zeros(shape)
-    return thoughts.float().cpu().numpy()
-
-
-def pass_mask(inputs: Inputs, start: int, end: int, dtype: torch.dtype) -> Mask:
-    """What the queries in columns start..end may see, in the cheapest form that says so."""
-    # twin: the fused kernels of torch skip the hidden half only when told "causal".
-    if not inputs.pads_left and inputs.segments is None and start == 0:
-        return "causal"
-    if not inputs.pads_left and inputs.segments is None and end - start == 1:
-        return None
-    return additive_mask(inputs.mask, start, end, dtype, inputs.segments)
+    plan, inputs = (batch.first_latent, n_passes), Inputs.of(batch, next(model.parameters()).device)
+    return latent_forward(model, inputs, *plan, prepared=prepared).thoughts_on_host()

@@ -7,12 +7,14 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from coconut.backend import Trace
 from coconut.batches.batch import Batch
-from cuda_coconut.models.base import NEVER, recorded_attention, to_device
+from coconut.batches.results import Trace
+from coconut.blocks import NEVER, recorded_attention
+from cuda_coconut.models.base import to_device
 from cuda_coconut.models.cache import DecodeCache
 from cuda_coconut.thoughts.feedback import prepare
-from cuda_coconut.thoughts.latent import Inputs, latent_forward
+from cuda_coconut.thoughts.inputs import Inputs
+from cuda_coconut.thoughts.latent import latent_forward
 
 ROWS = 32
 """Continuations read at once; each holds a copy of its prompt's keys and values."""

@@ -1,66 +1,33 @@
-"""What a feedback rule reads at the column before a latent."""
+"""Who makes the thoughts of a forward pass: the published way, a given array, or a rule."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 
-from coconut.feedback import rules as rules
+from coconut.blocks import NEVER
 from coconut.feedback.catalogue import Part
-from cuda_coconut.models.base import NEVER, Tap, to_device
+from coconut.feedback.thinking import Published, RuleThinker
+from cuda_coconut.models.base import to_device
 from cuda_coconut.thoughts.numbers import at_least_float32, entropy_of, rho
 
 
-class Thinker:
-    """What a rule reads at the column before a latent.
+class Given(Published):
+    """Thoughts (R, B, D) from elsewhere, in place of the model's own."""
 
-    One for a forward pass: `watch` before each run of the trunk, `feedback.think` after it.
-    """
+    def __init__(self, thoughts: torch.Tensor):
+        self.thoughts = thoughts
 
-    def __init__(self, model, prepared: dict[str, torch.Tensor] | None = None):
-        self.model, self.prepared = model, prepared or {}
-        self.feedback = model.feedback
-        self.layers: dict[int, torch.Tensor] = {}
-        """Raw h^l (B, D) of the layers that the rule wants."""
-        self.latent = 0
-        self.may_stop = "may_stop" in self.prepared
-        self.has_stopped: torch.Tensor | None = None
-        self._n_sure: torch.Tensor | None = None
-        self._once = {name: a for name, a in self.prepared.items() if name == "inverse"}
+    def think(self, last: torch.Tensor, latent: int) -> torch.Tensor:
+        """Row `latent` of what is given."""
+        return self.thoughts[latent].to(last.dtype)
 
-    def watch(self, x: torch.Tensor, positions: torch.Tensor) -> Tap:
-        """Begin a pass over inputs x (B, T, D); the tap keeps what the rule wants."""
-        self.input, self._position = x[:, -1], positions[:, -1]
-        self.layers = {}
 
-        def tap(layer: int, h: torch.Tensor) -> None:
-            if layer in self.feedback.wanted:
-                self.layers[layer] = h[:, -1].clone()  # a view would keep all of h
+class Thinker(RuleThinker):
+    """What the model's feedback rule reads at the column before a latent."""
 
-        return tap
-
-    def read(self, last: torch.Tensor, latent: int) -> None:
-        """End a pass: `last` (B, D) is the column's state after the final norm."""
-        self.last, self.latent = last, latent
-        self._logits: torch.Tensor | None = None
-
-    def state(self, layer: int) -> torch.Tensor:
-        """h^layer (B, D); h^0 without the position embedding, which the next input gets anew."""
-        h = self.layers[layer]
-        offset = self.model.position_embedding(self._position) if layer == 0 else None
-        return h if offset is None else h - offset
-
-    def weight(self, name: str) -> torch.Tensor:
-        """A trained weight of the rule, by part.weight."""
-        part, _, weight = name.partition(".")
-        return self.feedback.get_submodule(part)[weight]
-
-    def once(self, name: str, make: Callable[[], torch.Tensor]) -> torch.Tensor:
-        """A value that all passes share."""
-        if name not in self._once:
-            self._once[name] = make()
-        return self._once[name]
+    def column(self, h: torch.Tensor) -> torch.Tensor:
+        """The last column (B, D) of states (B, T, D)."""
+        return h[:, -1].clone()  # a view would keep all of h
 
     @property
     def rho(self) -> torch.Tensor:
@@ -87,3 +54,12 @@ class Thinker:
             self.has_stopped = torch.zeros_like(entropy, dtype=torch.bool)
         self._n_sure = (self._n_sure + 1) * (entropy < part["stop"])
         self.has_stopped = self.has_stopped | (self._n_sure >= part["patience"])
+
+
+def thinker_for(
+    model, replaced: torch.Tensor | None = None, prepared: dict[str, torch.Tensor] | None = None
+) -> Published:
+    """Who makes the thoughts of a forward pass; arguments as for `latent_forward`."""
+    if replaced is not None:
+        return Given(replaced)
+    return Published() if model.feedback is None else Thinker(model, prepared)

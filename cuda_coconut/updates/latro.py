@@ -12,12 +12,14 @@ import numpy as np
 import torch
 from torch.utils.checkpoint import checkpoint
 
-from coconut.backend import Decoding, PolicyStats, Sampled, Scores
+from coconut.backend import Decoding
 from coconut.batches.batch import Batch
+from coconut.batches.results import PolicyStats, Sampled, Scores
 from coconut.batches.rollouts import RolloutBatch
 from cuda_coconut.models.base import to_device
 from cuda_coconut.thoughts.generate import sample
-from cuda_coconut.thoughts.latent import Inputs, latent_forward
+from cuda_coconut.thoughts.inputs import Inputs
+from cuda_coconut.thoughts.latent import latent_forward
 from cuda_coconut.updates.train import Trainer
 
 CHUNK = 512

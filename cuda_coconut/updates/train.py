@@ -9,14 +9,16 @@ from functools import partial
 import numpy as np
 import torch
 
-from coconut.backend import LossSum, StepStats
 from coconut.batches.batch import Batch
+from coconut.batches.results import LossSum, StepStats
 from coconut.feedback.catalogue import GAINS
+from coconut.feedback.weights import RULE_PREFIX
 from coconut.world import World
-from cuda_coconut.models.base import RULE_PREFIX, Key, to_device
+from cuda_coconut.models.base import Key, to_device
 from cuda_coconut.models.shard import Shards, own_part
 from cuda_coconut.thoughts.feedback import prepare
-from cuda_coconut.thoughts.latent import Inputs, latent_forward
+from cuda_coconut.thoughts.inputs import Inputs
+from cuda_coconut.thoughts.latent import latent_forward
 from cuda_coconut.updates.losses import masked_cross_entropy
 
 _ALIGNED = 64
@@ -45,6 +47,7 @@ class Trainer:
         shard: bool = False,
     ):
         self.model = model
+        self.n_traces = 0  # twin: nothing is compiled here
         self.world = world or World()
         self.shards = Shards(model, self.world) if shard else None
         self.device = next(model.parameters()).device
@@ -195,9 +198,7 @@ class Trainer:
     def _n_passes(self, batch: Batch) -> int:
         return batch.n_passes if self.feeds_back else 0
 
-    def _loss_sum(
-        self, batch: Batch, key: Key | None, prepared: dict[str, torch.Tensor]
-    ) -> torch.Tensor:
+    def _loss_sum(self, batch: Batch, key: Key, prepared: dict[str, torch.Tensor]) -> torch.Tensor:
         index, targets, weights = (
             to_device(a, self.device)
             for a in (batch.target_index, batch.target_ids, batch.target_weight)

@@ -1,14 +1,12 @@
-"""Architectures. The file name is the config's model_type; what has none is borrowed.py's."""
+"""Architectures. The file name is the config's model_type; what has none is borrowed."""
 
 from __future__ import annotations
 
 import importlib
-from dataclasses import fields
 from typing import Any
 
-from coconut.checkpoints.architectures import HAND_WRITTEN, check_architecture
-from coconut.errors import UserError
-from mlx_coconut.models import borrowed
+from coconut.checkpoints.architectures import HAND_WRITTEN, check_architecture, from_args
+from mlx_coconut.models import library
 
 
 def build(config: dict[str, Any], where: str) -> tuple[Any, Any]:
@@ -16,14 +14,9 @@ def build(config: dict[str, Any], where: str) -> tuple[Any, Any]:
 
     Raises UserError for an architecture or a field that is not supported.
     """
-    model_type = config.get("model_type")
     check_architecture(config, where)
+    model_type = config["model_type"]
     if model_type not in HAND_WRITTEN:
-        return borrowed.build(config, where)
+        return library.build(config, where)
     module = importlib.import_module(f"{__name__}.{model_type}")
-    known = {f.name for f in fields(module.ModelArgs)}
-    try:
-        args = module.ModelArgs(**{k: v for k, v in config.items() if k in known})
-        return module.Model(args), module
-    except (TypeError, ValueError, ZeroDivisionError) as error:
-        raise UserError(where, f"not a usable {model_type} configuration: {error}") from None
+    return from_args(module.Model, config, where), module

@@ -12,14 +12,16 @@ import mlx.nn as nn
 import numpy as np
 from mlx.utils import tree_flatten, tree_unflatten
 
+from coconut.blocks import Draw
 from coconut.checkpoints import adapter_files
 from coconut.checkpoints import adapters as files
 from coconut.checkpoints.adapters import Adapter
 from coconut.checkpoints.checkpoint import ADAPTERS
 from coconut.checkpoints.initial import grown_rows
+from coconut.feedback.weights import RULE_PREFIX
 from coconut.files import write_json
-from mlx_coconut.models.base import RULE_PREFIX, dropout
-from mlx_coconut.models.weights import write_tensors
+from mlx_coconut.models.base import dropout
+from mlx_coconut.models.weights import from_numpy, to_numpy, trained_weights, write_tensors
 
 QUANTIZED = (nn.QuantizedLinear, nn.QuantizedEmbedding)
 
@@ -58,12 +60,6 @@ class RowsEmbedding(nn.Module):
         return mx.put_along_axis(logits, where, own, axis=-1)
 
 
-class Draw:
-    """The dropout key of the block being computed; None leaves all adapters' inputs whole."""
-
-    key: mx.array | None = None
-
-
 class InputDropout(nn.Module):
     """Dropout on what an adapter reads, by the block's key: recomputed, it drops the same."""
 
@@ -97,8 +93,11 @@ def adapt(model, config: Mapping[str, Any], adapter: Adapter) -> None:
         use_dora=lora.type == "dora",
     )
     draw = Draw()
-    for block in model.layers:
-        block.draw = draw
+    if lora.dropout and hasattr(model, "draw"):
+        model.draw = draw  # a borrowed model's blocks are not given the key
+    elif lora.dropout:
+        for block in model.layers:
+            _hand_over_key(block, draw)
     for number, path in enumerate(layers):
         layer = _find(model, path)
         if lora.dropout:
@@ -111,9 +110,20 @@ def adapt(model, config: Mapping[str, Any], adapter: Adapter) -> None:
         _put(model, path, RowsEmbedding(base, adapter.rows, rows))
     shapes = files.trained_shapes(config, lora, len(adapter.rows))
     fresh = {n: s for n, s in shapes.items() if n.endswith((".lora_a", ".lora_b"))}
-    drawn = {n: mx.array(files.initial_factor(n, s, adapter.seed)) for n, s in fresh.items()}
-    model.update(tree_unflatten(list(drawn.items())))
+    drawn = {n: files.initial_factor(n, s, adapter.seed) for n, s in fresh.items()}
+    model.update(tree_unflatten(list(from_numpy(drawn).items())))
     mx.eval(model.parameters())
+
+
+def _hand_over_key(block: nn.Module, draw: Draw) -> None:
+    """Let the adapters in a block know its dropout key, as one of torch's hooks would."""
+
+    class Drawing(type(block)):
+        def __call__(self, x, mask, cache, layer, key, *shared):
+            draw.key = key
+            return super().__call__(x, mask, cache, layer, key, *shared)
+
+    block.__class__ = Drawing
 
 
 def quantize(model, bits: int, group_size: int) -> None:
@@ -178,13 +188,14 @@ def fused(model) -> dict[str, mx.array]:
 
 def save(model, config: Mapping[str, Any], adapter: Adapter, directory: Path) -> None:
     """Write the adapter's files; see coconut/checkpoints/adapters.py."""
-    own = tree_flatten(model.trainable_parameters())
-    trained = {name: np.array(w) for name, w in own if not name.startswith(RULE_PREFIX)}
+    own = to_hf(trained_weights(model))
+    trained = to_numpy({n: w for n, w in own.items() if not n.startswith(RULE_PREFIX)})
     paths = files.vocabulary(config) if adapter.rows else ()
-    base = {path: np.array(_dense(_find(model, path).base)) for path in paths}
+    base = to_numpy({path: _dense(_find(model, path).base) for path in paths})
     _, whole = adapter_files.split_trained(trained)
-    _save(directory / ADAPTERS, adapter_files.to_mlx_lm(adapter, trained, base))
-    _save(directory / files.TRAINED, whole)
+    factors = adapter_files.to_mlx_lm(adapter, trained, base)
+    write_tensors(directory / ADAPTERS, from_numpy(factors))
+    write_tensors(directory / files.TRAINED, from_numpy(whole))
     write_json(directory / files.ADAPTER_CONFIG, adapter_files.adapter_config(adapter, config))
 
 
@@ -209,7 +220,10 @@ def sanitize(weights: dict[str, mx.array]) -> dict[str, mx.array]:
 
 
 def n_numbers(model) -> int:
-    """Numbers in a plain model's weights, quantised ones counted as what they stand for."""
+    """Numbers in a plain model's weights.
+
+    Quantised ones count as what they stand for.
+    """
     sizes = {name: w.size for name, w in tree_flatten(model.parameters())}
     for path, module in model.named_modules():
         if isinstance(module, QUANTIZED):
@@ -242,7 +256,3 @@ def _find(model, path: str):
 def _put(model, path: str, module) -> None:
     *parents, name = path.split(".")
     setattr(_find(model, ".".join(parents)) if parents else model, name, module)
-
-
-def _save(path: Path, arrays: dict[str, np.ndarray]) -> None:
-    write_tensors(path, {name: mx.array(w) for name, w in arrays.items()})

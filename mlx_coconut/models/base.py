@@ -2,24 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from contextvars import ContextVar
+from collections.abc import Callable, Sequence
 
 import mlx.core as mx
 
+from coconut.blocks import NEVER, RECORD
 from mlx_coconut.models.cache import Segment, SegmentCache, Shared
 from mlx_coconut.models.cpu import replaces, softmax
 
-RULE_PREFIX = "feedback."
-"""Of a feedback rule's weights among the model's parameters."""
-NEVER = -1e9
-"""Added to the score of a key that must not be seen; finite, so that no row can become NaN."""
+Mask = mx.array | None
+"""To add to the scores, see `additive_mask`; or nothing."""
 
-Tap = Callable[[int, mx.array], None]
-"""Is shown h^0, which the first block reads, to h^L, before the final norm: (B, T, D) each."""
-
-_RECORD: ContextVar[list[mx.array] | None] = ContextVar("attention record", default=None)
+Key = mx.array | None
+"""Of one random draw; None: nothing is drawn, there is no dropout."""
 
 
 def additive_mask(
@@ -47,9 +42,9 @@ def attend(
     q: mx.array,
     keys: Sequence[Segment],
     values: Sequence[Segment],
-    mask: mx.array | None,
+    mask: Mask,
     dropout_rate: float = 0.0,
-    key: mx.array | None = None,
+    key: Key = None,
 ) -> mx.array:
     """Scaled dot-product attention over keys kept in segments; the segments are never joined.
 
@@ -58,7 +53,7 @@ def attend(
     Joining would copy every key of the question once a latent pass and keep the copies for the
     backward pass.
     """
-    if (record := _RECORD.get()) is not None:
+    if (record := RECORD.get()) is not None:
         record.append(attention_weights(q, keys, mask))
     scale = q.shape[-1] ** -0.5
     drops = key is not None and dropout_rate > 0
@@ -89,7 +84,7 @@ def _multiply(x: mx.array, segment: Segment, transposed: bool = False) -> mx.arr
     return segment.sharing.multiply(x, matrix) if shared else x @ matrix
 
 
-def attention_weights(q: mx.array, keys: Sequence[mx.array], mask: mx.array | None) -> mx.array:
+def attention_weights(q: mx.array, keys: Sequence[mx.array], mask: Mask) -> mx.array:
     """What each query takes from each key: (B, H, T, sum of S_i), every row sums to 1, float32.
 
     Arguments as for `attend`, which itself never holds these weights as one array.
@@ -101,23 +96,7 @@ def attention_weights(q: mx.array, keys: Sequence[mx.array], mask: mx.array | No
     return mx.softmax(scores if mask is None else scores + mask, axis=-1)
 
 
-@contextmanager
-def recorded_attention() -> Iterator[list[mx.array]]:
-    """Inside the block, every `attend` adds its weights to the list, in order of the calls."""
-    record: list[mx.array] = []
-    token = _RECORD.set(record)
-    try:
-        yield record
-    finally:
-        _RECORD.reset(token)
-
-
-def is_recorded() -> bool:
-    """Whether attention weights are being asked for, see `recorded_attention`."""
-    return _RECORD.get() is not None
-
-
-def dropout(x: mx.array, rate: float, key: mx.array | None) -> mx.array:
+def dropout(x: mx.array, rate: float, key: Key) -> mx.array:
     """Inverted dropout from an explicit key; no key or rate 0 leaves x as it is.
 
     An explicit key makes a recomputed block (gradient checkpointing) drop the same elements, and a
@@ -129,7 +108,7 @@ def dropout(x: mx.array, rate: float, key: mx.array | None) -> mx.array:
     return x * (kept.astype(x.dtype) * (1 / (1 - rate)))
 
 
-def split_key(key: mx.array | None, n: int) -> list[mx.array | None]:
+def split_key(key: Key, n: int) -> list[Key]:
     """n keys out of one; n times None out of None (no dropout)."""
     return [None] * n if key is None else list(mx.random.split(key, n))
 

@@ -7,36 +7,19 @@ Departs from it: Linear weights are held (out, in); `sanitize` transposes Conv1D
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import mlx.core as mx
 import mlx.nn as nn
 
-from mlx_coconut.models.base import Tap, attend, checkpointed, dropout, split_key
+from coconut.blocks import Tap, run_blocks
+from coconut.checkpoints.model_args import GPT2Args as ModelArgs
+from mlx_coconut.models.base import Key, Mask, attend, checkpointed, dropout, split_key
 from mlx_coconut.models.cache import Cache
-from mlx_coconut.models.cpu import gelu_new
+from mlx_coconut.models.cpu import gelu_linear
 
 CONV1D = ("attn.c_attn.weight", "attn.c_proj.weight", "mlp.c_fc.weight", "mlp.c_proj.weight")
 """Weights that Hugging Face stores (in, out)."""
 VOCABULARY_ROWS = ("wte.weight",)
 """Tensors with a row a token, by their Hugging Face names; the head is tied."""
-
-
-@dataclass
-class ModelArgs:
-    """The fields of config.json that GPT-2 is built from, under their Hugging Face names."""
-
-    vocab_size: int
-    n_positions: int
-    n_embd: int
-    n_layer: int
-    n_head: int
-    n_inner: int | None = None
-    layer_norm_epsilon: float = 1e-5
-    embd_pdrop: float = 0.1
-    attn_pdrop: float = 0.1
-    resid_pdrop: float = 0.1
-    initializer_range: float = 0.02
 
 
 class Attention(nn.Module):
@@ -47,7 +30,10 @@ class Attention(nn.Module):
         self.c_attn = nn.Linear(args.n_embd, 3 * args.n_embd)
         self.c_proj = nn.Linear(args.n_embd, args.n_embd)
 
-    def __call__(self, x, mask, cache, layer, key=None):
+    def __call__(
+        self, x: mx.array, mask: Mask, cache: Cache | None, layer: int, key: Key = None
+    ) -> mx.array:
+        """Every token reads those before it: x (B, T, D) -> (B, T, D)."""
         B, T, D = x.shape
         attn_key, resid_key = split_key(key, 2)
         q, k, v = (
@@ -60,16 +46,6 @@ class Attention(nn.Module):
         return dropout(out, self.resid_pdrop, resid_key)
 
 
-@mx.checkpoint
-def gelu_linear(x: mx.array, weight: mx.array, bias: mx.array) -> mx.array:
-    """Linear layer of GELU(x).
-
-    The backward pass computes GELU(x) anew instead of keeping it: a step of GPT-2 small on 4 x 450
-    tokens, float32, peaks at 3.62 GB instead of 4.15, for 2% more time on x86-64.
-    """
-    return mx.addmm(bias, gelu_new(x), weight.T)
-
-
 class MLP(nn.Module):
     def __init__(self, args: ModelArgs):
         super().__init__()
@@ -78,13 +54,9 @@ class MLP(nn.Module):
         self.c_fc = nn.Linear(args.n_embd, inner)
         self.c_proj = nn.Linear(inner, args.n_embd)
 
-    def __call__(self, x, key=None):
-        x = self.c_fc(x)
-        if type(self.c_proj) is nn.Linear:
-            x = gelu_linear(x, self.c_proj.weight, self.c_proj.bias)
-        else:  # with an adapter, or quantised
-            x = self.c_proj(gelu_new(x))
-        return dropout(x, self.resid_pdrop, key)
+    def __call__(self, x: mx.array, key: Key = None) -> mx.array:
+        """Each token by itself: x (B, T, D) -> (B, T, D)."""
+        return dropout(gelu_linear(self.c_fc(x), self.c_proj), self.resid_pdrop, key)
 
 
 class Block(nn.Module):
@@ -95,12 +67,10 @@ class Block(nn.Module):
         self.ln_2 = nn.LayerNorm(args.n_embd, eps=args.layer_norm_epsilon)
         self.mlp = MLP(args)
 
-    draw = None
-    """Where adapters with dropout find the key of the block; see mlx_coconut/models/adapters.py."""
-
-    def __call__(self, x, mask, cache, layer, key=None):
-        if self.draw is not None:
-            self.draw.key = key
+    def __call__(
+        self, x: mx.array, mask: Mask, cache: Cache | None, layer: int, key: Key = None
+    ) -> mx.array:
+        """Attention, then the MLP, each added to the residual stream: x (B, T, D) -> (B, T, D)."""
         attn_key, mlp_key = split_key(key, 2)
         x = x + self.attn(self.ln_1(x), mask, cache, layer, attn_key)
         return x + self.mlp(self.ln_2(x), mlp_key)
@@ -130,9 +100,9 @@ class Model(nn.Module):
         self,
         x: mx.array,
         positions: mx.array,
-        mask: mx.array | None = None,
+        mask: Mask = None,
         cache: Cache | None = None,
-        key: mx.array | None = None,
+        key: Key = None,
         checkpointing: bool = False,
         tap: Tap | None = None,
     ) -> mx.array:
@@ -143,14 +113,8 @@ class Model(nn.Module):
         """
         keys = split_key(key, len(self.h) + 1)
         x = dropout(x + self.wpe(positions), self.args.embd_pdrop, keys[0])
-        if tap:
-            tap(0, x)
-        for layer, block in enumerate(self.h):
-            run = checkpointed(block) if checkpointing else block
-            x = run(x, mask, cache, layer, keys[layer + 1])
-            if tap:
-                tap(layer + 1, x)
-        return self.ln_f(x)
+        blocks = map(checkpointed, self.h) if checkpointing else self.h
+        return self.ln_f(run_blocks(blocks, x, mask, cache, keys[1:], tap=tap))
 
     def head(self, h: mx.array) -> mx.array:
         """Logits of states after the final norm: (..., D) -> (..., V)."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,15 +12,13 @@ import mlx.nn as nn
 import numpy as np
 from mlx.utils import tree_flatten, tree_unflatten
 
-from coconut.checkpoints.checkpoint import FEEDBACK, OPTIMIZER, WEIGHTS, WEIGHTS_INDEX, weight_files
+from coconut.checkpoints.checkpoint import FEEDBACK, OPTIMIZER, weight_files
+from coconut.checkpoints.model_files import check_fits
 from coconut.errors import UserError
+from coconut.feedback.weights import RULE_PREFIX
 from mlx_coconut import models
-from mlx_coconut.models.base import RULE_PREFIX
 
-SHARD_BYTES = 5 * 2**30
 HEAD = "lm_head.weight"
-WRITTEN_OUT = ("num_key_value_heads", "rope_theta", "tie_word_embeddings")
-"""Fields of config.json that readers know by different defaults, or in one spelling only."""
 
 
 def load_model(directory: Path) -> tuple[Any, Any, dict[str, Any]]:
@@ -75,15 +74,7 @@ def set_weights(model, weights: dict[str, mx.array], where: str) -> None:
                 f"{HEAD}: differs from the embedding that config.json ties it to; set"
                 " tie_word_embeddings to false there",
             )
-    problems = [f"{name}: missing" for name in shapes if name not in weights]
-    problems += [f"{name}: not a tensor of this model" for name in weights if name not in shapes]
-    problems += [
-        f"{name}: shape {tuple(w.shape)}, expected {tuple(shapes[name])}"
-        for name, w in weights.items()
-        if name in shapes and w.shape != shapes[name]
-    ]
-    if problems:
-        raise UserError(where, *problems)
+    check_fits({name: w.shape for name, w in weights.items()}, shapes, where)
     own = {
         name: w.astype(mx.float32) if mx.issubdtype(w.dtype, mx.floating) else w
         for name, w in weights.items()
@@ -100,6 +91,16 @@ def hf_weights(model, module) -> dict[str, mx.array]:
     return module.to_hf({n: w for n, w in own.items() if not n.startswith(RULE_PREFIX)})
 
 
+def trained_weights(model) -> dict[str, mx.array]:
+    """The parameters that an update changes, under their own names."""
+    return dict(tree_flatten(model.trainable_parameters()))
+
+
+def take_weights(model, other) -> None:
+    """Give a model the weights of another one of its shape; its feedback rule keeps its own."""
+    model.update(other.parameters())
+
+
 def feedback_weights(model) -> dict[str, mx.array]:
     """The weights of the model's feedback rule, without prefix."""
     own = dict(tree_flatten(model.parameters()))
@@ -109,10 +110,7 @@ def feedback_weights(model) -> dict[str, mx.array]:
 def save_feedback(model, directory: Path) -> None:
     """Write feedback.safetensors if the model's rule has weights."""
     if own := feedback_weights(model):
-        write_tensors(
-            directory / FEEDBACK,
-            {f"{RULE_PREFIX}{n}": mx.contiguous(w) for n, w in own.items()},
-        )
+        write_tensors(directory / FEEDBACK, {f"{RULE_PREFIX}{n}": w for n, w in own.items()})
 
 
 def load_feedback(directory: Path) -> dict[str, mx.array]:
@@ -122,47 +120,20 @@ def load_feedback(directory: Path) -> dict[str, mx.array]:
     return {n.removeprefix(RULE_PREFIX): w for n, w in raw.items()}
 
 
-def save_config(config: dict[str, Any], args: Any, directory: Path) -> None:
-    """Write config.json for float32 weights; args: what the architecture made of config."""
-    fields = {name: getattr(args, name) for name in WRITTEN_OUT if hasattr(args, name)}
-    # Both spellings name the type of the weights; transformers casts to it on loading.
-    dtypes = {name: "float32" for name in ("dtype", "torch_dtype") if name in config}
-    text = json.dumps(config | fields | dtypes, indent=2)
-    (directory / "config.json").write_text(text + "\n")
+def save_moments(optimizer, module, directory: Path | None) -> None:
+    """Write AdamW's moments as m.NAME and v.NAME under Hugging Face names, and the step count.
 
-
-def save_weights(weights: dict[str, mx.array], directory: Path) -> None:
-    """Write model.safetensors, or shards with an index above 5 GB."""
-    shards: list[dict[str, mx.array]] = [{}]
-    size = 0
-    for name, w in weights.items():
-        if size + w.nbytes > SHARD_BYTES and shards[-1]:
-            shards.append({})
-            size = 0
-        shards[-1][name] = mx.contiguous(w)
-        size += w.nbytes
-    if len(shards) == 1:
-        write_tensors(directory / WEIGHTS, shards[0])
+    directory: None in all processes but the first, which hold nothing alone here.
+    """
+    if directory is None:
         return
-    where = {}
-    for i, shard in enumerate(shards, 1):
-        file = f"model-{i:05d}-of-{len(shards):05d}.safetensors"
-        write_tensors(directory / file, shard)
-        where.update(dict.fromkeys(shard, file))
-    total = sum(w.nbytes for w in weights.values())
-    index = {"metadata": {"total_size": total}, "weight_map": where}
-    (directory / WEIGHTS_INDEX).write_text(json.dumps(index, indent=1))
-
-
-def save_moments(optimizer, module, directory: Path) -> None:
-    """Write AdamW's moments as m.NAME and v.NAME under Hugging Face names, and the step count."""
     state = dict(tree_flatten(optimizer.state))
     moments = {}
     for kind in ("m", "v"):
         own = {n[: -len(kind) - 1]: w for n, w in state.items() if n.endswith(f".{kind}")}
         rule = {n: own.pop(n) for n in list(own) if n.startswith(RULE_PREFIX)}
         named = module.to_hf(own) | rule
-        moments.update({f"{kind}.{n}": mx.contiguous(w) for n, w in named.items()})
+        moments.update({f"{kind}.{n}": w for n, w in named.items()})
     moments["step"] = mx.array([int(optimizer.step)], mx.int64)
     write_tensors(directory / OPTIMIZER, moments)
 
@@ -192,9 +163,15 @@ def load_moments(optimizer, model, module, directory: Path) -> None:
 def write_tensors(path: Path, arrays: dict[str, mx.array]) -> None:
     """Write a safetensors file that other programs open."""
     # transformers refuses files that do not say which framework's layout they hold.
-    mx.save_safetensors(str(path), arrays, metadata={"format": "pt"})
+    contiguous = {name: mx.contiguous(w) for name, w in arrays.items()}
+    mx.save_safetensors(str(path), contiguous, metadata={"format": "pt"})
 
 
 def to_numpy(weights: dict[str, mx.array]) -> dict[str, np.ndarray]:
     """float32 numpy copies."""
     return {name: np.array(w.astype(mx.float32)) for name, w in weights.items()}
+
+
+def from_numpy(weights: Mapping[str, np.ndarray]) -> dict[str, mx.array]:
+    """The same in MLX."""
+    return {name: mx.array(w) for name, w in weights.items()}

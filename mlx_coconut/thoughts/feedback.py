@@ -15,10 +15,10 @@ from coconut.batches.batch import Batch
 from coconut.errors import UserError
 from coconut.feedback import draws
 from coconut.feedback import rules as rules
-from coconut.feedback.weights import RidgeSums, Setup, initial_weights, shapes
+from coconut.feedback.weights import Inverses, RidgeSums, Setup, initial_weights, shapes
 from mlx_coconut.models.base import additive_mask
 from mlx_coconut.thoughts.numbers import rho, rms
-from mlx_coconut.thoughts.sources import SOURCES, Inverses
+from mlx_coconut.thoughts.sources import SOURCES, inverse_of_head
 from mlx_coconut.thoughts.thinker import Thinker
 from mlx_coconut.thoughts.transforms import TRANSFORMS
 
@@ -36,10 +36,24 @@ class Feedback(nn.Module):
         self.wanted = setup.rule.layers(n_layers)
         self.version = 0
         """Counts changes of the model's parameters; whoever changes them adds 1."""
-        self.inverses = Inverses(setup.rule)
+        self.inverses = Inverses(setup.rule, inverse_of_head)
         for name, shape in shapes(self.rule, n_layers, width).items():
             part, _, weight = name.partition(".")
             self.setdefault(part, {})[weight] = mx.zeros(shape)
+
+    def weights_of(self, part: str) -> dict[str, mx.array]:
+        """The trained weights of a part of the rule."""
+        return self[part]
+
+    def think(self, thinker: Thinker) -> mx.array:
+        """The thought (B, D) that the rule makes of what the thinker has read."""
+        first, *others = (SOURCES[part.name](thinker, part) for part in self.rule.sources)
+        a = sum(others, first)
+        for part in self.rule.transforms:
+            a = TRANSFORMS[part.name](thinker, part, a)
+        if "noise" in thinker.prepared:
+            a = a + mx.stop_gradient(rms(a)) * thinker.prepared["noise"][thinker.latent]
+        return a.astype(thinker.last.dtype)
 
 
 def attach(
@@ -89,11 +103,11 @@ def set_weights(feedback: Feedback, weights: dict[str, mx.array]) -> None:
     """Put weights by name into a rule."""
     for name, w in weights.items():
         part, _, weight = name.partition(".")
-        feedback[part][weight] = w.astype(mx.float32)
+        feedback.weights_of(part)[weight] = w.astype(mx.float32)
 
 
-def fit(model, batches: Iterable[Batch]) -> None:
-    """Fit the rule's `linear` by least squares: from ĥ to the embedding of the next token.
+def fitted(model, batches: Iterable[Batch]) -> dict[str, mx.array]:
+    """The rule's `linear` by least squares, from ĥ to the embedding of the next token, by name.
 
     batches: ordinary text, without latents.
     """
@@ -107,7 +121,7 @@ def fit(model, batches: Iterable[Batch]) -> None:
         has_next = batch.mask[:, :-1] & batch.mask[:, 1:]
         sums.add(np.array(hidden)[:, :-1][has_next], np.array(model.embed(ids))[:, 1:][has_next])
     P, b = sums.solve(part["lam"])
-    set_weights(feedback, {"linear.weight": mx.array(P), "linear.bias": mx.array(b)})
+    return {"linear.weight": mx.array(P), "linear.bias": mx.array(b)}
 
 
 def prepare(
@@ -133,17 +147,3 @@ def prepare(
     if decoding and feedback.rule.stop:
         arrays["may_stop"] = mx.array(True)
     return arrays
-
-
-def think(thinker: Thinker, last: mx.array, latent: int) -> mx.array:
-    """The thought (B, D) behind a column whose state after the final norm is `last`."""
-    thinker.read(last, latent)
-    rule = thinker.feedback.rule
-    first, *others = (SOURCES[part.name](thinker, part) for part in rule.sources)
-    a = sum(others, first)
-    for part in rule.transforms:
-        a = TRANSFORMS[part.name](thinker, part, a)
-    if "noise" in thinker.prepared:
-        scale = mx.stop_gradient(rms(a))
-        a = a + scale * thinker.prepared["noise"][latent]
-    return a.astype(last.dtype)

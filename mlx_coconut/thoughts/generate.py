@@ -7,13 +7,15 @@ from collections.abc import Callable, Sequence
 import mlx.core as mx
 import numpy as np
 
-from coconut.backend import Decoding, Sampled
+from coconut.backend import Decoding
 from coconut.batches.batch import Batch
-from mlx_coconut.models.base import NEVER
+from coconut.batches.results import Sampled
+from coconut.blocks import NEVER
 from mlx_coconut.models.cache import DecodeCache
 from mlx_coconut.models.cpu import softmax
 from mlx_coconut.thoughts.feedback import prepare
-from mlx_coconut.thoughts.latent import Inputs, LatentOutput, latent_forward
+from mlx_coconut.thoughts.inputs import Inputs
+from mlx_coconut.thoughts.latent import LatentOutput, latent_forward
 
 COMPACT_AT = 0.75
 """Rows that ended leave the batch once fewer than this share are still writing; moving the cache

@@ -7,12 +7,13 @@ from collections.abc import Sequence
 import mlx.core as mx
 import numpy as np
 
-from coconut.backend import Trace
 from coconut.batches.batch import Batch
-from mlx_coconut.models.base import NEVER, recorded_attention
+from coconut.batches.results import Trace
+from coconut.blocks import NEVER, recorded_attention
 from mlx_coconut.models.cache import DecodeCache
 from mlx_coconut.thoughts.feedback import prepare
-from mlx_coconut.thoughts.latent import Inputs, latent_forward
+from mlx_coconut.thoughts.inputs import Inputs
+from mlx_coconut.thoughts.latent import latent_forward
 
 ROWS = 32
 """Continuations read at once; each holds a copy of its prompt's keys and values."""

@@ -2,25 +2,20 @@
 
 from __future__ import annotations
 
-import weakref
 from collections.abc import Callable
-from typing import Any
 
 import mlx.core as mx
 import numpy as np
 
-from coconut.feedback import rules as rules
+from coconut.blocks import NEVER
+from coconut.feedback import thinking
 from coconut.feedback.catalogue import Part
 from coconut.feedback.layers import (
-    depth_index,
     fork_indices,
-    hf_index,
-    layer_index,
     span_layers,
     transitions,
 )
 from coconut.feedback.weights import inverse_gram, random_row
-from mlx_coconut.models.base import NEVER
 from mlx_coconut.thoughts.numbers import (
     best,
     kth_largest,
@@ -36,63 +31,17 @@ BLOCK = 8192
 """Rows of W that are squared at a time, so that float32 sums stay short."""
 
 
-class Inverses:
-    """The inverse of WᵀW that `suppressed` needs, kept for one model and one state of it."""
-
-    def __init__(self, rule: rules.Rule):
-        self.rule = rule
-        self._kept: dict[bool, tuple[Any, int, mx.array]] = {}
-
-    def of(self, model, training: bool = False) -> mx.array:
-        """(WᵀW + λI)⁻¹ (D, D) of this model, anew when the one kept is too old.
-
-        In training it may be `refresh` updates old, otherwise it is of the present parameters.
-        """
-        refresh = self.rule.refresh if training else 1
-        version = model.feedback.version
-        owner, made_at, inverse = self._kept.get(training, (None, 0, None))
-        if inverse is not None and owner() is model:
-            if not refresh or 0 <= version - made_at < refresh:
-                return inverse
-        W = model.unembedding.astype(mx.float32)
-        gram = np.zeros((W.shape[1], W.shape[1]))
-        for start in range(0, len(W), BLOCK):
-            rows = W[start : start + BLOCK]
-            gram += np.array(rows.T @ rows, np.float64)
-        part = self.rule.find("suppressed")
-        assert part is not None, "only asked for by it"
-        inverse = mx.array(inverse_gram(gram, part["lam"]).astype(np.float32))
-        # Training and the rest apart: an evaluation in between must not change a run.
-        self._kept[training] = (weakref.ref(model), version, inverse)
-        return inverse
-
-    def forget(self) -> None:
-        """Make them anew at the next use, as a resumed run does."""
-        self._kept = {}
+def inverse_of_head(model, lam: float) -> mx.array:
+    """(WᵀW + λI)⁻¹ (D, D) of the model's head, λ being lam times the mean of WᵀW's diagonal."""
+    W = model.unembedding.astype(mx.float32)
+    gram = np.zeros((W.shape[1], W.shape[1]))
+    for start in range(0, len(W), BLOCK):
+        rows = W[start : start + BLOCK]
+        gram += np.array(rows.T @ rows, np.float64)
+    return mx.array(inverse_gram(gram, lam).astype(np.float32))
 
 
 # ---- sources: (thinker, part) -> (B, D)
-
-
-def last(t: Thinker, part: Part) -> mx.array:
-    """ĥ, the state after the final norm: what the published checkpoints were trained on."""
-    return t.last
-
-
-def layer(t: Thinker, part: Part) -> mx.array:
-    """h^n, negative counts from the top."""
-    return t.state(layer_index(part["n"], t.feedback.n_layers))
-
-
-def depth(t: Thinker, part: Part) -> mx.array:
-    """h^l at a share of the depth."""
-    return t.state(depth_index(part["f"], t.feedback.n_layers))
-
-
-def hf(t: Thinker, part: Part) -> mx.array:
-    """Entry n of transformers' hidden_states, whose last is ĥ."""
-    n = hf_index(part["n"], t.feedback.n_layers)
-    return t.last if n == t.feedback.n_layers else t.state(n)
 
 
 def mean(t: Thinker, part: Part) -> mx.array:
@@ -105,11 +54,6 @@ def mean(t: Thinker, part: Part) -> mx.array:
         return states.mean(axis=0)
     w = mx.softmax(t.weight("mean.alpha").astype(mx.float32))
     return (w[:, None, None] * states).sum(axis=0)
-
-
-def prev_input(t: Thinker, part: Part) -> mx.array:
-    """u_s: the input of the column itself, before any position embedding."""
-    return t.input
 
 
 def suppressed(t: Thinker, part: Part) -> mx.array:
@@ -233,13 +177,8 @@ def shuffle(t: Thinker, part: Part) -> mx.array:
     return t.last[t.prepared["partners"][t.latent]]
 
 
-SOURCES: dict[str, Callable[[Thinker, Part], mx.array]] = {
-    "last": last,
-    "layer": layer,
-    "depth": depth,
-    "hf": hf,
+SOURCES: dict[str, Callable[[Thinker, Part], mx.array]] = thinking.SOURCES | {
     "mean": mean,
-    "prev_input": prev_input,
     "suppressed": suppressed,
     "suppressed_fork": suppressed_fork,
     "soft": soft,

@@ -1,66 +1,28 @@
-"""What a feedback rule reads at the column before a latent."""
+"""Who makes the thoughts of a forward pass: the published way, a given array, or a rule."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import mlx.core as mx
 
-from coconut.feedback import rules as rules
+from coconut.blocks import NEVER
 from coconut.feedback.catalogue import Part
-from mlx_coconut.models.base import NEVER, Tap
+from coconut.feedback.thinking import Published, RuleThinker
 from mlx_coconut.thoughts.numbers import entropy_of, rho
 
 
-class Thinker:
-    """What a rule reads at the column before a latent.
+class Given(Published):
+    """Thoughts (R, B, D) from elsewhere, in place of the model's own."""
 
-    One for a forward pass: `watch` before each run of the trunk, `feedback.think` after it.
-    """
+    def __init__(self, thoughts: mx.array):
+        self.thoughts = thoughts
 
-    def __init__(self, model, prepared: dict[str, mx.array] | None = None):
-        self.model, self.prepared = model, prepared or {}
-        self.feedback = model.feedback
-        self.layers: dict[int, mx.array] = {}
-        """Raw h^l (B, D) of the layers that the rule wants."""
-        self.latent = 0
-        self.may_stop = "may_stop" in self.prepared
-        self.has_stopped: mx.array | None = None
-        self._n_sure: mx.array | None = None
-        self._once = {name: a for name, a in self.prepared.items() if name == "inverse"}
+    def think(self, last: mx.array, latent: int) -> mx.array:
+        """Row `latent` of what is given."""
+        return self.thoughts[latent].astype(last.dtype)
 
-    def watch(self, x: mx.array, positions: mx.array) -> Tap:
-        """Begin a pass over inputs x (B, T, D); the tap keeps what the rule wants."""
-        self.input, self._position = x[:, -1], positions[:, -1]
-        self.layers = {}
 
-        def tap(layer: int, h: mx.array) -> None:
-            if layer in self.feedback.wanted:
-                self.layers[layer] = h[:, -1]
-
-        return tap
-
-    def read(self, last: mx.array, latent: int) -> None:
-        """End a pass: `last` (B, D) is the column's state after the final norm."""
-        self.last, self.latent = last, latent
-        self._logits: mx.array | None = None
-
-    def state(self, layer: int) -> mx.array:
-        """h^layer (B, D); h^0 without the position embedding, which the next input gets anew."""
-        h = self.layers[layer]
-        offset = self.model.position_embedding(self._position) if layer == 0 else None
-        return h if offset is None else h - offset
-
-    def weight(self, name: str) -> mx.array:
-        """A trained weight of the rule, by part.weight."""
-        part, _, weight = name.partition(".")
-        return self.feedback[part][weight]
-
-    def once(self, name: str, make: Callable[[], mx.array]) -> mx.array:
-        """A value that all passes share."""
-        if name not in self._once:
-            self._once[name] = make()
-        return self._once[name]
+class Thinker(RuleThinker):
+    """What the model's feedback rule reads at the column before a latent."""
 
     @property
     def rho(self) -> mx.array:
@@ -83,3 +45,12 @@ class Thinker:
             self.has_stopped = mx.zeros(entropy.shape, mx.bool_)
         self._n_sure = (self._n_sure + 1) * (entropy < part["stop"])
         self.has_stopped = self.has_stopped | (self._n_sure >= part["patience"])
+
+
+def thinker_for(
+    model, replaced: mx.array | None = None, prepared: dict[str, mx.array] | None = None
+) -> Published:
+    """Who makes the thoughts of a forward pass; arguments as for `latent_forward`."""
+    if replaced is not None:
+        return Given(replaced)
+    return Published() if model.feedback is None else Thinker(model, prepared)

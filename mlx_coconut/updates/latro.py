@@ -11,12 +11,14 @@ import mlx.core as mx
 import numpy as np
 from mlx.utils import tree_map
 
-from coconut.backend import Decoding, PolicyStats, Sampled, Scores
+from coconut.backend import Decoding
 from coconut.batches.batch import Batch
+from coconut.batches.results import PolicyStats, Sampled, Scores
 from coconut.batches.rollouts import RolloutBatch
 from mlx_coconut.models.cpu import logsumexp, softmax
 from mlx_coconut.thoughts.generate import sample
-from mlx_coconut.thoughts.latent import Inputs, latent_forward
+from mlx_coconut.thoughts.inputs import Inputs
+from mlx_coconut.thoughts.latent import latent_forward
 from mlx_coconut.updates.train import Trainer
 
 CHUNK = 512

@@ -10,13 +10,14 @@ import mlx.optimizers as optim
 import numpy as np
 from mlx.utils import tree_flatten, tree_map
 
-from coconut.backend import LossSum, StepStats
 from coconut.batches.batch import Batch
+from coconut.batches.results import LossSum, StepStats
 from coconut.feedback.catalogue import GAINS
 from coconut.world import World
 from mlx_coconut.models.weights import feedback_weights
 from mlx_coconut.thoughts.feedback import prepare, set_weights
-from mlx_coconut.thoughts.latent import Inputs, latent_forward
+from mlx_coconut.thoughts.inputs import Inputs
+from mlx_coconut.thoughts.latent import latent_forward
 from mlx_coconut.updates.losses import masked_cross_entropy
 
 

@@ -8,9 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from coconut.checkpoints.source import newest_checkpoint, open_source, progress_of
+from coconut.checkpoints.source import open_source
 from coconut.config.keys import RunConfig
 from coconut.errors import UserError
+from coconut.run.saving import newest_checkpoint, progress_of
 from coconut.text.tiktoken import prosqa_encoding
 
 MARKED = prosqa_encoding().with_latents()

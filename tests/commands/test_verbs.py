@@ -101,3 +101,17 @@ def test_a_run_starts_by_each_of_its_spellings(name: str, spelling: list[str]) -
     done = subprocess.run(argv, cwd=ROOT, capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.startswith(f"{TWINS[name]} | ")
+
+
+@pytest.mark.parametrize("name", CHOSEN)
+def test_a_framework_that_is_not_installed_is_named_with_its_extra(name: str) -> None:
+    library = {"mlx": "mlx", "cuda": "torch"}[name]
+    code = (
+        f"import sys; sys.modules['{library}'] = None\n"
+        f"from {TWINS[name]}.__main__ import main\n"
+        "main(['generate', '--model', 'prosqa', '--prompt', 'Who?'])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    *_, last = done.stderr.splitlines()
+    assert done.returncode == 2 and "Traceback" not in done.stderr
+    assert last == f"{name}-coconut: needs {library}: pip install 'mlx-coconut[{name}]'"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import re
 from collections import Counter
 from dataclasses import fields, replace
@@ -10,6 +11,7 @@ from typing import Any
 
 import pytest
 
+import coconut.config
 from coconut.batches.curriculum import (
     Markers,
     Sample,
@@ -19,12 +21,16 @@ from coconut.batches.curriculum import (
     stage_of_epoch,
     training_row,
 )
-from coconut.config.keys import RunConfig
-from coconut.config.latro_keys import UNUSED, LatroConfig
+from coconut.config.generate_keys import Generate, options_of
+from coconut.config.keys import CURRICULUM, METHODS, RunConfig
+from coconut.config.latro_keys import LatroConfig
 from coconut.config.lora_keys import Lora
-from coconut.config.reference import CURRICULUM, GROUPS, READ_BY, grouped, help_text, keys_markdown
+from coconut.config.reference import help_text, keys_markdown
+from coconut.config.values import LIMITS
+from coconut.tasks.makers import TASKS
 
 KEYS = [f.name for f in fields(RunConfig)]
+READ_BY = {f.name: f.metadata["read_by"] for f in fields(RunConfig)}
 
 
 def test_the_reference_of_keys_is_made_from_the_dataclass() -> None:
@@ -35,26 +41,48 @@ def test_the_reference_of_keys_is_made_from_the_dataclass() -> None:
 def test_every_key_stands_in_the_reference_once_and_in_help() -> None:
     first, latro = keys_markdown().split("\n## Of `method: latro`")
     rows = Counter(re.findall(r"^\| `([\w.]+)` \|", first, re.M))
-    assert rows == Counter([*KEYS, *(f"lora.{f.name}" for f in fields(Lora))])
+    inside = [("lora", Lora), ("generate", Generate)]
+    inside += [("generate", options_of(task)) for task in TASKS]
+    assert rows == Counter(
+        [*KEYS, *(f"{key}.{f.name}" for key, kind in inside for f in fields(kind))]
+    )
     own = {f.name for f in fields(LatroConfig)} - set(KEYS)
     assert own <= set(re.findall(r"^\| `([\w.]+)` \|", latro, re.M))
     lines = help_text().splitlines()
-    for name in rows:
-        (line,) = [line for line in lines if line.startswith(f"  {name} (")]
-        assert not line.endswith(": ")
+    for name, n in rows.items():
+        found = [line for line in lines if line.startswith(f"  {name} (")]
+        assert len(found) == n and not any(line.endswith(": ") for line in found)
 
 
-def test_groups_and_readers_name_keys_that_exist() -> None:
-    named = Counter(name for names in GROUPS.values() for name in names)
-    assert set(named) <= set(KEYS) and set(named.values()) == {1}
-    assert set(READ_BY) <= set(KEYS) and set(UNUSED) <= set(KEYS)
+@pytest.mark.parametrize("kind", [RunConfig, LatroConfig, Lora, Generate, *map(options_of, TASKS)])
+def test_every_key_is_described_in_its_field(kind: type[Any]) -> None:
+    for f in fields(kind):
+        said = f.metadata
+        assert said["help"] and said["group"], f.name
+        assert set(said["read_by"] or METHODS) <= set(METHODS) and said["read_by"] != (), f.name
+        assert set(said["limits"]) <= set(LIMITS), f.name
 
 
-def test_a_new_key_joins_the_group_of_the_key_before_it(monkeypatch) -> None:
-    monkeypatch.setitem(GROUPS, "Updates", tuple(k for k in GROUPS["Updates"] if k != "adam_beta2"))
-    (home,) = [h for h, keys in grouped() if "adam_beta2" in [f.name for f in keys]]
-    before = KEYS[KEYS.index("adam_beta2") - 1]
-    assert before in GROUPS[home]
+def tuples_of_keys(source: str) -> list[list[str]]:
+    """Tuples, lists and sets of three or more that name nothing but keys."""
+    known = {f.name for f in fields(LatroConfig)} - set(
+        METHODS
+    )  # the switches are named as methods
+    found = []
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, (ast.Tuple, ast.List, ast.Set)):
+            names = [e.value for e in node.elts if isinstance(e, ast.Constant)]
+            if len(names) == len(node.elts) > 2 and known.issuperset(names):
+                found.append(names)
+    return found
+
+
+def test_no_list_of_keys_stands_beside_the_fields() -> None:
+    assert tuples_of_keys(
+        "A = ('seed', 'name', 'lr'); B = ('seed', 'name'); C = ['seed', 'name', 'x']"
+    )
+    for path in Path(coconut.config.__path__[0]).glob("*.py"):
+        assert tuples_of_keys(path.read_text()) == [], path
 
 
 BASE: dict[str, Any] = {

@@ -16,12 +16,13 @@ from test_source import IDS, MARKED, checkpoint
 
 from coconut.batches.curriculum import Markers, item_rng, longest_row, training_row
 from coconut.batches.dataset import read_items, tokenize
-from coconut.checkpoints.source import newest_checkpoint, open_source
+from coconut.checkpoints.source import open_source
 from coconut.config.keys import RunConfig
 from coconut.config.lora_keys import Lora
 from coconut.config.reading import check_config, load_config
 from coconut.errors import UserError
 from coconut.plan.plan import print_plan
+from coconut.run.saving import newest_checkpoint
 from coconut.text.tiktoken import prosqa_encoding
 
 TOKENIZER = prosqa_encoding().with_latents()

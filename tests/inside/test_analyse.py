@@ -11,16 +11,10 @@ import pytest
 from lenses import write_checkpoint
 from tiny import write_items
 
-from coconut.inside import analyse, figures
-from coconut.inside.analyses import ablate, asking, forced_k, shifted
-from coconut.inside.analyses.tree import (
-    _heights,
-    _leading_to,
-    _Tree,
-    height,
-    parallelism,
-    parallelism_table,
-)
+from coconut.inside import analyse
+from coconut.inside.analyses import ablate, asking, forced_k, height, parallelism, shifted
+from coconut.inside.analyses.height import _heights, _leading_to
+from coconut.inside.analyses.trees import Tree
 from coconut.inside.graph import read_graph
 from coconut.inside.lens import Lens
 from coconut.tasks import prosqa, prosqa_graph
@@ -67,7 +61,7 @@ def nothing(n: int) -> None:
 
 def test_answers_after_forced_k_are_the_oracles(twin, checkpoint, data):
     lens, options = Lens(checkpoint, twin.run.make_backend), options_of(data)
-    found = forced_k.forced_k(lens, options, nothing)
+    found = forced_k.measure(lens, options, nothing)
     for k, row in enumerate(found["rows"]):
         assert row["thoughts"] == k and row["n"] == N
         expected = [oracle(lens, checkpoint, i["question"], k) for i in options.items]
@@ -88,17 +82,17 @@ def test_right_answers_are_counted_as_asked_swapped_and_both(checkpoint, data, m
         texts[0 if items is options.items else -1] = "### Tom is a nothing."
         return texts
 
-    monkeypatch.setattr(forced_k, "answers", said)
-    row = forced_k.forced_k(lens, options, nothing)["rows"][0]
+    monkeypatch.setattr(asking, "answers", said)
+    row = forced_k.measure(lens, options, nothing)["rows"][0]
     assert (row["as_asked"], row["swapped"], row["both"]) == (N - 1, N - 1, N - 2)
     expected = {**dict.fromkeys(OUTCOMES, 0), "Correct Label": N - 1, "Incorrect Label": 1}
-    assert row["outcomes"] == expected and set(figures.OUTCOME_COLOURS) == set(OUTCOMES)
+    assert row["outcomes"] == expected and set(forced_k.OUTCOME_COLOURS) == set(OUTCOMES)
 
 
 def test_other_thoughts_are_answered_as_the_oracle_does(twin, checkpoint, data):
     lens, options = Lens(checkpoint, twin.run.make_backend), options_of(data)
-    found = {row["thoughts"]: row for row in ablate.ablate(lens, options, nothing)["rows"]}
-    forced = forced_k.forced_k(lens, options, nothing)["rows"]
+    found = {row["thoughts"]: row for row in ablate.measure(lens, options, nothing)["rows"]}
+    forced = forced_k.measure(lens, options, nothing)["rows"]
     names = ("as_asked", "swapped", "both")
     for row, k in ((found["own"], N_THOUGHTS), (found["none"], 0)):
         assert [row[name] for name in names] == [forced[k][name] for name in names]
@@ -172,15 +166,16 @@ def test_tree_values_are_added_up_by_rank_and_by_side(checkpoint, data, monkeypa
     graph = read_graph(GRAPH)
     by_word = {"wumpus": 0.5, "jompus": 0.2, "lempus": 0.1, "rempus": 0.05, "gorpus": 0.04}
     values = [[by_word.get(word, 0.0) for word in graph.nodes]] * 3
-    tree = _Tree(graph, values, [0.5, 0.25, 0.125])
-    monkeypatch.setattr("coconut.inside.analyses.tree._trees", lambda *_: [tree])
+    tree = Tree(graph, values, [0.5, 0.25, 0.125])
+    for analysis in (parallelism, height):
+        monkeypatch.setattr(analysis, "read_trees", lambda *_: [tree])
     options = options_of(data)
-    rows = parallelism(lens, options, nothing)["rows"]
+    rows = parallelism.measure(lens, options, nothing)["rows"]
     assert rows[1]["top"] == pytest.approx([0.5, 0.7, 0.8])
     assert rows[1]["frontier"] == pytest.approx(0.7)  # wumpus and jompus, of 6 concepts
     assert rows[1]["frontier_if_uniform"] == pytest.approx(0.89 * 2 / 6)
     assert rows[1]["below_asked"] == pytest.approx(0.85)
-    found = height(lens, options, nothing)["rows"]
+    found = height.measure(lens, options, nothing)["rows"]
     assert [(r["thoughts"], r["height"], r["is_right"], r["mean"]) for r in found] == [
         (1, 0, False, 0.2),
         (1, 1, True, 0.5),
@@ -196,12 +191,12 @@ def test_where_thoughts_are_read_rows_and_panels_begin_with_the_first(checkpoint
     lens = Lens(checkpoint, twin.run.make_backend, 2)
     for reading, ks in (("thought", [1, 2]), ("answer", [0, 1, 2])):
         options = replace(options_of(data), reading=reading)
-        found = parallelism(lens, options, nothing)
+        found = parallelism.measure(lens, options, nothing)
         assert [row["thoughts"] for row in found["rows"]] == ks
-        _, rows = parallelism_table(found)
+        _, rows = parallelism.table(found)
         leads = [f"{found['lead_probability'][k]:.3f}" for k in ks]
         assert [row[:2] for row in rows] == [[k, lead] for k, lead in zip(ks, leads, strict=True)]
-        assert figures.parallelism(found).startswith(b"\x89PNG")
+        assert parallelism.picture(found).startswith(b"\x89PNG")
 
 
 def test_sets_differ_in_the_way_they_say(data):
@@ -249,7 +244,9 @@ def test_the_twins_find_the_same(checkpoint, data, tmp_path):
     found = []
     for name in CHOSEN:
         lens, options = Lens(checkpoint, load_twin(name).run.make_backend), options_of(data)
-        found.append([ablate.ablate(lens, options, nothing), parallelism(lens, options, nothing)])
+        found.append(
+            [ablate.measure(lens, options, nothing), parallelism.measure(lens, options, nothing)]
+        )
     for other in found[1:]:
         assert other[0] == found[0][0]
         for ours, theirs in zip(found[0][1]["rows"], other[1]["rows"], strict=True):

@@ -16,7 +16,7 @@ from conftest import CHOSEN, load_twin
 from coconut.batches.dataset import read_items
 from coconut.inside import serve
 from coconut.inside.inspect import Asked, look
-from coconut.inside.page import EXAMPLE, page
+from coconut.inside.page.page import EXAMPLE, page
 
 if not os.environ.get("BROWSER_TESTS"):
     pytest.skip("needs a browser: make test-browser", allow_module_level=True)

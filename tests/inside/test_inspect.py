@@ -17,6 +17,7 @@ from golden_models import MODELS, TOKENS, as_row, to_numpy
 from lenses import ANSWER, QUESTION, TOKENIZERS, open_lens, write_checkpoint
 
 from coconut.batches.batch import collate
+from coconut.blocks import recorded_attention
 from coconut.errors import UserError
 from coconut.inside.graph import read_graph
 from coconut.inside.inspect import main
@@ -120,14 +121,14 @@ def test_attention_is_the_oracles_summed_over_each_sentence(twin, directory, mon
 
 
 def test_recording_attention_changes_no_output_and_ends_with_the_block(twin):
-    base, inspect = twin.models.base, twin.look_inside
+    inspect = twin.look_inside
     model, _, _ = twin.weights.load_model(MODELS / "gpt2-tiny")
     batch = collate(
         [as_row(0, [5, 6, 7, TOKENS["start"], TOKENS["latent"], TOKENS["end"]], None)], 0
     )
     inputs = twin.latent.Inputs.of(batch)
     plain = twin.latent.latent_forward(model, inputs, batch.first_latent, 1)
-    with base.recorded_attention() as record:
+    with recorded_attention() as record:
         recorded = twin.latent.latent_forward(model, inputs, batch.first_latent, 1)
     assert len(record) == 2 * len(model.layers)
     inspect.continuation_logprobs(model, batch, 1, [[[3, 4]]])

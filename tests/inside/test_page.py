@@ -14,9 +14,9 @@ import pytest
 from conftest import CHOSEN, load_twin
 from lenses import ANSWER, QUESTION, open_lens, write_checkpoint
 
-from coconut.inside import serve
 from coconut.inside.inspect import main
-from coconut.inside.page import page
+from coconut.inside.page import serve
+from coconut.inside.page.page import page
 
 EVIL = "</script><script>alert(1)</script><img src=x onerror=alert(1)>&amp;@SCRIPT@\u2028"
 

@@ -17,6 +17,7 @@ from test_latro import random_rollouts
 from coconut.batches.rollouts import collate_rollouts
 from coconut.checkpoints.adapter_files import fingerprint
 from coconut.checkpoints.adapters import Adapter, n_trained, trained_shapes
+from coconut.checkpoints.model_files import save_config
 from coconut.checkpoints.source import Source
 from coconut.config.keys import RunConfig
 from coconut.config.lora_keys import Lora
@@ -106,7 +107,7 @@ def test_fused_weights_compute_what_the_adapted_model_does(twin, name, kind, tmp
     engine = backend(twin, name, Lora(type=kind, rank=3))
     train(engine, 3, n_batches=1)
     config = base_config(MODELS / name)
-    twin.weights.save_config(config, engine.model.args, tmp_path)
+    save_config(config, engine.model.args, tmp_path)
     from safetensors.numpy import save_file
 
     weights = {n: np.ascontiguousarray(w) for n, w in engine.weights().items()}

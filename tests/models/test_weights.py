@@ -13,7 +13,9 @@ from safetensors.numpy import load_file, save_file
 from tiny import MODEL, assert_same_updates, model_directory, run_config, start
 
 from coconut.batches.batch import collate
+from coconut.checkpoints import model_files
 from coconut.checkpoints.initial import initial_weights
+from coconut.checkpoints.model_files import save_weights
 from coconut.checkpoints.source import Source
 from coconut.errors import UserError
 
@@ -43,7 +45,8 @@ def saved(twin, model, module, directory):
     """What `save_weights` writes of a model, as a directory."""
     directory.mkdir(exist_ok=True)
     shutil.copy(MODEL / "config.json", directory)
-    twin.weights.save_weights(twin.weights.hf_weights(model, module), directory)
+    hf = twin.weights.hf_weights(model, module)
+    save_weights(hf, directory, twin.weights.write_tensors)
     return directory
 
 
@@ -120,7 +123,7 @@ def test_what_transformers_saves_is_opened(twin, tmp_path):
 
 def test_shards_come_back_as_they_were_and_name_every_tensor(twin, tmp_path, monkeypatch):
     model, module, _ = twin.weights.load_model(MODEL)
-    monkeypatch.setattr(twin.weights, "SHARD_BYTES", 100_000)
+    monkeypatch.setattr(model_files, "SHARD_BYTES", 100_000)
     directory = saved(twin, model, module, tmp_path / "shards")
     files = sorted(path.name for path in directory.glob("*.safetensors"))
     n = len(files)

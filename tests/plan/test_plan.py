@@ -15,7 +15,9 @@ from coconut.config.keys import RunConfig
 from coconut.config.reading import check_config
 from coconut.errors import UserError
 from coconut.plan.memory import evaluation_bytes, shape_of, training_bytes
-from coconut.plan.plan import LONGEST, PUBLISHED_SHAPES, SPREAD, print_plan, resume_in_words
+from coconut.plan.plan import print_plan, resume_in_words
+from coconut.plan.rows import LONGEST, SPREAD
+from coconut.plan.unbuilt import PUBLISHED_SHAPES
 
 ROOT = Path(__file__).parents[2]
 TINY = ROOT / "args" / "models" / "tiny_gpt2.json"
@@ -235,7 +237,7 @@ def on_hub(keys: dict, model_id: str, **more) -> dict:
 def test_a_published_model_needs_no_download(
     keys: dict, capsys, empty_hub, monkeypatch, name: str, has_vocabulary: bool
 ) -> None:
-    from coconut.plan import plan
+    from coconut.plan import unbuilt
 
     def load(which: str):
         assert which == "gpt2"
@@ -243,8 +245,8 @@ def test_a_published_model_needs_no_download(
             raise UserError("gpt2", "the GPT-2 vocabulary cannot be fetched")
         return plan_tokenizer
 
-    plan_tokenizer = plan.load_tokenizer("prosqa")
-    monkeypatch.setattr(plan, "load_tokenizer", load)
+    plan_tokenizer = unbuilt.load_tokenizer("prosqa")
+    monkeypatch.setattr(unbuilt, "load_tokenizer", load)
     lines = printed(on_hub(keys, name), capsys)
     assert "124,442,112 params" in lines[0] or has_vocabulary
     assert lines[1].startswith(f"{name}: not downloaded yet, and the hub cannot be reached; publ")

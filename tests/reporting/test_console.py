@@ -7,7 +7,6 @@ import pty
 import re
 import subprocess
 import sys
-import types
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from coconut.config.keys import RunConfig
 from coconut.errors import UserError
 from coconut.reporting.console import Console
 
@@ -140,7 +140,8 @@ def test_a_line_torn_by_a_kill_is_repaired(tmp_path, torn, kept):
 
 def test_only_rank_zero_speaks(tmp_path):
     stream = io.StringIO()
-    with Console(tmp_path / "run", rank=1, stream=stream, wandb={}) as console:
+    tracked = RunConfig(report_to="wandb")
+    with Console(tmp_path / "run", rank=1, stream=stream, tracked=tracked) as console:
         console.event("train", loss=1.0)
         console.say("hello")
         console.table("t", ["a"], [[1]])
@@ -153,23 +154,6 @@ def test_a_log_that_cannot_be_opened_is_named(tmp_path):
     (tmp_path / "run").write_text("")
     with pytest.raises(UserError, match="cannot be written"):
         Console(tmp_path / "run")
-
-
-def test_wandb_asked_for_and_absent_is_a_user_error(monkeypatch):
-    monkeypatch.setitem(sys.modules, "wandb", None)
-    with pytest.raises(UserError, match="pip install wandb"):
-        Console(wandb={"project": "p"})
-
-
-def test_wandb_gets_the_numbers(monkeypatch):
-    seen: list = []
-    tracker = types.SimpleNamespace(log=seen.append, finish=lambda: seen.append("finished"))
-    tracker.init = lambda **settings: seen.append(settings) or tracker
-    monkeypatch.setitem(sys.modules, "wandb", tracker)
-    with Console(stream=io.StringIO(), wandb={"project": "p"}) as console:
-        console.event("eval", epoch=1, answer=(1, 4), note="x", loss=float("inf"))
-    numbers = {"eval/epoch": 1, "eval/answer": 0.25}
-    assert seen == [{"project": "p"}, numbers, "finished"]
 
 
 def test_a_table_lines_up():
@@ -199,7 +183,7 @@ def test_numbers_that_are_written_out_line_up_and_words_among_them_do_not():
 
 
 SHOW = """
-from coconut.console import Console
+from coconut.reporting.console import Console
 console = Console()
 with console.progress("epoch 07/50 stage 1", 3) as bar:
     for loss in (3.0, 2.0, 1.0):
@@ -244,7 +228,7 @@ def test_a_terminal_has_bars_and_colour_unless_refused(no_color):
 
 
 TABLE = """
-from coconut.console import Console
+from coconut.reporting.console import Console
 Console().table("results", ["method", "accuracy"], [["coconut", 97], ["cot", 7]])
 """
 

@@ -274,7 +274,7 @@ def test_a_run_never_waits_for_a_drawing_but_its_last(tmp_path, monkeypatch):
 
 def test_the_last_drawing_is_waited_for_only_so_long(tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "executable", fake_python(tmp_path, "exec sleep 60"))
-    monkeypatch.setattr("coconut.report.LAST_WAIT", 0.05)
+    monkeypatch.setattr("coconut.reporting.report.LAST_WAIT", 0.05)
     said: list[str] = []
     Reporter(tmp_path, said.append).finish()
     assert len(said) == 1 and "took more than" in said[0]

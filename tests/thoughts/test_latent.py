@@ -20,6 +20,7 @@ from tiny import (
 
 from coconut.batches.batch import Batch, collate
 from coconut.batches.curriculum import IGNORED
+from coconut.checkpoints.model_files import save_weights
 
 EOS, LATENT = TOKENS["eos"], TOKENS["latent"]
 
@@ -258,7 +259,8 @@ def test_bf16_updates_float32_weights(twin, tmp_path):
     before = twin.weights.to_numpy(twin.weights.hf_weights(model, module))
     # Far below bfloat16's resolution: weights kept in bfloat16 would not move.
     trainer.step([ragged_batch(15)], 1e-6, (0,))
-    twin.weights.save_weights(twin.weights.hf_weights(model, module), tmp_path)
+    hf = twin.weights.hf_weights(model, module)
+    save_weights(hf, tmp_path, twin.weights.write_tensors)
     after = load_file(tmp_path / "model.safetensors")
     for name, w in after.items():
         assert w.dtype == np.float32

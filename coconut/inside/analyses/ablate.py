@@ -3,59 +3,52 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from coconut.config.keys import WITH_FEEDBACK
 from coconut.errors import UserError
-from coconut.inside.lens import Lens
-from coconut.text.answers import extract
-
-if TYPE_CHECKING:
-    pass
 from coconut.inside.analyses.asking import (
+    SHARES,
+    Analysis,
     Options,
     Table,
-    _accuracy,
-    _percent,
-    _questions,
-    _right,
-    answers,
+    asked,
+    percent,
+    questions,
+    shares,
+    shortcut,
     thoughts_of,
 )
-from coconut.inside.analyses.forced_k import _shortcut
+from coconut.inside.analyses.axes import ACCURACIES, grid, png, title
+from coconut.inside.lens import Lens
+from coconut.reporting.drawing import figure_of
+from coconut.text.answers import extract
 
 NOISES = (0.5, 1.0, 2.0)
 """Standard deviations of added noise, in rms of the thoughts themselves."""
 
 
-# --- does the content matter?
-
-
-def ablate(lens: Lens, options: Options, advance: Callable[[int], None]) -> dict[str, Any]:
+def measure(lens: Lens, options: Options, advance: Callable[[int], None]) -> dict[str, Any]:
     """Accuracy with thoughts put in the place of the model's own; all else is computed as usual."""
     if not lens.n_thoughts or lens.config.method not in WITH_FEEDBACK:
         raise UserError(str(lens.directory), "its latents receive no thoughts: nothing to replace")
     sides = (options.items, options.swapped)
-    own = [thoughts_of(lens, _questions(items), options) for items in sides]
+    own = [thoughts_of(lens, questions(items), options) for items in sides]
     rows = []
     for name, about, change in _changes(own, options.seed):
-        written, hits = [], []
-        for side, items in enumerate(sides):
-            given = change(side)
-            n = 0 if given is None else lens.n_thoughts
-            written.append(answers(lens, _questions(items), options, n, given))
-            hits.append(_right(written[-1], items))
-        found = _accuracy(hits[0], hits[1])
+        given = [change(side) for side in range(2)]
+        n = 0 if given[0] is None else lens.n_thoughts
+        written, found = asked(lens, options, n, given)
         # The concept that the other name's question has for an answer.
         found["other"] = sum(
             extract(text)[0].rsplit(" ", 1)[-1] == other["answer"].rsplit(" ", 1)[-1]
-            for text, other in zip(written[0], options.swapped, strict=True)
+            for text, other in zip(written, options.swapped, strict=True)
         )
         rows.append({"thoughts": name, "about": about, **found})
         advance(1)
-    return {"n_thoughts": lens.n_thoughts, "rows": rows, "shortcut": _shortcut(options.items)}
+    return {"n_thoughts": lens.n_thoughts, "rows": rows, "shortcut": shortcut(options.items)}
 
 
 Change = Callable[[int], "np.ndarray | None"]
@@ -102,17 +95,11 @@ def _changes(own: list[np.ndarray], seed: int) -> list[tuple[str, str, Change]]:
     for sigma in NOISES:
         about = f"its own plus noise of {sigma:g} times their scale"
         changes.append((f"noise {sigma:g}", about, noisy(sigma)))
-    changes.append(
-        (
-            "shuffled",
-            "its own in another order",
-            lambda s: np.take_along_axis(own[s], order[:, :, None], axis=1),
-        )
-    )
-    changes.append(("another's", "of another question", lambda s: own[s][neighbour]))
-    changes.append(
-        ("other name's", "of the same graph, the other name asked", lambda s: own[1 - s])
-    )
+    changes += [
+        ("shuffled", "its own in another order", lambda s: own[s][np.arange(n)[:, None], order]),
+        ("another's", "of another question", lambda s: own[s][neighbour]),
+        ("other name's", "of the same graph, the other name asked", lambda s: own[1 - s]),
+    ]
     for i in range(R):
         changes.append((f"mean at {i + 1}", f"only thought {i + 1} is the mean", one_mean(i)))
     return changes
@@ -126,22 +113,40 @@ def _derangement(n: int, rng: np.random.Generator) -> np.ndarray:
             return order
 
 
-def ablate_table(found: dict[str, Any]) -> Table:
+def table(found: dict[str, Any]) -> Table:
     """A row a kind of thoughts."""
-    columns = [
-        "thoughts",
-        "as asked %",
-        "swapped %",
-        "both %",
-        "other name's answer %",
-        "what they are",
-    ]
-    rows = [
-        [
-            row["thoughts"],
-            *(_percent(row[name], row["n"]) for name in ("as_asked", "swapped", "both", "other")),
-            row["about"],
-        ]
+    columns = ["thoughts", *SHARES, "other name's answer %", "what they are"]
+    return columns, [
+        [row["thoughts"], *shares(row), percent(row["other"], row["n"]), row["about"]]
         for row in found["rows"]
     ]
-    return columns, rows
+
+
+def picture(found: dict[str, Any]) -> bytes:
+    """Both right, and the answer of the other name, for each kind of thoughts."""
+    rows = found["rows"]
+    places = list(range(len(rows)))[::-1]
+    with figure_of(8, 0.38 * len(rows) + 1.3, 1, 1) as (figure, [ax]):
+        for offset, (name, word), colour in (
+            (0.27, ACCURACIES[0], "#3b82c4"),
+            (0.0, ACCURACIES[2], "#1a9e77"),
+            (-0.27, ("other", "the other name's answer"), "#e07b00"),
+        ):
+            shares = [100 * row[name] / row["n"] for row in rows]
+            at = [place + offset for place in places]
+            ax.barh(at, shares, 0.25, color=colour, label=word)
+            for y, share in zip(at, shares, strict=True):
+                ax.annotate(f"{share:.0f}", (share + 0.6, y), va="center", fontsize=7)
+        ax.set_yticks(places, [row["about"] for row in rows], fontsize=8)
+        ax.set_ylim(-0.6, len(rows) - 0.4)
+        ax.set_xlim(0, 106)
+        ax.set_xlabel(f"% of {rows[0]['n']} questions")
+        ax.legend(fontsize=8, ncols=3, loc="lower left", bbox_to_anchor=(0, 1.0))
+        title(ax, "Answers with other thoughts in the place of the model's own", pad=24)
+        grid(ax, "x")
+        return png(figure)
+
+
+ANALYSIS = Analysis(
+    "accuracy with zeroed, noisy, shuffled and other questions' thoughts", measure, table, picture
+)

@@ -2,29 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from coconut.backend import Decoding
 from coconut.batches.batch import collate
-from coconut.batches.curriculum import Sample, markers_of, question_row
 from coconut.inside.lens import Lens
+from coconut.tasks.prosqa_stats import shortcut_accuracies
 from coconut.text.answers import exact_match, extract
-
-if TYPE_CHECKING:
-    pass
-
 
 SEED = 20_241
 """Of the generated sets; no training run of this project has it."""
 
-DRAWN = 2
-"""Thoughts whose values are drawn question by question, as in the paper."""
-
 Table = tuple[list[str], list[list[Any]]]
+SHARES = ("as asked %", "swapped %", "both %")
+"""Columns of `shares`."""
 
 
 @dataclass(frozen=True)
@@ -38,6 +33,16 @@ class Options:
     max_new_tokens: int
     reading: str
     seed: int
+
+
+@dataclass(frozen=True)
+class Analysis:
+    """One command: what it measures, its table, its picture."""
+
+    help: str
+    measure: Callable[[Lens, Options, Callable[[int], None]], dict[str, Any]]
+    table: Callable[[dict[str, Any]], Table]
+    draw: Callable[[dict[str, Any]], bytes]
 
 
 def answers(
@@ -71,35 +76,52 @@ def thoughts_of(lens: Lens, questions: Sequence[str], options: Options) -> np.nd
 
 def _batches(lens: Lens, questions: Sequence[str], size: int, n_thoughts: int) -> Any:
     """(numbers, Batch) of questions of like length."""
-    markers = markers_of(lens.tokenizer)
-    rows = []
-    for i, question in enumerate(questions):
-        sample = Sample(i, lens.tokenizer.encode_question(question + "\n"), [], [])
-        rows.append(question_row(lens.config, sample, lens.stage, markers, n_thoughts))
+    rows = [lens.prompt(question, n_thoughts) for question in questions]
     order = np.argsort([len(row.ids) for row in rows], kind="stable")
     for start in range(0, len(order), size):
         numbers = [int(i) for i in order[start : start + size]]
         yield numbers, collate([rows[i] for i in numbers], lens.tokenizer.pad_id)
 
 
-def _right(written: Sequence[str], items: Sequence[dict[str, Any]]) -> np.ndarray:
-    pairs = zip(written, items, strict=True)
-    return np.array([exact_match(extract(text)[0], item["answer"]) for text, item in pairs])
+def asked(
+    lens: Lens,
+    options: Options,
+    n_thoughts: int,
+    thoughts: Sequence[np.ndarray | None] = (None, None),
+) -> tuple[list[str], dict[str, Any]]:
+    """(what is written as asked, counts of questions right as asked, swapped and both).
+
+    thoughts: as for `answers`, of the questions as asked and swapped.
+    """
+    written, right = [], []
+    for items, given in zip((options.items, options.swapped), thoughts, strict=True):
+        written.append(answers(lens, questions(items), options, n_thoughts, given))
+        pairs = zip(written[-1], items, strict=True)
+        right.append([exact_match(extract(text)[0], item["answer"]) for text, item in pairs])
+    both = sum(a and b for a, b in zip(*right, strict=True))
+    counts = {"as_asked": sum(right[0]), "swapped": sum(right[1]), "both": both}
+    return written[0], {"n": len(options.items), **counts}
 
 
-def _accuracy(asked: np.ndarray, swapped: np.ndarray) -> dict[str, Any]:
-    """Counts of questions right as asked, swapped and both."""
-    return {
-        "n": len(asked),
-        "as_asked": int(asked.sum()),
-        "swapped": int(swapped.sum()),
-        "both": int((asked & swapped).sum()),
-    }
-
-
-def _questions(items: Sequence[dict[str, Any]]) -> list[str]:
+def questions(items: Sequence[dict[str, Any]]) -> list[str]:
+    """The text of each item's question."""
     return [item["question"] for item in items]
 
 
-def _percent(count: int, n: int) -> str:
+def percent(count: int, n: int) -> str:
+    """A share as a table's cell says it."""
     return f"{100 * count / n:.1f}" if n else "–"
+
+
+def shares(row: dict[str, Any]) -> list[str]:
+    """The cells of a row with the counts of `asked`."""
+    return [percent(row[name], row["n"]) for name in ("as_asked", "swapped", "both")]
+
+
+def shortcut(items: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """The no-name rule that goes farthest on these items, and its share."""
+    found = shortcut_accuracies(items)
+    # Rules that look at the asked name are the task itself, cut short.
+    blind = {name: share for name, share in found.items() if "asked name" not in name}
+    best = max(blind, key=lambda name: blind[name])
+    return {"rule": best, "share": blind[best]}

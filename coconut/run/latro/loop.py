@@ -16,21 +16,17 @@ from typing import Any
 
 import numpy as np
 
-from coconut import files
-from coconut.backend import Decoding, MakeBackend
+from coconut.backend import MakeBackend
 from coconut.batches.batch import chunks, collate, epoch_order
 from coconut.batches.credit import credit
 from coconut.batches.curriculum import markers_of
 from coconut.batches.latro_prompts import Data, check_room, passes
-from coconut.batches.rollouts import Rollout, RolloutBatch, collate_rollouts, exchanged
-from coconut.checkpoints import checkpoint
-from coconut.checkpoints.source import open_source
+from coconut.batches.rollouts import Rollout
 from coconut.config.latro_keys import LatroConfig
 from coconut.errors import UserError
-from coconut.files import write_text
-from coconut.reporting.console import Console, tracker
-from coconut.reporting.report import Reporter
-from coconut.run import ending
+from coconut.run.ending import check_finite, measured_with, test_once, write_results
+from coconut.run.latro.answers import answers, in_words
+from coconut.run.latro.draw_and_score import Rollouts
 from coconut.run.latro.resume import (
     WARM_START,
     checkpoints,
@@ -40,7 +36,8 @@ from coconut.run.latro.resume import (
     whole_update,
 )
 from coconut.run.learning_rate import learning_rate
-from coconut.run.start import check_same
+from coconut.run.saving import prune, read_state, save
+from coconut.run.start import Run, agreed_paths
 from coconut.world import World
 
 BEST = "best"
@@ -64,36 +61,26 @@ class LatroRunner:
         twin: str,
         world: World | None = None,
     ):
-        given, self.world = config, world or World()
-        config = whole_update(config, self.world.size)
-        self.config, self.twin, self.run_dir = config, twin, config.run_dir
-        # As the first process sees it.
-        found = [str(path or "") for path in (resumed_from(config), warm_weights(config))]
-        (last, warm), *_ = self.world.exchange(found)
-        self.resumed = Path(last) if last else None
-        opened = open_source(config, Path(warm) if warm else None)
-        self.tokenizer, self.feedback = opened.tokenizer, opened.source.feedback
-        self.data = Data(config, self.tokenizer)
+        self.world, self.run_dir = world or World(), config.run_dir
+        self.config = whole = whole_update(config, self.world.size)
+        self.resumed, warm = agreed_paths(self.world, resumed_from(whole), warm_weights(whole))
+        self.run = run = Run(config, twin, self.world, warm)
+        self.tokenizer = run.tokenizer
+        self.data = Data(whole, self.tokenizer)
         self.warm_rows = self.data.written_rows() if config.warm_start_updates else []
-        self.total = config.n_updates(len(self.data.train))
-        check_room(self.data, self.data.splits, opened.source.n_positions)
-        files = {self.data.questions.path(split) for split in self.data.splits}
-        check_same(self.world, given, opened.source, files)
-        self.backend = make_backend(config, opened.source)
+        self.total = whole.n_updates(len(self.data.train))
+        check_room(self.data, self.data.splits, run.source.n_positions)
+        run.agree({self.data.questions.path(split) for split in self.data.splits})
+        self.backend = run.build(make_backend)
+        self.rollouts = Rollouts(whole, self.backend, self.data, self.world)
         self.update, self.best, self.seconds = 0, 0.0, 0.0
         self.speed: dict[str, float] = {}
-        self.is_warm = bool(last or warm)
+        self.is_warm = bool(self.resumed or warm)
         if self.is_warm:
             self._keep_reference()
         if self.resumed is not None:
             self._restore(self.resumed)
-        self.world.wait()
-        wandb = tracker(given) if config.wandb else None
-        self.console = Console(self.run_dir, rank=self.world.rank, wandb=wandb)
-        if self.world.is_first:
-            write_text(self.run_dir / "config.yaml", given.to_yaml())
-        draws = config.report and self.world.is_first
-        self.reporter = Reporter(self.run_dir, self.console.say) if draws else None
+        self.console = run.begin(draws=True)
 
     def _keep_reference(self) -> None:
         """Freeze the weights of now; without a KL term nobody asks for them."""
@@ -108,15 +95,10 @@ class LatroRunner:
             self._train()
 
     def _train(self) -> None:
-        config, b = self.config, self.backend
-        self.console.say(
-            f"{self.twin} | {b.model_type} {b.n_params / 1e6:.1f}M params | {b.device} {b.dtype}"
-            f" | run {config.name} | latro, preset {config.preset} | seed {config.seed}"
-        )
-        for line in plan_lines(config, len(self.data.train), self.world.size):
-            self.console.say(line)
-        if self.resumed is not None:
-            self.console.say(f"continuing {self.resumed}: after update {self.update}")
+        config = self.config
+        done = f"{self.resumed}: after update {self.update}" if self.resumed else None
+        lines = plan_lines(config, len(self.data.train), self.world.size)
+        self.run.greet(f", preset {config.preset}", *lines, continuing=done)
         if not self.is_warm:
             self._warm_start()
         if self.update == 0 and config.num_evaluations:
@@ -129,14 +111,15 @@ class LatroRunner:
             # As published: after updates 1, 1 + every, ..., and the last one.
             if every and ((self.update - 1) % every == 0 or last):
                 self._evaluate()
-                if self.reporter:
-                    self.reporter.draw()
+                if self.run.reporter:
+                    self.run.reporter.draw()
             if last or self._save_is_due():
                 self._save(self.run_dir / f"update_{self.update:04d}")
         if config.test_at_end:
-            self._test()
-        if self.reporter:
-            self.reporter.finish()
+            data = self.data.questions.path("test")
+            test_once(self.run, self.run_dir / BEST, data, self._answer_test)
+        if self.run.reporter:
+            self.run.reporter.finish()
 
     def _warm_start(self) -> None:
         """Supervised updates on prompt, written rationale, separator, answer."""
@@ -157,24 +140,24 @@ class LatroRunner:
             ]
             lr = config.warm_start_lr * min(1.0, (u + 1) / 20)
             stats = self.backend.train_step(batches, lr, (config.seed, u))
-            self._check_finite(f"warm start, step {u + 1}", "warm_start_lr", stats.loss)
+            self._check_finite({"warm_start": u + 1}, loss=stats.loss)
             say = self.console.event if u == 0 or (u + 1) % 100 == 0 else self.console.record
             say("warm_start", step=u + 1, n_steps=n, loss=stats.loss, grad_norm=stats.grad_norm)
         self.backend.reset_optimizer()
         if n:
-            self._check_weights("the warm start", "warm_start_lr")
-            self._write(self.run_dir / WARM_START, with_optimizer=False)
+            self._check_weights({"warm_start": n})
+            self._save(self.run_dir / WARM_START, with_optimizer=False)
         self._keep_reference()
 
     def _update(self, u: int) -> None:
         config, backend, start = self.config, self.backend, time.perf_counter()
         backend.memory()
         items = self.data.prompts_of(u)
-        rollouts, drawn = self._sample(items, u)
+        rollouts, drawn = self.rollouts.sample(items, u)
         K, B = config.rloo_k, len(rollouts)
         scored = time.perf_counter()
         n_sampled = sum(map(len, drawn))
-        said, rewards, ref, entropies, n_said, n_answer = self._score(rollouts)
+        said, rewards, ref, entropies, n_said, n_answer = self.rollouts.score(rollouts)
         earned = credit(
             rewards,
             said,
@@ -187,7 +170,7 @@ class LatroRunner:
         )
         order = np.random.default_rng([config.seed, u, 1]).permutation(B)
         batches = [
-            self._collate(
+            self.rollouts.collate(
                 [rollouts[i] for i in part],
                 advantages=earned.advantages[part],
                 answer_weight=config.sft_penalty,
@@ -242,88 +225,19 @@ class LatroRunner:
                 f" {n_sampled / seconds:.0f} tok/s | {fields['peak_memory_bytes'] / 1e9:.2f} GB"
             )
             self._log_table(rollouts, drawn, earned)
-        self._check_finite(f"update {u + 1}", "lr", stats.grad_norm, rewards.sum())
+        where = {"update": u + 1}
+        self._check_finite(where, gradient=stats.grad_norm, reward=float(rewards.sum()))
 
-    def _check_weights(self, when: str, rate: str) -> None:
+    def _check_weights(self, where: dict[str, int]) -> None:
         """Raise UserError if the weights of now give no likelihoods: nothing is written of them."""
         item = self.data.train[0]
         rollout = self.data.rollout(self.data.prompt(item), [], item)
-        scores = self.backend.score(self._collate([rollout]))
-        self._check_finite(f"after {when}", rate, scores.logprobs.sum())
+        scores = self.backend.score(self.rollouts.collate([rollout]))
+        self._check_finite(where, likelihood=float(scores.logprobs.sum()))
 
-    def _check_finite(self, when: str, rate: str, *values: float) -> None:
-        if not all(map(math.isfinite, values)):
-            raise UserError(
-                str(self.run_dir),
-                f"{when}: the loss, reward or gradient is not finite; lower {rate} or set"
-                " max_grad_norm: 1; checkpoints of before are untouched",
-            )
-
-    def _sample(
-        self, items: Sequence[dict[str, Any]], u: int
-    ) -> tuple[list[Rollout], list[list[int]]]:
-        """K rollouts of every item, groups adjacent; and the tokens that were drawn."""
-        config, d = self.config, self.data
-        prompts = [d.prompt(item) for item in items]
-        decoding = Decoding(
-            config.response_length,
-            d.questions.end_id,
-            config.temperature,
-            config.seed,
-            d.stops.ended,
-        )
-        source = np.repeat(np.arange(len(items)), config.rloo_k)
-
-        def draw(part: np.ndarray) -> list[list[int]]:
-            used = np.unique(source[part])
-            batch = collate([prompts[i] for i in used], self.tokenizer.pad_id)
-            streams = [(u, int(row)) for row in part]
-            found = self.backend.sample(
-                batch, decoding, np.searchsorted(used, source[part]), streams
-            )
-            return [row.tokens for row in found]
-
-        parts = list(chunks(np.arange(len(source)), config.rollout_batch_size))
-        drawn = [tokens for part in self.world.deal(parts, draw) for tokens in part]
-        rollouts = [
-            d.rollout(prompts[i], tokens, items[i])
-            for i, tokens in zip(source.tolist(), drawn, strict=True)
-        ]
-        return rollouts, drawn
-
-    def _score(
-        self, rollouts: Sequence[Rollout]
-    ) -> tuple[np.ndarray, np.ndarray, np.ndarray, float, int, int]:
-        """(policy's and answer's log-probabilities, the reference's, summed entropy, tokens said,
-        tokens of answers)."""
-
-        def scored(part: np.ndarray) -> list[Any]:
-            batch = self._collate([rollouts[i] for i in part])
-            scores = self.backend.score(batch)
-            z, y = batch.sums(scores.logprobs)
-            ref = z
-            if self.config.kl_coef:
-                ref = batch.sums(self.backend.score(batch, of_reference=True).logprobs)[0]
-            entropies = float(batch.sums(scores.entropies)[0].sum())
-            n_answer = int(batch.target_is_answer[: batch.n_real].sum())
-            counts = (entropies, batch.n_real - n_answer, n_answer)
-            return [z.tolist(), y.tolist(), ref.tolist(), *counts]
-
-        parts = list(chunks(np.arange(len(rollouts)), self.config.rollout_batch_size))
-        said, rewards, ref, *sums = zip(*self.world.deal(parts, scored), strict=True)
-        joined = (np.concatenate(x) for x in (said, rewards, ref))
-        return (*joined, *map(sum, sums))  # type: ignore[return-value]
-
-    def _collate(self, rollouts: Sequence[Rollout], **weights: Any) -> RolloutBatch:
-        config = self.config
-        return collate_rollouts(
-            rollouts,
-            self.tokenizer.pad_id,
-            config.pad_multiple,
-            config.reward_offset,
-            config.temperature,
-            **weights,
-        )
+    def _check_finite(self, where: dict[str, int], **values: float) -> None:
+        rate = "warm_start_lr" if "warm_start" in where else "lr"
+        check_finite(self.run, f"lower {rate} or set max_grad_norm: 1", where, **values)
 
     def _log_table(self, rollouts: Sequence[Rollout], drawn: Any, earned: Any) -> None:
         decode = self.tokenizer.decode
@@ -344,23 +258,21 @@ class LatroRunner:
     # ---- evaluation
 
     def _evaluate(self) -> None:
-        self._check_weights(f"update {self.update}", "lr")
-        found = self._answers(self.data.validation[: self.config.evaluation_items])
+        self._check_weights({"update": self.update})
+        found = answers(self.rollouts, self.data.validation[: self.config.evaluation_items])
         rows = found.pop("rows")
         self.console.record("evaluations", step=self.update, rows=rows[:N_TABLE])
         self.console.record("eval", step=self.update, n_steps=self.total, **found)
-        self.console.say(_eval_line(f"eval after update {self.update:04d}", found))
+        self.console.say(in_words(f"eval after update {self.update:04d}", found))
         self._summarise(found)
         if found["eval/zero_shot_acc"] > self.best:
             self.best = found["eval/zero_shot_acc"]
-            self._write(self.run_dir / BEST, with_optimizer=False)
+            self._save(self.run_dir / BEST, with_optimizer=False)
 
     def _summarise(self, found: dict[str, Any]) -> None:
         """Write summary.json: where the run stands, on what, and how fast its updates are."""
-        data = self.data.questions.path("validation")
         summary = {
-            "method": "latro",
-            **ending.measured_with(self.twin, self.backend, data),
+            **measured_with(self.run, self.data.questions.path("validation")),
             "checkpoint": str(self.run_dir),
             "update": self.update,
             "n_updates": self.total,
@@ -373,78 +285,13 @@ class LatroRunner:
             # Of the last update; an evaluation before the first one has none.
             **{name: self.speed.get(name) for name in SPEED},
         }
-        if self.world.is_first:
-            files.write_json(self.run_dir / "summary.json", summary)
+        write_results(self.run, summary)
 
-    def _test(self) -> None:
-        """The best checkpoint on the test split, once for the run."""
-        path, best = self.run_dir / "test.json", self.run_dir / BEST
-        (is_done, has_best), *_ = self.world.exchange([path.exists(), best.is_dir()])
-        if is_done:
-            self.console.say(f"{path} is there already: the test split is answered once for a run")
-            return
-        if has_best:
-            self.backend.restore(best)
-        data = self.data.questions.path("test")
-        found = self._answers(self.data.test)
+    def _answer_test(self) -> tuple[dict[str, Any], float]:
+        found = answers(self.rollouts, self.data.test)
         del found["rows"]
-        if self.world.is_first:
-            about = {
-                "checkpoint": str(best) if has_best else "last",
-                **ending.measured_with(self.twin, self.backend, data),
-            }
-            files.write_json(path, found | about)
-        self.console.event(
-            "test", path=str(path), n=found["n"], accuracy=found["eval/zero_shot_acc"]
-        )
-        self.console.say(_eval_line("test", found))
-
-    def _answers(self, items: Sequence[dict[str, Any]]) -> dict[str, Any]:
-        """Greedy answers, and the answer's likelihood after its own, another's and no rationale."""
-        config, d = self.config, self.data
-        decoding = Decoding(
-            config.response_length,
-            d.questions.end_id,
-            stops=lambda tokens: tokens[-1] in d.questions.stop_ids,
-        )
-        prompts = [d.prompt(item) for item in items]
-
-        def said(part: np.ndarray) -> list[list[int]]:
-            batch = collate([prompts[i] for i in part], self.tokenizer.pad_id)
-            return self.backend.generate(batch, decoding)
-
-        parts = list(chunks(np.arange(len(items)), config.eval_batch_size))
-        outputs = [tokens for part in self.world.deal(parts, said) for tokens in part]
-        own = [d.rollout(*x) for x in zip(prompts, outputs, items, strict=True)]
-        kinds = exchanged(own, d.separator_ids).values()
-        rewards = [self._score(kind)[1].mean() for kind in kinds]
-        texts = [self.tokenizer.decode(tokens) for tokens in outputs]
-        judged = [d.questions.judge(text, item) for text, item in zip(texts, items, strict=True)]
-        right = [one["correct"] for one in judged]
-        return {
-            "eval/zero_shot_acc": float(np.mean(right)),
-            "answer_rule": config.answer_rule,
-            "accuracy_corrected": float(np.mean([one["correct_corrected"] for one in judged])),
-            "accuracy_released": float(np.mean([one["correct_released"] for one in judged])),
-            "objective/eval_reward": float(rewards[0]),
-            "eval/reward_shuffled": float(rewards[1]),
-            "eval/reward_empty": float(rewards[2]),
-            "eval/finished": float(np.mean([r.is_finished for r in own])),
-            "n": len(items),
-            "rows": [
-                {
-                    "query": item["queries"],
-                    "response": text,
-                    "truncated": self.tokenizer.decode(tokens[: r.n_said]),
-                    "gold": item["gold"],
-                    "answer": one["answer"],
-                    "correct": one["correct"],
-                }
-                for item, text, tokens, r, one in zip(
-                    items, texts, outputs, own, judged, strict=True
-                )
-            ],
-        }
+        self.console.say(in_words("test", found))
+        return found, found["eval/zero_shot_acc"]
 
     # ---- checkpoints
 
@@ -453,62 +300,23 @@ class LatroRunner:
         every = math.ceil(steps * self.total) if 0 < steps < 1 else int(steps)
         return bool(every) and self.update % every == 0
 
-    def _save(self, directory: Path) -> None:
-        start = time.perf_counter()
-        self._check_weights(f"update {self.update}", "lr")
-        self._write(directory, with_optimizer=True)
-        if not self.world.is_first or self.config.debug:
-            return
-        if self.config.keep_checkpoints:
-            checkpoint.prune(checkpoints(self.run_dir), self.config.keep_checkpoints)
-        size = sum(f.stat().st_size for f in directory.iterdir())
-        self.console.event(
-            "saved", path=str(directory), bytes=size, seconds=time.perf_counter() - start
-        )
-
-    def _write(self, directory: Path, with_optimizer: bool) -> None:
-        if self.config.debug:
-            return
-        if self.world.is_first:
-            self._write_first(directory, with_optimizer)
-        else:
-            self.world.wait()
-            self.backend.save(None, with_optimizer)
-        self.world.wait()
-
-    def _write_first(self, directory: Path, with_optimizer: bool) -> None:
-        config = self.config
-        m = markers_of(self.tokenizer)
-        with checkpoint.write_atomically(directory) as partial:
-            self.world.wait()  # the others hear of a disk that refuses
-            self.backend.save(partial, with_optimizer=with_optimizer)
-            self.tokenizer.save(partial)
-            files.write_json(
-                partial / "coconut.json",
-                {
-                    "format_version": checkpoint.FORMAT_VERSION,
-                    "method": "latro",
-                    "feedback": self.feedback and str(self.feedback.rule),
-                    "stage": 1 if m else 0,
-                    "c_thought": config.latro_latents,
-                    "max_latent_stage": 1,
-                    "latent_ids": [m.start, m.end, m.latent] if m else None,
-                },
-            )
-            files.write_json(
-                partial / "trainer_state.json",
-                {
-                    "epoch": 0,
-                    "update_in_epoch": self.update,
-                    "n_updates": self.update,
-                    "total_updates": self.total,
-                    "best_accuracy": self.best,
-                    "seed": config.seed,
-                    "backend": self.twin,
-                    "rows_per_update": config.local_batch,
-                    "held_out": self._held_out(),
-                },
-            )
+    def _save(self, directory: Path, with_optimizer: bool = True) -> None:
+        if with_optimizer:
+            self._check_weights({"update": self.update})
+        has_latents = markers_of(self.tokenizer) is not None
+        thoughts = self.config.latro_latents
+        made = {"stage": int(has_latents), "c_thought": thoughts, "max_latent_stage": 1}
+        state = {
+            "epoch": 0,
+            "update_in_epoch": self.update,
+            "n_updates": self.update,
+            "total_updates": self.total,
+            "best_accuracy": self.best,
+            "rows_per_update": self.config.local_batch,
+            "held_out": self._held_out(),
+        }
+        save(self.run, directory, made, state, with_optimizer)
+        prune(self.run, checkpoints, self.config.keep_checkpoints if with_optimizer else 0)
 
     def _held_out(self) -> str:
         """A digest of the validation questions."""
@@ -516,21 +324,7 @@ class LatroRunner:
         return hashlib.sha256(text.encode()).hexdigest()
 
     def _restore(self, directory: Path) -> None:
-        state = files.read_json(directory / "trainer_state.json")
-        if state["seed"] != self.config.seed:
-            raise UserError(
-                str(directory),
-                f"was trained with seed {state['seed']}, not {self.config.seed}; choose another"
-                " run_name for a new run",
-            )
-        rows = state.get("rows_per_update", self.config.local_batch)
-        if state["n_updates"] and rows != self.config.local_batch:
-            raise UserError(
-                str(directory),
-                f"was trained with updates of {rows} rollouts, now an update has"
-                f" {self.config.local_batch}; batch_size_training * gradient_accumulation_steps *"
-                f" processes must be {rows} to go on with it",
-            )
+        state = read_state(self.run, directory, self.config.local_batch, "n_updates")
         own = directory.parent == self.run_dir
         if own and state.get("held_out", self._held_out()) != self._held_out():
             raise UserError(
@@ -543,15 +337,6 @@ class LatroRunner:
         self.update = state["n_updates"]
         if own:  # what another run found best is not kept here
             self.best = state["best_accuracy"]
-
-
-def _eval_line(title: str, found: dict[str, Any]) -> str:
-    return (
-        f"{title} | accuracy {100 * found['eval/zero_shot_acc']:.1f}%"
-        f" | reward {found['objective/eval_reward']:.3f}, shuffled"
-        f" {found['eval/reward_shuffled']:.3f}, empty {found['eval/reward_empty']:.3f}"
-        f" | n {found['n']}"
-    )
 
 
 def read_curve(run_dir: Path, event: str) -> list[dict[str, Any]]:

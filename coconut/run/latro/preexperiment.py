@@ -10,26 +10,21 @@ Source: arXiv 2411.04282, figure 2.
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
-from coconut import files
 from coconut.backend import Backend, MakeBackend
 from coconut.batches.batch import chunks
 from coconut.batches.dataset import check_lengths
 from coconut.batches.questions import Item, Questions
 from coconut.batches.rollouts import Rollout, collate_rollouts
-from coconut.checkpoints.source import open_source
 from coconut.config.latro_keys import LatroConfig
 from coconut.errors import UserError
-from coconut.files import write_text
-from coconut.reporting.console import Console, tracker
-from coconut.run import ending
-from coconut.run.start import check_same
+from coconut.run.ending import measured_with, write_results
+from coconut.run.start import Run
 from coconut.world import World
 
 
@@ -40,30 +35,22 @@ def measure(
 
     world: the processes that share the items; the first writes and speaks.
     """
-    world = world or World()
-    opened = open_source(config)
-    questions = Questions(config, opened.tokenizer)
+    run = Run(config, twin, world)
+    questions = Questions(config, run.tokenizer)
     path = questions.path(config.split)
     items = with_rationale(questions.items(config.split), path)
     lengths = {i: len(ids) for i, ids in scored(config, questions, items)}
-    check_lengths(lengths, opened.source.n_positions, path)
+    check_lengths(lengths, run.source.n_positions, path)
     without, given = rollouts(config, questions, items)
-    check_same(world, config, opened.source, [path])
-    backend = make_backend(config, opened.source)
-    world.wait()
-    wandb = tracker(config) if config.wandb else None
-    with Console(config.run_dir, rank=world.rank, wandb=wandb) as console:
-        if world.is_first:
-            write_text(config.run_dir / "config.yaml", config.to_yaml())
-        console.say(
-            f"{twin} | {backend.model_type} {backend.n_params / 1e6:.1f}M params | {backend.device}"
-            f" {backend.dtype} | run {config.name} | {len(items):,} rationales of {path}"
-        )
+    run.agree([path])
+    backend = run.build(make_backend)
+    with run.begin() as console:
+        run.greet(f" | {len(items):,} rationales of {path}")
         backend.memory()
         start = time.perf_counter()
         with console.progress("scored", 2 * len(items)) as bar:
             nats = [
-                answer_logprobs(backend, config, kind, opened.tokenizer.pad_id, bar.advance, world)
+                answer_logprobs(backend, config, kind, run.tokenizer.pad_id, bar.advance, run.world)
                 for kind in (without, given)
             ]
         seconds = time.perf_counter() - start
@@ -87,17 +74,13 @@ def measure(
             "chat_template": questions.uses_template,
             "prompt": questions.wording,
             "n_shots": questions.n_shots,
-            "method": config.method,
-            **ending.measured_with(twin, backend, path),
+            **measured_with(run, path),
             "checkpoint": config.load_model_path or config.model_id,
             "dataset_name": config.dataset_name,
             "split": config.split,
-            "peak_memory_bytes": max(world.exchange(backend.memory())),
+            "peak_memory_bytes": max(run.world.exchange(backend.memory())),
         }
-        if world.is_first:
-            lines = "".join(json.dumps(row) + "\n" for row in rows)
-            write_text(config.run_dir / "likelihoods.jsonl", lines)
-            files.write_json(config.run_dir / "summary.json", summary)
+        write_results(run, summary, "likelihoods.jsonl", rows)
         console.record("preexperiment", **summary)
         console.say(
             f"log p(answer), mean of {len(items):,}: {means['without']:.3f} nats without rationale,"

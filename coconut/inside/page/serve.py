@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from coconut.errors import UserError, guarded, typed
 from coconut.inside.inspect import Asked, add_options, asked_questions, look
 from coconut.inside.lens import Lens
-from coconut.inside.page import page, page_item
+from coconut.inside.page.page import page, page_item
 
 if TYPE_CHECKING:
     from coconut.backend import MakeBackend

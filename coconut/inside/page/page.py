@@ -9,7 +9,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from coconut.inside.lens import READINGS, Inspection, Lens
+from coconut.inside.findings import READINGS, Inspection
+from coconut.inside.lens import Lens
 
 WEB = Path(__file__).parent / "web"
 EXAMPLE = (

@@ -1,0 +1,45 @@
+"""What a forward pass reads of a batch, on the device."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import mlx.core as mx
+import numpy as np
+
+from coconut.batches.batch import Batch
+from mlx_coconut.models.base import additive_mask
+
+
+@dataclass
+class Inputs:
+    """The arrays of a Batch that a forward pass reads; shapes: coconut/batches/batch.py."""
+
+    ids: mx.array
+    mask: mx.array
+    positions: mx.array
+    is_latent: mx.array
+    segments: mx.array | None = None
+
+    @classmethod
+    def of(cls, batch: Batch) -> Inputs:
+        """Copy from the host."""
+        segments = None if batch.segments is None else mx.array(batch.segments)
+        arrays = map(mx.array, (batch.ids, batch.mask, batch.positions, batch.is_latent))
+        return cls(*arrays, segments)
+
+    def latents_on_host(self) -> np.ndarray:
+        """(B, T) bool: which columns are latents of a row, spared ones left out."""
+        return np.array(self.is_latent & self.mask)
+
+    def pass_mask(self, start: int, end: int, dtype: mx.Dtype) -> mx.array:
+        """What the queries in columns start..end may see, see `additive_mask`."""
+        return additive_mask(self.mask, start, end, dtype, self.segments)
+
+    def without_latent(self, column: int, rows: mx.array) -> Inputs:
+        """Without these rows' (B,) bool latent at this column: what follows it moves up."""
+        rows = (rows & self.is_latent[:, column])[:, None]
+        columns = mx.arange(self.ids.shape[1])[None]
+        positions = mx.maximum(self.positions - (rows & (columns > column)), 0)
+        mask = self.mask & ~(rows & (columns == column))
+        return replace(self, mask=mask, positions=positions)
