@@ -24,7 +24,8 @@ GRAMMAR = ("coconut.feedback.catalogue", "coconut.feedback.layers", "coconut.fee
 CONFIG = ("coconut.config", "coconut.tasks", *GRAMMAR, *BASE)
 TEXT = ("coconut.text", *CONFIG)
 BATCHES = ("coconut.batches", *TEXT)
-CHECKPOINTS = ("coconut.checkpoints", "coconut.feedback", *BATCHES)
+FEEDBACK = ("coconut.feedback", "coconut.blocks", *BATCHES)
+CHECKPOINTS = ("coconut.checkpoints", *FEEDBACK)
 BACKEND = ("coconut.backend", *CHECKPOINTS)
 BELOW = (*BACKEND, "coconut.convert", "coconut.reporting")
 
@@ -38,7 +39,8 @@ ROOMS: dict[str, tuple[str, ...]] = {
     "coconut.reporting": ("coconut.reporting", *CONFIG),
     "coconut.text": TEXT,
     "coconut.batches": BATCHES,
-    "coconut.feedback": ("coconut.feedback", *BATCHES),
+    "coconut.blocks": BASE,
+    "coconut.feedback": FEEDBACK,
     "coconut.checkpoints": CHECKPOINTS,
     "coconut.backend": BACKEND,
     "coconut.convert": ("coconut.convert", *BACKEND),

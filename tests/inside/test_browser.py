@@ -14,8 +14,8 @@ import pytest
 from conftest import CHOSEN, load_twin
 
 from coconut.batches.dataset import read_items
-from coconut.inside import serve
 from coconut.inside.inspect import Asked, look
+from coconut.inside.page import serve
 from coconut.inside.page.page import EXAMPLE, page
 
 if not os.environ.get("BROWSER_TESTS"):

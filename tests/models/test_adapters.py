@@ -90,6 +90,7 @@ def test_only_adapters_and_marker_rows_are_trained(twin, name):
         assert loss(engine) == base  # the frozen weights are bit for bit what they were
 
 
+@pytest.mark.compiled
 def test_the_base_alone_and_the_adapted_model_take_turns(twin):
     engine = backend(twin, GPT2, Lora(rank=2))
     base = loss(engine)
@@ -130,6 +131,7 @@ def test_a_saved_adapter_goes_on_bit_for_bit(twin, kind, tmp_path):
 @needs_both
 # Not qwen2-tiny: there float32 alone is 3e-4 away from float64 after 20 steps.
 @pytest.mark.parametrize("name, kind", [(GPT2, "dora"), (UNTIED, "lora")])
+@pytest.mark.compiled
 def test_twins_follow_one_curve_and_read_each_others_adapters(name, kind, tmp_path):
     lora = Lora(type=kind, rank=4)
     engines = [backend(load_twin(t), name, lora, max_grad_norm=1.0) for t in ("mlx", "cuda")]
@@ -157,6 +159,7 @@ def test_recomputed_blocks_give_the_same_training(twin, name):
     assert recomputed == pytest.approx(kept, rel=SAME_LOSS)
 
 
+@pytest.mark.compiled
 def test_adapter_dropout_differs_between_updates_and_is_off_in_evaluation(twin):
     engine = backend(twin, QWEN2, Lora(rank=2, dropout=0.5))
     train(engine, 2)

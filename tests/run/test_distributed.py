@@ -148,18 +148,18 @@ def another_batch_inside_an_epoch(twin: Any, folder: Path) -> None:
 
 def error_in_one(twin: Any, folder: Path) -> None:
     """Process 1 cannot read its validation data; process 0 is waiting for it elsewhere."""
-    read_items = coconut.runner.read_items
+    read_items = coconut.run.curriculum_loop.read_items
 
     def fail(path):
         if os.environ["RANK_HERE"] == "1":
             raise UserError(str(path), "item 3: no question")
         return read_items(path)
 
-    coconut.runner.read_items = fail
+    coconut.run.curriculum_loop.read_items = fail
     try:
         run(twin, config_of(folder, "error", 2))
     finally:
-        coconut.runner.read_items = read_items
+        coconut.run.curriculum_loop.read_items = read_items
 
 
 def disk_refuses_the_first(twin: Any, folder: Path) -> None:

@@ -694,8 +694,8 @@ def test_thoughts_are_measured_as_they_are_defined(twin):
         np.testing.assert_allclose(found[name], values, rtol=1e-4, atol=1e-5, err_msg=name)
 
 
-def test_what_an_evaluation_measures_is_of_the_rows_that_have_the_latent(uncompiled):
-    twin, batch = uncompiled, ragged_batch(1, (0, 1, 3))
+def test_what_an_evaluation_measures_is_of_the_rows_that_have_the_latent(twin):
+    batch = ragged_batch(1, (0, 1, 3))
     source = Source(json.loads((MODEL / "config.json").read_text()), MODEL, 200, range(0), None)
     engine = twin.run.make_backend(RunConfig(method="coconut"), source)
     engine.generate(batch, Decoding(1, TOKENS["eos"]))
@@ -729,20 +729,6 @@ def test_effective_rank_counts_the_directions_that_are_used_alike():
 # ---- compiled, recomputed, in bfloat16
 
 
-@pytest.fixture
-def uncompiled(twin, monkeypatch):
-    """A twin that traces nothing: that is tested elsewhere, and costs a compiler run a kernel."""
-    if twin.__name__ != "mlx_coconut":
-        yield twin
-        return
-    import mlx.core as mx
-
-    mx.disable_compile()
-    monkeypatch.setattr(mx, "compile", lambda f, **_: f)
-    yield twin
-    mx.enable_compile()
-
-
 def one_step(twin, rule, scratch, **options):
     """(StepStats, what AdamW's first moments hold) of a training step by a rule."""
     model, module = load(twin, rule, own=own_weights(rule))
@@ -754,12 +740,12 @@ def one_step(twin, rule, scratch, **options):
 
 
 @pytest.mark.parametrize("rule", ALL_PARTS)
-def test_recomputed_blocks_train_every_rule_alike(uncompiled, tmp_path, rule):
-    plain, expected = one_step(uncompiled, rule, tmp_path)
-    again, found = one_step(uncompiled, rule, tmp_path, checkpointing=True)
+def test_recomputed_blocks_train_every_rule_alike(twin, tmp_path, rule):
+    plain, expected = one_step(twin, rule, tmp_path)
+    again, found = one_step(twin, rule, tmp_path, checkpointing=True)
     assert again.loss == pytest.approx(plain.loss, rel=1e-5)
     assert_same_gradients(found, expected, RECOMPUTED)
-    half, rounded = one_step(uncompiled, rule, tmp_path, bf16=True, checkpointing=True)
+    half, rounded = one_step(twin, rule, tmp_path, bf16=True, checkpointing=True)
     # Every weight is still reached, in float32; how near is the next test's question.
     assert half.loss == pytest.approx(plain.loss, rel=BF16_LOSS)
     assert rounded.keys() == expected.keys()
@@ -769,6 +755,7 @@ def test_recomputed_blocks_train_every_rule_alike(uncompiled, tmp_path, rule):
 
 
 @pytest.mark.skipif("mlx" not in CHOSEN, reason="torch compiles nothing here")
+@pytest.mark.compiled
 def test_a_compiled_loss_is_that_of_the_rule():
     import mlx.core as mx
 
@@ -787,6 +774,7 @@ def test_a_compiled_loss_is_that_of_the_rule():
 
 @pytest.mark.skipif("mlx" not in CHOSEN, reason="torch compiles nothing here")
 @pytest.mark.parametrize("rule", ALL_PARTS)
+@pytest.mark.compiled
 def test_a_rule_asks_for_no_value_while_it_is_traced(rule):
     """Traced, not run: compiling kernels for every part would take minutes of a cold cache."""
     import mlx.core as mx
@@ -818,8 +806,7 @@ def test_thoughts_in_bfloat16_are_near_those_in_float32(twin, rule):
 
 
 @pytest.mark.parametrize("lora", [None, Lora(rank=2)])
-def test_a_run_goes_back_to_a_rule_it_saved(uncompiled, tmp_path, lora):
-    twin = uncompiled
+def test_a_run_goes_back_to_a_rule_it_saved(twin, tmp_path, lora):
     setup, base = setup_of("layer:2|mlp:8"), str(MODEL)
     adapter = lora and Adapter(lora, MARKERS, base, fingerprint(MODEL), range(0), None)
     described = json.loads((MODEL / "config.json").read_text())
@@ -849,8 +836,7 @@ def test_latro_refuses_what_it_cannot_score_again(rule):
         _feedback(config, {}, None, tokenizer, None)
 
 
-def test_rule_and_weights_are_saved_loaded_strictly_and_resumed(uncompiled, tmp_path):
-    twin = uncompiled
+def test_rule_and_weights_are_saved_loaded_strictly_and_resumed(twin, tmp_path):
     rule = "last|mlp:8,norm_out|noise:0.1"
     keys = {"feedback": rule, "reset_optimizer": "never", "feedback_lr_multiplier": 2.0}
     whole = run_config(tmp_path, name="whole", num_epochs=3, **keys)
