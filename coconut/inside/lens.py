@@ -24,12 +24,12 @@ from coconut.checkpoints.named import checkpoint_config, found_model
 from coconut.checkpoints.source import open_source
 from coconut.config.keys import WITH_FEEDBACK, WITH_LATENTS
 from coconut.errors import UserError
-from coconut.inside.findings import READINGS, Inspection, Reading, Stop, Thought
+from coconut.inside.findings import READINGS, Inspection, Reading, Stop, Thought, segments_of
 from coconut.inside.forced import Case, Forcing, case_of, probability, spelled
 from coconut.inside.graph import Graph, read_graph, sentences
 from coconut.inside.known import FORM, knows_only_prosqa, warnings
 from coconut.text.answers import exact_match, extract
-from coconut.text.tokenizer import END_OF_TEXT, START, Tokenizer
+from coconut.text.tokenizer import END_OF_TEXT, Tokenizer
 
 if TYPE_CHECKING:
     from coconut.backend import MakeBackend
@@ -172,7 +172,7 @@ class Lens:
     def thoughts(self, question: str, n_top: int = 10) -> tuple[list[str], list[Thought]]:
         """(segments of the prompt, every thought of it)."""
         row = self.prompt(question, self.n_thoughts)
-        segments, of_token = self._segments(question, row)
+        segments, of_token = segments_of(self.tokenizer, question, row)
         trace = self.trace(question)
         if trace is None:
             return segments, []
@@ -336,30 +336,6 @@ class Lens:
     def _prompts(self, question: str) -> list[Row]:
         """The prompts with 0, 1, ... thoughts."""
         return [self.prompt(question, k) for k in range(self.n_thoughts + 1)]
-
-    def _segments(self, question: str, row: Row) -> tuple[list[str], list[int]]:
-        """(segments, the segment of each token of the prompt; -1 for none)."""
-        parts = sentences(question)
-        starts, at = [], 0
-        for part in parts:
-            at = question.index(part, at)
-            starts.append(at)
-            at += len(part)
-        tokens = row.ids[: row.first_latent - 1] if row.n_latents else row.ids
-        of_token, before = [], 0
-        for i in range(len(tokens)):
-            end = len(self.tokenizer.decode(tokens[: i + 1]))
-            text = question[before:end]
-            # A token's white space belongs to the word behind it.
-            first_word = before + len(text) - len(text.lstrip())
-            of_token.append(sum(start <= first_word for start in starts) - 1)
-            before = end
-        if not row.n_latents:
-            return parts, of_token
-        n = len(parts)
-        segments = [*parts, START, *(f"thought {i + 1}" for i in range(row.n_latents))]
-        of_token += [*range(n, n + 1 + row.n_latents), -1]
-        return segments, of_token
 
     def _answer_start(self, tokens: Sequence[int]) -> int:
         """Index of the first token behind the last answer sign; the tokens hold one."""
