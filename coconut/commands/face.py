@@ -223,8 +223,9 @@ def evaluate(
 
     data: a JSON file of items (question, answer, steps), here or one that ships, or the items.
     latents: None are those of the model as it was loaded. The others stand for the keys of a run
-    (docs/keys.md), batch_size for eval_batch_size. Raises UserError for what is wrong with numbers
-    or items, and for a model trained over a data set, whose runs `train` does.
+    (docs/keys.md), batch_size for eval_batch_size; the noise of a feedback rule keeps the seed 0
+    that the model was opened with. Raises UserError for what is wrong with numbers or items, and
+    for a model trained over a data set, whose runs `train` does.
     """
     from coconut.commands.run import start_run
     from coconut.config.keys import DATASET_METHODS, RunConfig

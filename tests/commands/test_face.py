@@ -39,7 +39,8 @@ def face(request) -> ModuleType:
 def folder(tmp_path_factory) -> Path:
     """Two random checkpoints, one that thinks and one that does not, and items to ask."""
     folder = tmp_path_factory.mktemp("face")
-    write_checkpoint(folder / "thinks", "pairs")
+    # A rule that tells what is fed back from what the output head reads.
+    write_checkpoint(folder / "thinks", "pairs", feedback="last|rms")
     write_checkpoint(folder / "plain", "pairs", method="cot", latent_ids=None, stage=0)
     write_items(folder / "items.json", 3)
     return folder
@@ -164,6 +165,7 @@ def test_think_gives_the_arrays_of_the_back_end_and_reads_them(face, folder) -> 
         (thoughts.attention, trace.attention),
     ):
         assert ours.dtype == np.float32 and np.array_equal(ours, theirs)
+    assert not np.array_equal(thoughts.states, thoughts.vectors)
     T = len(row.ids)
     assert thoughts.vectors.shape == (2, 32) and thoughts.attention.shape == (2, 2, 4, T)
     for top, logprobs in zip(thoughts.top, thoughts.logprobs, strict=True):
@@ -228,7 +230,18 @@ def without_times(summary: dict) -> dict:
     return {name: value for name, value in summary.items() if name not in TIMES}
 
 
-def test_evaluate_gives_the_summary_of_the_command(face, folder, tmp_path, capfd) -> None:
+def test_evaluate_gives_the_summary_of_the_command(
+    face, folder, tmp_path, capfd, monkeypatch
+) -> None:
+    model, said = face.load(folder / "thinks"), []
+    kind = type(model.backend)
+    plain = kind.generate
+
+    def generate(self, *given):
+        said.append(plain(self, *given))
+        return said[-1]
+
+    monkeypatch.setattr(kind, "generate", generate)
     keys = {"load_model_path": str(folder / "thinks"), "val_path": str(folder / "items.json")}
     keys |= {"method": "coconut", "max_latent_stage": 3, "latent_growth": "one"}
     keys |= {"n_latents": 2, "max_new_tokens": 6, "temperature": 0.8, "seed": 5, "stage": 2}
@@ -236,11 +249,13 @@ def test_evaluate_gives_the_summary_of_the_command(face, folder, tmp_path, capfd
     command(run_command.main, face, tmp_path / "run.yaml", f"save_path={tmp_path}", "name=it")
     wanted = without_times(json.loads((tmp_path / "it/summary.json").read_text()))
     capfd.readouterr()
+    typed = said.copy()
+    said.clear()
 
-    model = face.load(folder / "thinks")
     given = {"max_new_tokens": 6, "temperature": 0.8, "seed": 5, "stage": 2}
     found = face.evaluate(model, folder / "items.json", latents=2, **given)
     assert without_times(found) == wanted and "swapped_accuracy" in found
+    assert said == typed
     fixed = face.load(folder / "thinks", latents=2)
     items = json.loads((folder / "items.json").read_text())
     listed = face.evaluate(fixed, items, **given)
@@ -343,8 +358,8 @@ def test_the_blocks_of_the_page_run_from_top_to_bottom(face, desk, capsys) -> No
     assert len(list(filter(None, blocks[0].splitlines()))) == 4
     assert f"It prints `{printed[0].strip()}`" in page
     assert printed[1] == "arguments: latents: must be at least 0, got -1\n"
-    assert printed[3] == f"{names['thoughts']!r}\n" and printed[3].startswith("6 thoughts\n")
-    assert names["lengths"].shape == (6,) and len(names["certainty"]) == 7
+    assert printed[3] == f"{names['thoughts']!r}\n" and printed[3].startswith("2 thoughts\n")
+    assert names["lengths"].shape == (2,) and len(names["certainty"]) == 3
     assert names["run"].checkpoint.exists()
 
 
