@@ -12,11 +12,10 @@ from coconut.config.latro_keys import LatroConfig
 from coconut.config.reading import load_config
 from coconut.config.reference import help_text
 from coconut.errors import UserError, guarded, typed
-from coconut.world import World
+from coconut.world import World, together
 
 if TYPE_CHECKING:
     from coconut.backend import Backend, MakeBackend
-from coconut.world import together
 
 
 def main(
