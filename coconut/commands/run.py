@@ -99,9 +99,7 @@ def start_run(
 
 def _refuse(config: RunConfig, twin: str, n: int, only_check: bool = False) -> None:
     """Raise UserError for what is wrong with running in n processes, or the keys about them."""
-    if config.shard and config.method in DATASET_METHODS:
-        problem = f"method {config.method} needs a whole model in each process; set shard: False"
-    elif config.shard and twin == "mlx_coconut":
+    if config.shard and twin == "mlx_coconut":
         problem = "MLX has no sharding of weights; train with cuda_coconut, or set shard: False"
     elif config.shard and n == 1 and not only_check:
         problem = (
