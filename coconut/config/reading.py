@@ -46,9 +46,8 @@ def load_config(path: str | Path, overrides: typing.Sequence[str] = ()) -> RunCo
 
 def _gives_way(given: Any, override: str) -> bool:
     """Whether a key of the file says what an override says anew, under another name."""
-    if given in PUBLISHED_SWITCHES and override == "method":
-        return True
-    if {given, override} == {"wandb", "report_to"}:
+    is_switch = given in PUBLISHED_SWITCHES and override == "method"
+    if is_switch or {given, override} == {"wandb", "report_to"}:
         return True
     return PUBLISHED_NAMES.get(given, given) == PUBLISHED_NAMES.get(override, override)
 

@@ -77,6 +77,7 @@ class Forcing:
 
     def __init__(self, tokenizer: Tokenizer, backend: Backend) -> None:
         self._tokenizer, self._backend = tokenizer, backend
+        self._beginning: dict[tuple[str, str], list[int]] = {}
 
     def probabilities(
         self, prompts: Sequence[Row], graph: Graph, cases: Sequence[Case]
@@ -137,10 +138,6 @@ class Forcing:
     @cached_property
     def _vocabulary(self) -> list[str]:
         return [self._tokenizer.decode([i]) for i in range(self._tokenizer.vocab_size)]
-
-    @cached_property
-    def _beginning(self) -> dict[tuple[str, str], list[int]]:
-        return {}
 
 
 def _behind(prompt: Row, tokens: Sequence[int]) -> Row:

@@ -112,19 +112,17 @@ class Lens:
             raise UserError("question", "is empty; write one")
         n = len(self.prompt(question, self.n_thoughts).ids)
         limit = self.backend.n_positions
+        behind = [(max_new_tokens, "new ones", " or lower --max-new-tokens")]
+        if graph is not None:
+            behind.append((self._n_forced(graph), "that are forced behind them", ""))
         # The prompts of fewer thoughts are no longer than this.
-        if limit is not None and n + max_new_tokens > limit:
-            raise UserError(
-                "question",
-                f"{n} tokens with its thoughts and {max_new_tokens} new ones, but the model has"
-                f" {limit} positions; shorten it or lower --max-new-tokens",
-            )
-        if limit is not None and graph is not None and n + self._n_forced(graph) > limit:
-            raise UserError(
-                "question",
-                f"{n} tokens with its thoughts and {self._n_forced(graph)} that are forced behind"
-                f" them, but the model has {limit} positions; shorten it",
-            )
+        for more, which, remedy in behind:
+            if limit is not None and n + more > limit:
+                raise UserError(
+                    "question",
+                    f"{n} tokens with its thoughts and {more} {which}, but the model has {limit}"
+                    f" positions; shorten it{remedy}",
+                )
 
     def room(self, question: str, max_new_tokens: int) -> int:
         """New tokens, at most so many, that the model has positions for behind all thoughts."""

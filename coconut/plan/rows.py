@@ -67,8 +67,7 @@ def _data_set(config: RunConfig, model: Model) -> tuple[Data | None, Data]:
     def read(split: str) -> Data:
         if model.tokenizer is None:
             unread = DataSet(config)
-            numbers = [i for i, _ in unread.numbered(split)]
-            samples = [Sample(i, [], [], []) for i in numbers]
+            samples = [Sample(i, [], [], []) for i, _ in unread.numbered(split)]
             return Data(unread.path(split), len(samples), samples)
         questions = Questions(config, model.tokenizer)
         items, path = questions.items(split), questions.path(split)

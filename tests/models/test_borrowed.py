@@ -240,7 +240,9 @@ def run_logits(twin, model, batch) -> np.ndarray:
 # ---- training, files, the rest of the program
 
 
-def backend(twin, path: Path, lora: Lora | None = None, rule: str | None = None, saved=None):
+def backend(
+    twin, path: Path, lora: Lora | None = None, rule: str | None = None, saved=None, **keys
+):
     config = describe(path)["config"]
     markers = (TOKENS["start"], TOKENS["end"], TOKENS["latent"])
     adapter = None
@@ -248,7 +250,7 @@ def backend(twin, path: Path, lora: Lora | None = None, rule: str | None = None,
         adapter = Adapter(lora, markers, str(path), fingerprint(path), range(0), saved)
     setup = None if rule is None else Setup(parse(rule), markers, EOS, 200)
     source = Source(config, path, config["vocab_size"], range(0), None, setup, adapter)
-    return twin.run.make_backend(RunConfig(method="coconut"), source)
+    return twin.run.make_backend(RunConfig(method="coconut", **keys), source)
 
 
 @pytest.mark.parametrize("kind", ["whole", "lora"])
@@ -258,6 +260,16 @@ def test_training_reduces_the_loss_of_eight_items(twin, directories, kind):
     batch = ragged_batch(1, (1, 0, 3, 2, 2, 0, 1, 1))
     losses = [engine.train_step([batch], 1e-2, (0, u)).loss for u in range(10)]
     assert losses[-1] < 0.8 * losses[0]
+
+
+def test_recomputed_blocks_drop_what_their_adapters_dropped(twin, directories):
+    path, lora = directories("llama"), Lora(rank=2, dropout=0.3)
+    engines = [backend(twin, path, lora, gradient_checkpointing=c) for c in (False, True)]
+    kept, recomputed = (
+        [engine.train_step([ragged_batch(1)], 1e-2, (0, u)).loss for u in range(4)]
+        for engine in engines
+    )
+    assert recomputed == pytest.approx(kept, rel=LOSS)
 
 
 @both
