@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -55,6 +55,16 @@ def load_twin(name: str) -> Any:
     if name not in TWINS:
         pytest.fail(f"TWINS names {name!r}; known: {', '.join(TWINS)}")
     return Twin(name)
+
+
+def few(cases: Iterable[Any], n: int) -> list[Any]:
+    """The cases, of which n, spread evenly from the first, are in the fast suite."""
+    cases = list(cases)
+    fast = {i * len(cases) // n for i in range(n)}
+    return [
+        case if i in fast else pytest.param(case, marks=pytest.mark.slow)
+        for i, case in enumerate(cases)
+    ]
 
 
 @pytest.fixture(autouse=True)

@@ -413,6 +413,7 @@ def desk(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Desk, list[
 
 @both_twins
 @pytest.mark.parametrize("page", [TOUR, *(page for page in PAGES if page != TOUR)])
+@pytest.mark.slow
 def test_the_commands_of_a_page_do_what_it_says(page: str, desk: tuple[Desk, list[str]]) -> None:
     workplace, of_the_tour = desk
     wrong = of_the_tour if page == TOUR else workplace.follow(page)
