@@ -130,9 +130,6 @@ def _write(
         *("| " + " | ".join(map(str, row)) + " |" for row in rows),
     ]
     lines += ["", *(f"- {note}" for note in found["notes"])] if found["notes"] else []
-    try:
-        write_text(out / f"{name}.json", json.dumps(found, indent=1, ensure_ascii=False) + "\n")
-        write_text(out / f"{name}.md", "\n".join(lines) + "\n")
-        write_text(out / f"{name}.png", image)
-    except OSError as error:
-        raise UserError(str(out), f"cannot be written: {error.strerror}") from error
+    write_text(out / f"{name}.json", json.dumps(found, indent=1, ensure_ascii=False) + "\n")
+    write_text(out / f"{name}.md", "\n".join(lines) + "\n")
+    write_text(out / f"{name}.png", image)

@@ -106,8 +106,5 @@ def _inspect(twin: str, make_backend: MakeBackend, options: argparse.Namespace) 
         elif options.html is None:
             tables.show(found, kind)
     if options.html is not None:
-        try:
-            write_text(Path(options.html), page(lens, twin, seen, kind=kind))
-        except OSError as error:
-            raise UserError(options.html, f"cannot be written: {error.strerror}") from error
+        write_text(Path(options.html), page(lens, twin, seen, kind=kind))
         print(f"wrote {options.html}: open it in a browser", file=sys.stderr)
