@@ -1,12 +1,16 @@
-# setup, demo, test, lint and bench all work on a clean clone; only the first one takes time.
+# All of these work on a clean clone; only `setup` and `test-all` take minutes.
 SUPPORTED := $(shell sed -n 's/.*Python :: \(3\.[0-9]*\)",/\1/p' pyproject.toml)
 PYTHON ?= $(shell for p in python3 $(SUPPORTED:%=python%); do \
 	$$p -c 'import sys, ensurepip; sys.exit("%d.%d" % sys.version_info[:2] not in "$(SUPPORTED)".split())' \
 	2>/dev/null && { echo $$p; break; }; done)
 BIN := .venv/bin
 READY := .venv/.installed
+# A process a core, at most eight: each holds both frameworks. What a core is left without, it takes.
+PYTEST := HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n logical --maxprocesses=8 --dist=worksteal
+# Without bytecode every process that a test starts would compile its libraries again.
+unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: setup demo test test-browser lint bench analyses
+.PHONY: setup demo test test-all test-browser lint bench analyses
 .DELETE_ON_ERROR:
 
 setup: $(READY)
@@ -23,8 +27,12 @@ $(READY): pyproject.toml constraints.txt setup.py
 demo: setup
 	$(BIN)/python -m mlx_coconut.run args/prosqa_coconut_eval.yaml
 
+# At least a case of every test file, both twins.
 test: setup
-	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest $(ARGS)
+	$(PYTEST) -m "not slow" --hypothesis-profile=fast $(ARGS)
+
+test-all: setup
+	$(PYTEST) $(ARGS)
 
 # In a real browser: Debian's chromium and chromium-driver, or COCONUT_CHROMIUM and COCONUT_CHROMEDRIVER.
 test-browser: setup

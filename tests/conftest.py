@@ -1,11 +1,12 @@
-"""The fixture that runs one test on both twins."""
+"""The twins as fixtures, and how the suite runs: uncompiled, in parallel, fast or in full."""
 
 from __future__ import annotations
 
 import importlib
 import os
-import pkgutil
-from types import SimpleNamespace
+from collections.abc import Iterable, Iterator
+from functools import cache
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,11 +17,69 @@ TWINS = {"mlx": "mlx_coconut", "cuda": "cuda_coconut"}
 CHOSEN = os.environ.get("TWINS", "mlx,cuda").split(",")
 """What must run: a twin named here that cannot be imported fails, it is not skipped."""
 
+# Each shape of a compiled step costs seconds of a C++ compiler on a CPU: only what is marked
+# `compiled` is. Processes that a test starts inherit it.
+os.environ["MLX_DISABLE_COMPILE"] = "1"
+if "PYTEST_XDIST_WORKER" in os.environ:
+    # Tiny arrays: a second thread waits for the core on which the next worker computes.
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+
+class Twin:
+    """The modules of one package by their names, from all its rooms, imported at first use."""
+
+    def __init__(self, name: str):
+        self.__name__ = TWINS[name]
+        folder = Path(importlib.import_module(self.__name__).__file__ or "").parent
+        files = [p.relative_to(folder.parent) for p in folder.rglob("*.py")]
+        places = [p.parent if p.name == "__init__.py" else p.with_suffix("") for p in files]
+        self._places = {p.name: ".".join(p.parts) for p in places if p.name != "__main__"}
+
+    def __getattr__(self, name: str) -> Any:
+        if name not in self._places:
+            raise AttributeError(f"{self.__name__} has no module {name}")
+        module = importlib.import_module(self._places[name])
+        setattr(self, name, module)
+        return module
+
 
 @pytest.fixture(params=CHOSEN)
 def twin(request: pytest.FixtureRequest) -> Any:
     """The modules of one twin by their names: `twin.latent.latent_forward(...)`."""
     return load_twin(request.param)
+
+
+@cache
+def load_twin(name: str) -> Any:
+    """The modules of the package that `name` ("mlx" or "cuda") stands for."""
+    if name not in TWINS:
+        pytest.fail(f"TWINS names {name!r}; known: {', '.join(TWINS)}")
+    return Twin(name)
+
+
+def few(cases: Iterable[Any], n: int) -> list[Any]:
+    """The cases, of which n, spread evenly from the first, are in the fast suite."""
+    cases = list(cases)
+    fast = {i * len(cases) // n for i in range(n)}
+    return [
+        case if i in fast else pytest.param(case, marks=pytest.mark.slow)
+        for i, case in enumerate(cases)
+    ]
+
+
+@pytest.fixture(autouse=True)
+def _compiled(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Let MLX compile in a test that is marked so, here and in the processes that it starts."""
+    if "mlx" not in CHOSEN or request.node.get_closest_marker("compiled") is None:
+        yield
+        return
+    monkeypatch.delenv("MLX_DISABLE_COMPILE")
+    load_twin("mlx")  # its BLAS comes before mlx.core
+    import mlx.core as mx
+
+    mx.enable_compile()
+    yield
+    mx.disable_compile()
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
@@ -30,13 +89,14 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
             pytest.skip("needs a CUDA GPU")
 
 
-def load_twin(name: str) -> Any:
-    """The modules of the package that `name` ("mlx" or "cuda") stands for, from all its rooms."""
-    if name not in TWINS:
-        pytest.fail(f"TWINS names {name!r}; known: {', '.join(TWINS)}")
-    package = importlib.import_module(TWINS[name])
-    found: dict[str, Any] = {"__name__": package.__name__}
-    for module in pkgutil.walk_packages(package.__path__, f"{package.__name__}."):
-        if not module.name.endswith("__main__"):
-            found[module.name.rpartition(".")[2]] = importlib.import_module(module.name)
-    return SimpleNamespace(**found)
+COLLECTED = pytest.StashKey[dict[str, bool]]()
+"""Test file -> whether one of its cases belongs to the fast suite."""
+
+
+@pytest.hookimpl(tryfirst=True)  # before -m deselects
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    files: dict[str, bool] = {}
+    for item in items:
+        file = item.nodeid.partition("::")[0]
+        files[file] = files.get(file, False) or item.get_closest_marker("slow") is None
+    config.stash[COLLECTED] = files

@@ -1,15 +1,13 @@
 """The verbs of `mlx-coconut` and `cuda-coconut`, in one table."""
 
-from __future__ import annotations
-
 import argparse
-import difflib
 import importlib
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 from coconut import __version__
+from coconut.errors import nearest
 
 
 class Verb(NamedTuple):
@@ -33,7 +31,6 @@ VERBS = {
     "publish": Verb("coconut.commands.publish", "twin", "upload a checkpoint with a model card"),
     "init": Verb("coconut.commands.init", "twin", "begin a directory with runs and data"),
 }
-
 
 PROJECT = "mlx-coconut"
 EXTRAS = {"mlx": "mlx", "mlx_lm": "mlx", "torch": "cuda", "peft": "cuda"}
@@ -76,6 +73,5 @@ def main(
     parser.add_argument("--version", action="version", version=f"{command} {__version__}")
     parser.add_argument("verb", metavar="VERB", help="one of those below, then its own arguments")
     wrong = parser.parse_known_args(argv)[0].verb
-    near = difflib.get_close_matches(wrong, VERBS, 1)
-    hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(VERBS)}"
+    hint = nearest(wrong, VERBS) or f"there are {', '.join(VERBS)}"
     parser.error(f"no verb {wrong!r}; {hint}")

@@ -15,14 +15,19 @@ from coconut.config.values import parse_yaml, read_keys, word
 from coconut.errors import UserError
 
 
-def load_config(path: str | Path, overrides: typing.Sequence[str] = ()) -> RunConfig:
+def load_config(
+    source: str | Path | Mapping[Any, Any], overrides: typing.Sequence[str] = ()
+) -> RunConfig:
     """Read a YAML file and `key=value` overrides; check everything that needs no model.
 
+    source: the file, or what it would hold.
     Raises UserError with all problems at once: unknown or ill-typed keys, impossible combinations,
     missing files.
     """
-    where = str(path)
-    values = _read_yaml(path)
+    if isinstance(source, Mapping):
+        where, values = "configuration", dict(source)
+    else:
+        where, values = str(source), _read_yaml(source)
     problems: list[str] = []
     for override in overrides:
         name, equals, text = override.partition("=")
@@ -46,9 +51,8 @@ def load_config(path: str | Path, overrides: typing.Sequence[str] = ()) -> RunCo
 
 def _gives_way(given: Any, override: str) -> bool:
     """Whether a key of the file says what an override says anew, under another name."""
-    if given in PUBLISHED_SWITCHES and override == "method":
-        return True
-    if {given, override} == {"wandb", "report_to"}:
+    is_switch = given in PUBLISHED_SWITCHES and override == "method"
+    if is_switch or {given, override} == {"wandb", "report_to"}:
         return True
     return PUBLISHED_NAMES.get(given, given) == PUBLISHED_NAMES.get(override, override)
 

@@ -1,7 +1,5 @@
 """Texts forced behind thoughts: how a tokenizer writes them, how probable a model finds them."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -77,6 +75,7 @@ class Forcing:
 
     def __init__(self, tokenizer: Tokenizer, backend: Backend) -> None:
         self._tokenizer, self._backend = tokenizer, backend
+        self._beginning: dict[tuple[str, str], list[int]] = {}
 
     def probabilities(
         self, prompts: Sequence[Row], graph: Graph, cases: Sequence[Case]
@@ -137,10 +136,6 @@ class Forcing:
     @cached_property
     def _vocabulary(self) -> list[str]:
         return [self._tokenizer.decode([i]) for i in range(self._tokenizer.vocab_size)]
-
-    @cached_property
-    def _beginning(self) -> dict[tuple[str, str], list[int]]:
-        return {}
 
 
 def _behind(prompt: Row, tokens: Sequence[int]) -> Row:

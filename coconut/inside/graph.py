@@ -1,9 +1,7 @@
 """A question of statements read back from its text: the graph they make, what is asked."""
 
-from __future__ import annotations
-
 import re
-from collections import deque
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 _STATEMENT = re.compile(r"(?:Every )?([^\W_]+) is a ([^\W_]+)\.")
@@ -94,19 +92,17 @@ def read_graph(question: str) -> Graph | None:
         edges=list(edges),
         asked=asked,
         choices=tuple(choices),
-        distances=distances(len(words), list(edges), asked),
+        distances=distances(len(words), list(edges), [asked]),
     )
 
 
-def distances(n: int, edges: list[tuple[int, int]], source: int) -> list[int | None]:
-    """Hops from a node to each of n; None where no way leads."""
+def distances(n: int, edges: Sequence[tuple[int, int]], sources: Iterable[int]) -> list[int | None]:
+    """Hops to each of n nodes from the nearest source; None where no way leads."""
     found: list[int | None] = [None] * n
-    found[source] = 0
-    queue = deque([source])
-    while queue:
-        node = queue.popleft()
-        for child in (child for parent, child in edges if parent == node):
-            if found[child] is None:
-                found[child] = (found[node] or 0) + 1
-                queue.append(child)
+    reached, hops = set(sources), 0
+    while reached:
+        for node in reached:
+            found[node] = hops
+        reached = {child for parent, child in edges if parent in reached and found[child] is None}
+        hops += 1
     return found

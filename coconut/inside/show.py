@@ -1,17 +1,15 @@
 """An inspection as tables on a terminal; plain columns when piped."""
 
-from __future__ import annotations
-
 import sys
 from collections.abc import Sequence
 from typing import TextIO
 
 import rich.box
 import rich.console
-import rich.table
 import rich.text
 
 from coconut.inside.findings import READINGS, Inspection, Reading
+from coconut.reporting.console import ruled
 
 PIPED_WIDTH = 240
 """Columns of a line that no terminal cuts."""
@@ -161,15 +159,9 @@ class Tables:
         self._say("")
         self._say(title, "bold")
         box = None if self._is_plain else rich.box.SIMPLE_HEAD
-        table = rich.table.Table(
-            box=box, collapse_padding=True, header_style=None if self._has_styles else ""
-        )
-        for i, column in enumerate(columns):
-            text = rich.text.Text(column)
-            table.add_column(text, justify="right" if i in numbers else "left", overflow="fold")
-        for row in rows:
-            table.add_row(*(rich.text.Text(cell) for cell in row))
-        self._rich.print(table)
+        look = {"box": box, "header_style": None if self._has_styles else ""}
+        is_number = [i in numbers for i in range(len(columns))]
+        self._rich.print(ruled(columns, rows, is_number, collapse_padding=True, **look))
 
     def _say(self, line: str, style: str = "") -> None:
         style = style if self._has_styles else ""

@@ -1,10 +1,7 @@
 """What a LaTRO run will do, before it does: where it goes on from, its updates, what it needs."""
 
-from __future__ import annotations
-
 from coconut.batches.latro_prompts import Data, check_room
 from coconut.batches.questions import DataSet
-from coconut.checkpoints.adapters import check_twin
 from coconut.config.latro_keys import LatroConfig
 from coconut.plan.memory import evaluation_bytes, training_bytes
 from coconut.plan.unbuilt import find_model, to_fetch
@@ -20,10 +17,8 @@ def print_latro_plan(config: LatroConfig, twin: str, n_processes: int = 1) -> No
     """
     last, config = resumed_from(config), whole_update(config, n_processes)
     warm_weights(config)
-    model, console = find_model(config, last), Console()
+    model, console = find_model(config, last, twin), Console()
     shape = model.shape
-    if model.source is not None:
-        check_twin(twin, config.adapter, model.source.config, model.name)
     size = f"{shape.n_params / 1e6:.1f}M params" if shape else "size unknown"
     lines = [f"{twin} | {model.name} | {size} | run {config.name} | latro, preset {config.preset}"]
     lines += filter(None, (model.note, to_fetch(config, last)))

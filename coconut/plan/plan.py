@@ -1,13 +1,11 @@
 """What --check prints: a run's stages, lengths, size and memory, without building a model."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from coconut.batches.curriculum import IGNORED, Row, evaluation_stage, stage_of_epoch
-from coconut.checkpoints.adapters import check_twin, in_words, n_trained
+from coconut.checkpoints.adapters import in_words, n_trained
 from coconut.checkpoints.source import Source
 from coconut.config.keys import DATASET_METHODS, RunConfig
 from coconut.plan.memory import Shape, evaluation_bytes, frozen_bytes, training_bytes
@@ -26,10 +24,8 @@ def print_plan(config: RunConfig, twin: str, n_processes: int = 1) -> None:
     Raises UserError.
     """
     newest = None if config.only_eval else newest_checkpoint(config.run_dir)
-    model = find_model(config, newest)
+    model = find_model(config, newest, twin)
     shape = model.shape
-    if model.source is not None:
-        check_twin(twin, config.adapter, model.source.config, model.name)
     train, val = read_data(config, model)
     if train is None:
         stage, why = evaluation_stage(config, model.coconut)

@@ -1,7 +1,5 @@
 """The rows that a run's data becomes: how many, how long, and what each of them lost."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
@@ -67,8 +65,7 @@ def _data_set(config: RunConfig, model: Model) -> tuple[Data | None, Data]:
     def read(split: str) -> Data:
         if model.tokenizer is None:
             unread = DataSet(config)
-            numbers = [i for i, _ in unread.numbered(split)]
-            samples = [Sample(i, [], [], []) for i in numbers]
+            samples = [Sample(i, [], [], []) for i, _ in unread.numbered(split)]
             return Data(unread.path(split), len(samples), samples)
         questions = Questions(config, model.tokenizer)
         items, path = questions.items(split), questions.path(split)

@@ -1,12 +1,11 @@
 """A run's model as far as it can be known without building it: size, tokens, what is missing."""
 
-from __future__ import annotations
-
 import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from coconut.checkpoints.adapters import check_twin
 from coconut.checkpoints.hub import HubUnreachable, missing_weights
 from coconut.checkpoints.source import Source, open_source
 from coconut.config.keys import WITH_LATENTS, RunConfig
@@ -37,8 +36,8 @@ class Model:
     source: Source | None = None
 
 
-def find_model(config: RunConfig, newest: Path | None) -> Model:
-    """The model of a run, described without its weights. Raises UserError."""
+def find_model(config: RunConfig, newest: Path | None, twin: str) -> Model:
+    """The model of a run, described without its weights. Raises UserError, also if twin cannot."""
     name = str(newest or config.load_model_path or config.model_id or config.model_config_path)
     try:
         opened = open_source(config, newest, with_weights=False)
@@ -49,6 +48,7 @@ def find_model(config: RunConfig, newest: Path | None) -> Model:
     if source.directory is not None:
         where, rows = str(source.directory / "config.json"), source.config["vocab_size"]
     shape = shape_of(source.config, max(source.vocab_size, rows), where)
+    check_twin(twin, config.adapter, source.config, name)
     return Model(name, shape, opened.tokenizer, opened.coconut, source=source)
 
 

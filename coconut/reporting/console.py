@@ -8,14 +8,16 @@ saved runs/prosqa-coconut/epoch_07 | 475 MB
 
 from __future__ import annotations
 
+import io
 import json
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Literal, TextIO
+from typing import Any, Literal, TextIO
 
 import rich.box
 import rich.console
@@ -23,15 +25,25 @@ import rich.progress
 import rich.table
 import rich.text
 
+from coconut.config.keys import RunConfig
 from coconut.reporting.log import LOG, open_log, plain
-from coconut.reporting.trackers import Tracker, numbers_of, open_tracker
+from coconut.reporting.trackers import numbers_of, open_tracker
 from coconut.reporting.wording import are_numbers, cell, in_words, line_of
-
-if TYPE_CHECKING:
-    from coconut.config.keys import RunConfig
 
 N_SHOWN = 5
 """Answers that an evaluation shows on the terminal; all are in predictions.jsonl."""
+_stream: ContextVar[TextIO | None] = ContextVar("_stream", default=None)
+"""Where a run speaks that was given no stream; None: stdout. Each thread has its own."""
+
+
+@contextmanager
+def silenced(is_so: bool = True) -> Iterator[None]:
+    """Inside, in this thread, a Console that is given no stream prints nothing."""
+    token = _stream.set(io.StringIO() if is_so else None)
+    try:
+        yield
+    finally:
+        _stream.reset(token)
 
 
 class Console:
@@ -52,11 +64,11 @@ class Console:
         tracked: RunConfig | None = None,
     ) -> None:
         self._is_silent = rank != 0
-        self._stream = stream or sys.stdout
+        self._stream = stream or _stream.get() or sys.stdout
         self._rich = rich.console.Console(file=self._stream, highlight=False, markup=False)
         self._has_bars = self._rich.is_terminal and not self._rich.is_dumb_terminal
         self._log: Any = None
-        self._tracker: Tracker | None = None
+        self._tracker: Any = None
         if self._is_silent:
             return
         if tracked is not None:
@@ -144,19 +156,9 @@ class Console:
     ) -> rich.table.Table:
         # NO_COLOR asks for no colour; without bold too, a captured terminal stays plain text.
         bold = "" if self._rich.no_color else "bold"
-        table = rich.table.Table(
-            title=rich.text.Text(title, style=bold),
-            title_justify="left",
-            box=rich.box.SIMPLE_HEAD,
-            pad_edge=False,
-            header_style=bold,
-        )
-        for column, right in zip(columns, is_number, strict=True):
-            justify: Literal["left", "right"] = "right" if right else "left"
-            table.add_column(rich.text.Text(column), justify=justify, overflow="fold")
-        for row in cells:
-            table.add_row(*map(rich.text.Text, row))
-        return table
+        head = rich.text.Text(title, style=bold)
+        look = {"box": rich.box.SIMPLE_HEAD, "pad_edge": False, "header_style": bold}
+        return ruled(columns, cells, is_number, title=head, title_justify="left", **look)
 
     @contextmanager
     def progress(self, title: str, total: int) -> Iterator[Bar]:
@@ -194,6 +196,19 @@ class Console:
         traceback: TracebackType | None,
     ) -> None:
         self.close()
+
+
+def ruled(
+    columns: Sequence[str], cells: Sequence[Sequence[str]], is_number: Sequence[bool], **look: Any
+) -> rich.table.Table:
+    """A table for a terminal that cuts no cell, numbers to the right; look: of rich.table.Table."""
+    table = rich.table.Table(**look)
+    for column, right in zip(columns, is_number, strict=True):
+        justify: Literal["left", "right"] = "right" if right else "left"
+        table.add_column(rich.text.Text(column), justify=justify, overflow="fold")
+    for row in cells:
+        table.add_row(*map(rich.text.Text, row))
+    return table
 
 
 class Bar:

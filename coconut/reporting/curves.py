@@ -1,8 +1,7 @@
 """What a run wrote, read back as curves: log.jsonl, config.yaml, summary.json."""
 
-from __future__ import annotations
-
 import json
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeGuard
@@ -19,14 +18,7 @@ EVENTS = ("train", "eval", "thoughts")
 """What is drawn, in the order in which the log has them at one place."""
 
 NOT_CURVES = (
-    "time",
-    "epoch",
-    "epochs",
-    "n_epochs",
-    "stage",
-    "step",
-    "n_steps",
-    "peak_memory_bytes",
+    *("time", "epoch", "epochs", "n_epochs", "stage", "step", "n_steps", "peak_memory_bytes"),
 )
 """Numbers of an event that say where it stands, or that belong to the machine alone."""
 
@@ -99,8 +91,8 @@ def read_history(directory: Path | str) -> RunHistory:
         label=directory.resolve().name,
         curves=curves,
         stages=stages,
-        settings=_read_yaml(directory / "config.yaml", notes),
-        summary=_read_object(directory / "summary.json", notes),
+        settings=_read_file(directory / "config.yaml", yaml.safe_load, "the settings", notes),
+        summary=_read_file(directory / "summary.json", json.loads, "its results", notes),
         n_updates=sum(event["event"] == "train" for _, event in kept),
         n_epochs=n_epochs[-1] if n_epochs else None,
         notes=notes,
@@ -189,24 +181,16 @@ def _is_number(value: Any) -> TypeGuard[float]:
     return type(value) in (int, float) and abs(value) < float("inf")
 
 
-def _read_yaml(path: Path, notes: list[str]) -> dict[str, Any]:
+def _read_file(
+    path: Path, parse: Callable[[str], Any], lost: str, notes: list[str]
+) -> dict[str, Any]:
+    """A file of names and values; empty without it, or with a note if it is damaged."""
     try:
-        found = yaml.safe_load(path.read_text(encoding="utf-8"))
+        found = parse(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return {}
-    # The library raises whatever a malformed scalar makes it stumble over.
+    # PyYAML raises whatever a malformed scalar makes it stumble over.
     except Exception:
-        notes.append(f"{path}: cannot be read; the settings are not shown")
-        return {}
-    return found if isinstance(found, dict) else {}
-
-
-def _read_object(path: Path, notes: list[str]) -> dict[str, Any]:
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return {}
-    except (OSError, ValueError, RecursionError):
-        notes.append(f"{path}: cannot be read; its results are not shown")
+        notes.append(f"{path}: cannot be read; {lost} are not shown")
         return {}
     return found if isinstance(found, dict) else {}

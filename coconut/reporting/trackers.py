@@ -1,33 +1,25 @@
 """Trackers by name: where a run's numbers go beside its log. Each is imported when asked for."""
 
-from __future__ import annotations
-
 import importlib
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
-from typing import Any, Protocol
+from typing import Any
 
 from coconut.config.keys import RunConfig
 from coconut.errors import UserError
 from coconut.reporting.log import LOG
 
 
-class Tracker(Protocol):
-    """What a run needs of a tracker; a run of wandb's or trackio's is one as it stands."""
-
-    def log(self, numbers: dict[str, float]) -> None: ...
-
-    def finish(self) -> None: ...
-
-
 class TensorBoard:
-    """Event files of TensorBoard as a tracker.
+    """TensorBoard's event files with the two methods of a run of wandb or trackio.
 
-    writer: a SummaryWriter. n_before: events of the run so far; each is a step, as with wandb.
+    Each event of the run is a step, as with wandb; those before a run went on count.
     """
 
-    def __init__(self, writer: Any, n_before: int) -> None:
-        self._writer, self._step = writer, n_before
+    def __init__(self, module: Any, config: RunConfig) -> None:
+        log = config.run_dir / LOG
+        self._step = log.read_bytes().count(b"\n") if log.is_file() else 0
+        self._writer = module.SummaryWriter(str(config.run_dir / "tensorboard"))
 
     def log(self, numbers: dict[str, float]) -> None:
         for name, value in numbers.items():
@@ -38,27 +30,21 @@ class TensorBoard:
         self._writer.close()
 
 
-def _start(module: Any, config: RunConfig) -> Tracker:
+def _start(module: Any, config: RunConfig) -> Any:
     return module.init(project=config.project, name=config.name, config=asdict(config))
 
 
-def _tensorboard(module: Any, config: RunConfig) -> Tracker:
-    log = config.run_dir / LOG
-    n_before = log.read_bytes().count(b"\n") if log.is_file() else 0
-    return TensorBoard(module.SummaryWriter(str(config.run_dir / "tensorboard")), n_before)
-
-
-TRACKERS: dict[str, tuple[str, Callable[[Any, RunConfig], Tracker]]] = {
+TRACKERS: dict[str, tuple[str, Callable[[Any, RunConfig], Any]]] = {
     "wandb": ("wandb", _start),
     "trackio": ("trackio", _start),
     # Not torch's SummaryWriter, which is the same code: a Mac with mlx has no torch.
-    "tensorboard": ("tensorboardX", _tensorboard),
+    "tensorboard": ("tensorboardX", TensorBoard),
 }
 """Value of `report_to` -> the package to install, and how it starts to follow a run."""
 
 
-def open_tracker(config: RunConfig) -> Tracker | None:
-    """The tracker that a run names; none if it names none, or is for debugging.
+def open_tracker(config: RunConfig) -> Any:
+    """The tracker that a run names: `log(numbers)`, `finish()`; None for none, or in debugging.
 
     Raises UserError if it is not installed.
     """

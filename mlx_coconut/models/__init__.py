@@ -1,7 +1,5 @@
 """Architectures. The file name is the config's model_type; what has none is borrowed."""
 
-from __future__ import annotations
-
 from typing import Any
 
 from coconut.checkpoints.architectures import check_architecture, from_args

@@ -87,6 +87,7 @@ def offline(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("name", ["gpt2-tiny", "qwen2-tiny"])
+@pytest.mark.slow
 def test_a_run_trains_and_evaluates_a_model_of_the_hub(twin, hub, tmp_path, monkeypatch, name):
     hub.add("someone/" + name, model(tmp_path / "files", name))
     run = config(tmp_path, model_id="someone/" + name)

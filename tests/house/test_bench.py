@@ -18,6 +18,7 @@ def in_this_process(name: str, *work: Any) -> dict[str, Any]:
     return {"versions": ""} | run(*work)
 
 
+@pytest.mark.slow
 def test_ours_and_transformers_train_and_write_the_same(tmp_path, capsys):
     rows = gpu.measure(tmp_path, gpu.SMALL, 1, in_this_process, ["cuda_coconut", gpu.PLAIN])
     assert gpu.is_valid(rows)

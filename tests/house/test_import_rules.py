@@ -18,13 +18,14 @@ ROOT = Path(__file__).parents[2]
 LONGEST, MOST = 350, 12
 """Lines of a file; files of a room."""
 
-BASE = ("coconut.world", "coconut.files", "coconut.errors", "coconut.blocks")
+BASE = ("coconut.world", "coconut.files", "coconut.errors")
 GRAMMAR = ("coconut.feedback.catalogue", "coconut.feedback.layers", "coconut.feedback.rules")
 """What a feedback rule may be: the part of its room that stands below the keys of a run."""
 CONFIG = ("coconut.config", "coconut.tasks", *GRAMMAR, *BASE)
 TEXT = ("coconut.text", *CONFIG)
 BATCHES = ("coconut.batches", *TEXT)
-CHECKPOINTS = ("coconut.checkpoints", "coconut.feedback", *BATCHES)
+FEEDBACK = ("coconut.feedback", "coconut.blocks", *BATCHES)
+CHECKPOINTS = ("coconut.checkpoints", *FEEDBACK)
 BACKEND = ("coconut.backend", *CHECKPOINTS)
 BELOW = (*BACKEND, "coconut.convert", "coconut.reporting")
 
@@ -32,14 +33,14 @@ ROOMS: dict[str, tuple[str, ...]] = {
     "coconut": (),
     "coconut.files": BASE,
     "coconut.world": BASE,
-    "coconut.blocks": BASE,
     "coconut.tasks": ("coconut.tasks", *BASE),
     **dict.fromkeys(GRAMMAR, (*GRAMMAR, *BASE)),
     "coconut.config": CONFIG,
     "coconut.reporting": ("coconut.reporting", *CONFIG),
     "coconut.text": TEXT,
     "coconut.batches": BATCHES,
-    "coconut.feedback": ("coconut.feedback", *BATCHES),
+    "coconut.blocks": BASE,
+    "coconut.feedback": FEEDBACK,
     "coconut.checkpoints": CHECKPOINTS,
     "coconut.backend": BACKEND,
     "coconut.convert": ("coconut.convert", *BACKEND),

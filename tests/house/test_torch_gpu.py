@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import CHOSEN, load_twin
+from conftest import CHOSEN, few, load_twin
 from golden_models import MODELS, TOKENS, as_row, golden, golden_batch, ragged_batch
 from test_feedback import RULES
 from tiny import MODEL, dropout, model_directory, run_config, start
@@ -167,7 +167,7 @@ def test_dropout_never_waits(waits, tmp_path, options):
     assert_waits_at_the_end_alone(two_updates(model, waits, **options))
 
 
-@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("rule", few(RULES, 6))
 def test_a_rule_waits_for_nothing(waits, rule):
     # The inverse that `suppressed:space=vocab` needs is made on the host, where `refresh` says so:
     # here in the first update, as of an epoch.
@@ -183,7 +183,7 @@ def test_an_adapter_never_waits(waits, kind):
     assert_waits_at_the_end_alone(two_updates(model, waits))
 
 
-@pytest.mark.parametrize("method", [m for m in METHODS if m not in DATASET_METHODS])
+@pytest.mark.parametrize("method", few([m for m in METHODS if m not in DATASET_METHODS], 2))
 def test_every_method_s_update_waits_once(waits, tmp_path, method):
     runner = start(load_twin("cuda"), run_config(tmp_path, method=method, resume=1))
     step, seen = runner.backend.train_step, []

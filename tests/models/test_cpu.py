@@ -16,6 +16,8 @@ pytest.importorskip("mlx.core", reason="mlx is not installed")
 from mlx_coconut.models import cpu  # isort: skip  (loads the BLAS before mlx.core)
 import mlx.core as mx
 
+pytestmark = pytest.mark.compiled
+
 EXP = 1e-7  # relative; 8.2e-8
 TANH = 5e-7  # 3.6e-7
 SOFTMAX = 5e-6  # of probabilities and their gradients; 1.7e-6

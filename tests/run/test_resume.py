@@ -23,7 +23,7 @@ from conftest import CHOSEN, load_twin
 from tiny import REPOSITORY, read_log, run_config, start
 
 import coconut.checkpoints.checkpoint
-import coconut.run.curriculum_loop
+import coconut.run.start
 from coconut.config.keys import RunConfig
 from coconut.config.reading import load_config
 from coconut.errors import UserError
@@ -114,7 +114,7 @@ def write_half(path, text):
 # In this order they lead one run, killed at each, from its start to its third epoch.
 MOMENTS: dict[str, Callable] = {
     "first_update": lambda run: on_call(run.backend, "train_step"),
-    "weights_written": lambda run: on_call(coconut.checkpoint, "_seal", 2),
+    "weights_written": lambda run: on_call(coconut.checkpoints.checkpoint, "_seal", 2),
     "between_renames": kill_between_renames,
     "log_line_half_written": lambda run: on_call(Console, "record", 2, tear_log),
     "last_half_deleted": lambda run: on_call(
@@ -124,7 +124,7 @@ MOMENTS: dict[str, Callable] = {
     "epoch_saved_not_evaluated": lambda run: on_call(run, "_evaluate_epoch"),
     "evaluated_not_reported": lambda run: on_call(run, "_report"),
     "evaluations_half_written": lambda run: on_call(
-        coconut.runner, "write_text", act=write_half, when="evaluations.json"
+        coconut.run.start, "write_text", act=write_half, when="evaluations.json"
     ),
 }
 # The moments are the host's; a second twin need only show that its own state comes back.

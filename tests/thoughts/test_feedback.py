@@ -10,7 +10,7 @@ import naive
 import naive_feedback
 import numpy as np
 import pytest
-from conftest import CHOSEN, load_twin
+from conftest import CHOSEN, few, load_twin
 from golden_models import (
     GOLDEN,
     MODELS,
@@ -192,7 +192,7 @@ def test_every_rule_of_the_catalogue_is_held_to_a_formula_on_both_twins():
     assert all(globals()[test] for test in ELSEWHERE.values())
 
 
-@pytest.mark.parametrize("rule", [*RULES, "shuffle"])
+@pytest.mark.parametrize("rule", few([*RULES, "shuffle"], 4))
 def test_every_rule_is_saved_and_read_back_by_both_twins(twin, tmp_path, rule):
     batch, own = ragged_batch(1, (2, 3)), own_weights(rule)
     model, _ = load(twin, rule, own=own)
@@ -275,7 +275,7 @@ def oracle_of(rule, batch, row, own) -> naive_feedback.Thinker:
     return naive_feedback.Thinker(model, setup_of(rule), own, **drawn)
 
 
-@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("rule", few(RULES, 8))
 def test_cached_ragged_batches_equal_the_formulas_run_uncached(twin, rule):
     batch, own = ragged_batch(1, (0, 1, 3)), own_weights(rule)
     model, _ = load(twin, rule, own=own)
@@ -314,7 +314,7 @@ def gradients_of(twin, model, module, batch, training=True):
     return {n: to_numpy(g) for n, g in grads.items() if g is not None}
 
 
-@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("rule", few(RULES, 8))
 def test_gradient_through_two_latents_equals_finite_differences(twin, rule):
     batch, own = ragged_batch(4, (2,)), own_weights(rule)
     model, module = load(twin, rule, own=own)
@@ -372,6 +372,7 @@ def test_the_forks_thoughts_hold_where_its_mathematics_is_kept(twin, model):
 
 
 @pytest.mark.parametrize("model", sorted({case["model"] for case in CASES}))
+@pytest.mark.slow
 def test_the_forks_losses_and_gradients_hold_where_its_mathematics_is_kept(twin, model):
     batches = {b["name"]: golden_batch(b["inputs"]) for b in golden("feedback")["batches"]}
     cases = [c for c in CASES if c["model"] == model and not c["variant"].startswith("ie+")]
@@ -694,8 +695,8 @@ def test_thoughts_are_measured_as_they_are_defined(twin):
         np.testing.assert_allclose(found[name], values, rtol=1e-4, atol=1e-5, err_msg=name)
 
 
-def test_what_an_evaluation_measures_is_of_the_rows_that_have_the_latent(uncompiled):
-    twin, batch = uncompiled, ragged_batch(1, (0, 1, 3))
+def test_what_an_evaluation_measures_is_of_the_rows_that_have_the_latent(twin):
+    batch = ragged_batch(1, (0, 1, 3))
     source = Source(json.loads((MODEL / "config.json").read_text()), MODEL, 200, range(0), None)
     engine = twin.run.make_backend(RunConfig(method="coconut"), source)
     engine.generate(batch, Decoding(1, TOKENS["eos"]))
@@ -729,20 +730,6 @@ def test_effective_rank_counts_the_directions_that_are_used_alike():
 # ---- compiled, recomputed, in bfloat16
 
 
-@pytest.fixture
-def uncompiled(twin, monkeypatch):
-    """A twin that traces nothing: that is tested elsewhere, and costs a compiler run a kernel."""
-    if twin.__name__ != "mlx_coconut":
-        yield twin
-        return
-    import mlx.core as mx
-
-    mx.disable_compile()
-    monkeypatch.setattr(mx, "compile", lambda f, **_: f)
-    yield twin
-    mx.enable_compile()
-
-
 def one_step(twin, rule, scratch, **options):
     """(StepStats, what AdamW's first moments hold) of a training step by a rule."""
     model, module = load(twin, rule, own=own_weights(rule))
@@ -754,12 +741,13 @@ def one_step(twin, rule, scratch, **options):
 
 
 @pytest.mark.parametrize("rule", ALL_PARTS)
-def test_recomputed_blocks_train_every_rule_alike(uncompiled, tmp_path, rule):
-    plain, expected = one_step(uncompiled, rule, tmp_path)
-    again, found = one_step(uncompiled, rule, tmp_path, checkpointing=True)
+@pytest.mark.slow
+def test_recomputed_blocks_train_every_rule_alike(twin, tmp_path, rule):
+    plain, expected = one_step(twin, rule, tmp_path)
+    again, found = one_step(twin, rule, tmp_path, checkpointing=True)
     assert again.loss == pytest.approx(plain.loss, rel=1e-5)
     assert_same_gradients(found, expected, RECOMPUTED)
-    half, rounded = one_step(uncompiled, rule, tmp_path, bf16=True, checkpointing=True)
+    half, rounded = one_step(twin, rule, tmp_path, bf16=True, checkpointing=True)
     # Every weight is still reached, in float32; how near is the next test's question.
     assert half.loss == pytest.approx(plain.loss, rel=BF16_LOSS)
     assert rounded.keys() == expected.keys()
@@ -769,6 +757,7 @@ def test_recomputed_blocks_train_every_rule_alike(uncompiled, tmp_path, rule):
 
 
 @pytest.mark.skipif("mlx" not in CHOSEN, reason="torch compiles nothing here")
+@pytest.mark.compiled
 def test_a_compiled_loss_is_that_of_the_rule():
     import mlx.core as mx
 
@@ -787,6 +776,7 @@ def test_a_compiled_loss_is_that_of_the_rule():
 
 @pytest.mark.skipif("mlx" not in CHOSEN, reason="torch compiles nothing here")
 @pytest.mark.parametrize("rule", ALL_PARTS)
+@pytest.mark.compiled
 def test_a_rule_asks_for_no_value_while_it_is_traced(rule):
     """Traced, not run: compiling kernels for every part would take minutes of a cold cache."""
     import mlx.core as mx
@@ -799,7 +789,7 @@ def test_a_rule_asks_for_no_value_while_it_is_traced(rule):
     assert loss.shape == () and trainer.n_traces == 1
 
 
-@pytest.mark.parametrize("rule", [*RULES, "shuffle"])
+@pytest.mark.parametrize("rule", few([*RULES, "shuffle"], 4))
 def test_thoughts_in_bfloat16_are_near_those_in_float32(twin, rule):
     batch, thoughts = ragged_batch(1, (0, 1, 3)), []
     has = batch.is_latent.T[batch.first_latent : batch.first_latent + batch.n_passes]
@@ -818,8 +808,8 @@ def test_thoughts_in_bfloat16_are_near_those_in_float32(twin, rule):
 
 
 @pytest.mark.parametrize("lora", [None, Lora(rank=2)])
-def test_a_run_goes_back_to_a_rule_it_saved(uncompiled, tmp_path, lora):
-    twin = uncompiled
+@pytest.mark.slow
+def test_a_run_goes_back_to_a_rule_it_saved(twin, tmp_path, lora):
     setup, base = setup_of("layer:2|mlp:8"), str(MODEL)
     adapter = lora and Adapter(lora, MARKERS, base, fingerprint(MODEL), range(0), None)
     described = json.loads((MODEL / "config.json").read_text())
@@ -849,8 +839,8 @@ def test_latro_refuses_what_it_cannot_score_again(rule):
         _feedback(config, {}, None, tokenizer, None)
 
 
-def test_rule_and_weights_are_saved_loaded_strictly_and_resumed(uncompiled, tmp_path):
-    twin = uncompiled
+@pytest.mark.slow
+def test_rule_and_weights_are_saved_loaded_strictly_and_resumed(twin, tmp_path):
     rule = "last|mlp:8,norm_out|noise:0.1"
     keys = {"feedback": rule, "reset_optimizer": "never", "feedback_lr_multiplier": 2.0}
     whole = run_config(tmp_path, name="whole", num_epochs=3, **keys)
@@ -902,7 +892,7 @@ LEARNING = [
 ]
 
 
-@pytest.mark.parametrize("rule", LEARNING)
+@pytest.mark.parametrize("rule", few(LEARNING, 1))
 def test_a_few_updates_lower_the_loss_and_move_the_weights_of_the_rule(twin, tmp_path, rule):
     runner = start(twin, run_config(tmp_path, feedback=rule))
     batch = runner._batch(runner.data.samples(0), np.arange(8), 0, 2, 0, 8)

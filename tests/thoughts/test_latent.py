@@ -199,6 +199,7 @@ def test_each_pass_drops_elements_of_its_own(twin, tmp_path, monkeypatch):
     assert len(dropped) == len(masks) == 4
 
 
+@pytest.mark.compiled
 def test_dropout_differs_between_compiled_steps_and_not_for_one_key(twin, tmp_path):
     directory = model_directory(tmp_path / "model", **dropout(resid_pdrop=0.2))
     model, _, _ = twin.weights.load_model(directory)
@@ -253,6 +254,7 @@ def test_bf16_computes_in_bfloat16_with_float32_weights_and_gradients(twin, tmp_
             assert np.linalg.norm(g - reference[name]) < 0.1 * np.linalg.norm(reference[name]), name
 
 
+@pytest.mark.compiled
 def test_bf16_updates_float32_weights(twin, tmp_path):
     model, module, _ = twin.weights.load_model(MODEL)
     trainer = twin.train.Trainer(model, weight_decay=0.0, bf16=True)

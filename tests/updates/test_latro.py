@@ -305,6 +305,7 @@ STOPS = {
         (1.4, True, "strings", 2),
     ],
 )
+@pytest.mark.compiled
 def test_log_probabilities_agree_when_drawn_when_scored_and_when_updated(
     twin, temperature, bf16, stops, latents
 ):

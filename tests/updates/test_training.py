@@ -39,6 +39,7 @@ def eight_in_parts(*sizes: int):
 
 
 @pytest.mark.parametrize("sizes", [(4, 4), (3, 3, 2)])
+@pytest.mark.compiled
 def test_micro_batches_equal_one_batch_of_all_rows(twin, tmp_path, sizes):
     whole, parts = eight_in_parts(*sizes)
     assert len({part.n_targets / len(part.ids) for part in parts}) > 1  # ragged
@@ -82,6 +83,7 @@ def norm(grads: dict[str, np.ndarray]) -> float:
     return float(np.sqrt(sum((g.astype(np.float64) ** 2).sum() for g in grads.values())))
 
 
+@pytest.mark.compiled
 def test_learning_rate_of_each_step_reaches_the_optimizer(twin):
     model, module, _ = twin.weights.load_model(MODEL)
     trainer = twin.train.Trainer(model, weight_decay=0.0)
@@ -98,6 +100,7 @@ def test_learning_rate_of_each_step_reaches_the_optimizer(twin):
     assert 0.5e-4 < moved[2] < 2e-4
 
 
+@pytest.mark.compiled
 def test_reset_optimizer_forgets_moments_and_their_step_count(twin, tmp_path):
     model, module, _ = twin.weights.load_model(MODEL)
     trainer = twin.train.Trainer(model, weight_decay=0.0)
@@ -239,6 +242,7 @@ def test_linear_and_cosine_schedules_fall_to_0_at_the_end(tmp_path):
 # ---- traces
 
 
+@pytest.mark.compiled
 def test_an_epoch_of_bucketed_lengths_is_traced_a_few_times(twin, tmp_path, monkeypatch):
     write_items(tmp_path / "train.json", 48)
     config = run_config(

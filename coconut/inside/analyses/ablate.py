@@ -1,7 +1,5 @@
 """Accuracy with other thoughts in the place of the model's own."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any
 
@@ -16,7 +14,6 @@ from coconut.inside.analyses.asking import (
     Table,
     asked,
     percent,
-    questions,
     shares,
     shortcut,
     thoughts_of,
@@ -34,8 +31,8 @@ def measure(lens: Lens, options: Options, advance: Callable[[int], None]) -> dic
     """Accuracy with thoughts put in the place of the model's own; all else is computed as usual."""
     if not lens.n_thoughts or lens.config.method not in WITH_FEEDBACK:
         raise UserError(str(lens.directory), "its latents receive no thoughts: nothing to replace")
-    sides = (options.items, options.swapped)
-    own = [thoughts_of(lens, questions(items), options) for items in sides]
+    sides = [[item["question"] for item in side] for side in (options.items, options.swapped)]
+    own = [thoughts_of(lens, side, options) for side in sides]
     rows = []
     for name, about, change in _changes(own, options.seed):
         given = [change(side) for side in range(2)]
@@ -73,36 +70,33 @@ def _changes(own: list[np.ndarray], seed: int) -> list[tuple[str, str, Change]]:
     def f32(x: np.ndarray) -> np.ndarray:
         return np.ascontiguousarray(x, np.float32)
 
-    def one_mean(i: int) -> Change:
-        def change(side: int) -> np.ndarray:
-            x = own[side].copy()
-            x[:, i] = mean[side][:, i]
-            return x
-
-        return change
-
-    changes: list[tuple[str, str, Change]] = [
+    places = np.arange(R)[:, None]
+    return [
         ("own", "the model's own, put back: the control", lambda s: own[s]),
         ("none", "no latents at all", lambda s: None),
         ("zero", "zeros", lambda s: np.zeros_like(own[s])),
         ("mean", "the mean over all questions", lambda s: f32(np.repeat(mean[s], n, axis=0))),
         ("random", "random, at the thoughts' scale", lambda s: f32(normal * scale[s])),
-    ]
-
-    def noisy(sigma: float) -> Change:
-        return lambda side: f32(own[side] + sigma * normal * scale[side])
-
-    for sigma in NOISES:
-        about = f"its own plus noise of {sigma:g} times their scale"
-        changes.append((f"noise {sigma:g}", about, noisy(sigma)))
-    changes += [
+        *(
+            (
+                f"noise {x:g}",
+                f"its own plus noise of {x:g} times their scale",
+                lambda s, x=x: f32(own[s] + x * normal * scale[s]),
+            )
+            for x in NOISES
+        ),
         ("shuffled", "its own in another order", lambda s: own[s][np.arange(n)[:, None], order]),
         ("another's", "of another question", lambda s: own[s][neighbour]),
         ("other name's", "of the same graph, the other name asked", lambda s: own[1 - s]),
+        *(
+            (
+                f"mean at {i + 1}",
+                f"only thought {i + 1} is the mean",
+                lambda s, i=i: np.where(places == i, mean[s], own[s]),
+            )
+            for i in range(R)
+        ),
     ]
-    for i in range(R):
-        changes.append((f"mean at {i + 1}", f"only thought {i + 1} is the mean", one_mean(i)))
-    return changes
 
 
 def _derangement(n: int, rng: np.random.Generator) -> np.ndarray:

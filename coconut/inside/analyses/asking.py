@@ -1,7 +1,5 @@
 """What all analyses share: options, questions, thoughts, answers and their table."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -95,17 +93,13 @@ def asked(
     """
     written, right = [], []
     for items, given in zip((options.items, options.swapped), thoughts, strict=True):
-        written.append(answers(lens, questions(items), options, n_thoughts, given))
+        questions = [item["question"] for item in items]
+        written.append(answers(lens, questions, options, n_thoughts, given))
         pairs = zip(written[-1], items, strict=True)
         right.append([exact_match(extract(text)[0], item["answer"]) for text, item in pairs])
     both = sum(a and b for a, b in zip(*right, strict=True))
     counts = {"as_asked": sum(right[0]), "swapped": sum(right[1]), "both": both}
     return written[0], {"n": len(options.items), **counts}
-
-
-def questions(items: Sequence[dict[str, Any]]) -> list[str]:
-    """The text of each item's question."""
-    return [item["question"] for item in items]
 
 
 def percent(count: int, n: int) -> str:

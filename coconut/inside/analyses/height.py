@@ -1,7 +1,5 @@
 """What thoughts hold of a question's graph by the height of its nodes."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any
 
@@ -52,24 +50,20 @@ def measure(lens: Lens, options: Options, advance: Callable[[int], None]) -> dic
 
 def _heights(graph: Graph) -> list[int]:
     """Hops from each node down to its nearest leaf."""
-    children: dict[int, list[int]] = {}
-    for parent, child in graph.edges:
-        children.setdefault(parent, []).append(child)
-    found = [0 if node not in children else -1 for node in range(len(graph.nodes))]
-    # A height is known once a child of one less is; the graph has no cycles to get lost in.
-    for h in range(1, len(graph.nodes)):
-        for node, below in children.items():
-            if found[node] < 0 and any(found[child] == h - 1 for child in below):
-                found[node] = h
-    return found
+    leaves = set(range(len(graph.nodes))) - {parent for parent, _ in graph.edges}
+    # Every way down ends: the graph has no cycles.
+    return [hops or 0 for hops in _upwards(graph, leaves)]
 
 
 def _leading_to(graph: Graph) -> set[int]:
     """The right answer and every node that leads to it."""
     assert graph.right is not None, "checked when the trees were made"
-    upwards = [(child, parent) for parent, child in graph.edges]
-    hops = distances(len(graph.nodes), upwards, graph.right)
-    return {node for node, n in enumerate(hops) if n is not None}
+    return {node for node, hops in enumerate(_upwards(graph, {graph.right})) if hops is not None}
+
+
+def _upwards(graph: Graph, sources: set[int]) -> list[int | None]:
+    turned = [(child, parent) for parent, child in graph.edges]
+    return distances(len(graph.nodes), turned, sources)
 
 
 def table(found: dict[str, Any]) -> Table:
