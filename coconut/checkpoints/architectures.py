@@ -16,7 +16,7 @@ from coconut.checkpoints.model_args import GPT2Args, Qwen2Args
 from coconut.errors import UserError
 
 HAND_WRITTEN: dict[str, type] = {"gpt2": GPT2Args, "qwen2": Qwen2Args}
-"""model_type, which is the name of a file in both twins' models/, and what is read for it."""
+"""model_type -> what its file in both twins' models/ is built from."""
 TRIED = (
     "llama",
     "mistral",
