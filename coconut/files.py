@@ -1,18 +1,12 @@
 """Files read, written whole or not at all, and their digests; errors name file and place."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from coconut.errors import UserError
-
-if TYPE_CHECKING:
-    pass
-
 
 _PACKAGE = Path(__file__).resolve().parent
 SHIPPED = (

@@ -4,8 +4,6 @@ python convert/mlx_to_torch.py runs/prosqa-coconut/epoch_50 runs/prosqa-coconut-
 python convert/mlx_to_torch.py runs/prosqa-coconut/epoch_50 --official checkpoint_50
 """
 
-from __future__ import annotations
-
 import sys
 from functools import partial
 from pathlib import Path

@@ -4,8 +4,6 @@ python convert/torch_to_mlx.py runs/official/checkpoint_33 runs/prosqa-official
 python -m mlx_coconut.run args/prosqa_coconut_eval.yaml load_model_path=runs/prosqa-official
 """
 
-from __future__ import annotations
-
 import sys
 from functools import partial
 from pathlib import Path

@@ -1,7 +1,5 @@
 """`python -m cuda_coconut.run ARGS.yaml [key=value ...] [--check]`: train or evaluate in torch."""
 
-from __future__ import annotations
-
 import os
 import sys
 from pathlib import Path

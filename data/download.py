@@ -7,8 +7,6 @@ The second form takes any file of a data set on the Hugging Face hub (HF_ENDPOIN
 count). A transfer that is cut leaves `NAME.part`; the next run asks the server for the rest only.
 """
 
-from __future__ import annotations
-
 import argparse
 import sys
 import time

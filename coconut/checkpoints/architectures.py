@@ -7,8 +7,6 @@
 Only config.json is looked at here, before anything large is fetched or built.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import fields

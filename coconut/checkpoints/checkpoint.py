@@ -9,22 +9,17 @@
 A name without a dot is always complete: it appears by one rename of a directory already on disk.
 """
 
-from __future__ import annotations
-
 import os
 import re
 import shutil
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from coconut.checkpoints.architectures import check_architecture, resolved
-from coconut.errors import UserError
-
-if TYPE_CHECKING:
-    pass
 from coconut.checkpoints.safetensors import TensorEntry, _is_entry, safetensors_header
+from coconut.errors import UserError
 from coconut.files import _flush, _hidden, _is_file_name, read_json, sha256, write_json
 
 FORMAT_VERSION = 1

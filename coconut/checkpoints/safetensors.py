@@ -1,17 +1,12 @@
 """The header of a safetensors file, checked before a number of it is read."""
 
-from __future__ import annotations
-
 import json
 import math
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 from coconut.errors import UserError
-
-if TYPE_CHECKING:
-    pass
 from coconut.files import _is_file_name, _without_repetition
 
 

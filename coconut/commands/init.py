@@ -1,7 +1,5 @@
 """`mlx-coconut init DIR`: a directory to start from, with every run and the data that ships."""
 
-from __future__ import annotations
-
 import argparse
 import shutil
 from collections.abc import Sequence

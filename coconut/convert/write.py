@@ -1,7 +1,5 @@
 """Writing a checkpoint: our directory, which both twins open, or the published state dict."""
 
-from __future__ import annotations
-
 import os
 import shutil
 from collections.abc import Sequence

@@ -5,14 +5,13 @@ files: NAME.json (every number), NAME.md (its table) and NAME.png, the same to t
 again on the same machine.
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from coconut.backend import MakeBackend
 from coconut.checkpoints.named import add_model, too_low
 from coconut.errors import UserError, guarded, typed
 from coconut.files import here_or_shipped, sha256, write_text
@@ -23,9 +22,6 @@ from coconut.inside.graph import read_graph
 from coconut.inside.lens import Lens
 from coconut.reporting.console import Console
 from coconut.tasks import prosqa
-
-if TYPE_CHECKING:
-    from coconut.backend import MakeBackend
 
 ANALYSES = {
     "forced-k": forced_k.ANALYSIS,

@@ -1,15 +1,13 @@
 """`mlx-coconut inspect --model DIR --data FILE`: see inside a thought."""
 
-from __future__ import annotations
-
 import argparse
 import json
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+from coconut.backend import MakeBackend
 from coconut.batches.dataset import read_items
 from coconut.checkpoints.named import add_model, too_low
 from coconut.errors import UserError, guarded, typed
@@ -19,9 +17,6 @@ from coconut.inside.graph import read_graph
 from coconut.inside.lens import Lens
 from coconut.inside.page.page import page
 from coconut.inside.show import Tables
-
-if TYPE_CHECKING:
-    from coconut.backend import MakeBackend
 
 
 @dataclass(frozen=True)

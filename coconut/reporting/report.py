@@ -5,8 +5,6 @@ has its own drawn by a child process at each evaluation (`Reporter`), so that ne
 a failure of drawing reaches the run.
 """
 
-from __future__ import annotations
-
 import argparse
 import html
 import os

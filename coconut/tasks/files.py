@@ -1,7 +1,5 @@
 """Reading and writing data files: every error names the file and the place in it."""
 
-from __future__ import annotations
-
 import json
 import os
 from collections.abc import Callable, Iterable, Iterator

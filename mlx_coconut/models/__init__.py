@@ -1,7 +1,5 @@
 """Architectures. The file name is the config's model_type; what has none is borrowed."""
 
-from __future__ import annotations
-
 import importlib
 from typing import Any
 
