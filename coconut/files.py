@@ -12,9 +12,10 @@ from coconut.errors import UserError
 
 _PACKAGE = Path(__file__).resolve().parent
 SHIPPED = (
-    *("args/**/*.yaml", "args/**/*.json", "data/README.md", "docs/*.md", "data/checkpoints/*/*"),
+    *("args/**/*.yaml", "args/**/*.json", "docs/*.md", "docs/*.ipynb", "data/README.md"),
     *("data/prosqa_tiny.json", "data/prosqa_small_*.json", "data/prosqa_valid.json"),
     *("data/prosqa_test.json", "data/hops_valid.json", "data/chains_*.jsonl"),
+    "data/checkpoints/*/*",
 )
 """What an installed project has beside its code; setup.py copies it into `coconut/shipped/`."""
 

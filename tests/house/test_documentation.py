@@ -136,9 +136,7 @@ COMMANDS: dict[str, How] = {
         parse="its model and questions are downloads; tests/run/test_latro_runner.py plans such"
     ),
     "python -m coconut.tasks.questions.sums": How(skip=DATA_SETS),
-    "python -m coconut.tasks.questions.chains": How(
-        skip="writes into the checkout; tests/tasks/test_data_chains.py compares the files"
-    ),
+    "python -m coconut.tasks.questions.chains": How(),
     "mlx-coconut run args/sums_*": How(skip=DATA_SETS),
     "mlx-coconut run args/latro_preexperiment_gsm8k.yaml *": How(skip=DATA_SETS),
     "python make_sums.py": How(),
