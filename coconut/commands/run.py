@@ -46,10 +46,10 @@ def main(
 
 def _check(config: RunConfig, twin: str, world: World) -> None:
     """Print the plan of a run."""
-    _refuse(config, twin, world.size, only_check=True)
     from coconut.plan.latro_plan import print_latro_plan
     from coconut.plan.plan import print_plan
 
+    _refuse(config, twin, world.size, only_check=True)
     if world.is_first and isinstance(config, LatroConfig) and not config.only_eval:
         print_latro_plan(config, twin, world.size)
     elif world.is_first:
