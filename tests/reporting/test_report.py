@@ -162,7 +162,7 @@ def test_settings_that_differ_and_results_stand_side_by_side(tmp_path):
     runs = [read_history(path) for path in (a, b)]
     assert settings(runs) == (
         ["key", "a", "b"],
-        [["lr", "0.1", "0.2"], ["generate.nodes", "9", "8"]],
+        [["generate.nodes", "9", "8"], ["lr", "0.1", "0.2"]],
     )
     columns, rows = results(runs)
     found = [dict(zip(columns, row, strict=True)) for row in rows]
