@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import os
+import sys
 from collections.abc import Iterable, Iterator
 from functools import cache
 from pathlib import Path
@@ -91,6 +92,8 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 
 COLLECTED = pytest.StashKey[dict[str, bool]]()
 """Test file -> whether one of its cases belongs to the fast suite."""
+IMPORTED = pytest.StashKey[set[str]]()
+"""What had been imported when all test files had been read."""
 
 
 @pytest.hookimpl(tryfirst=True)  # before -m deselects
@@ -100,3 +103,4 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         file = item.nodeid.partition("::")[0]
         files[file] = files.get(file, False) or item.get_closest_marker("slow") is None
     config.stash[COLLECTED] = files
+    config.stash[IMPORTED] = set(sys.modules)
