@@ -1,7 +1,5 @@
 """`python -m cuda_coconut.run ARGS.yaml [key=value ...] [--check]`: train or evaluate in torch."""
 
-from __future__ import annotations
-
 import os
 import sys
 from pathlib import Path
@@ -12,13 +10,7 @@ if not __package__:  # run as `python cuda_coconut/run.py`
 from coconut.commands import verbs
 from coconut.errors import UserError
 from coconut.world import World
-
-
-def make_backend(config, source, world=None):
-    """The torch back end; imported here so that a wrong configuration costs no start-up time."""
-    from cuda_coconut.backend import Backend
-
-    return Backend(config, source, world)
+from cuda_coconut import make_backend
 
 
 def make_world():
@@ -34,5 +26,10 @@ def make_world():
     return World()
 
 
+def main(argv=None):
+    """Run one verb; bad input is one message on stderr and status 2."""
+    verbs.main("cuda_coconut", make_backend, make_world, argv)
+
+
 if __name__ == "__main__":
-    verbs.main("cuda_coconut", make_backend, make_world, ["run", *sys.argv[1:]])
+    main(["run", *sys.argv[1:]])

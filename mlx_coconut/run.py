@@ -1,7 +1,5 @@
 """`python -m mlx_coconut.run ARGS.yaml [key=value ...] [--check]`: train or evaluate in MLX."""
 
-from __future__ import annotations
-
 import os
 import sys
 from pathlib import Path
@@ -12,13 +10,7 @@ if not __package__:  # run as `python mlx_coconut/run.py`
 from coconut.commands import verbs
 from coconut.errors import UserError
 from coconut.world import World
-
-
-def make_backend(config, source, world=None):
-    """The MLX back end; imported here so that a wrong configuration costs no start-up time."""
-    from mlx_coconut.backend import Backend
-
-    return Backend(config, source, world)
+from mlx_coconut import make_backend
 
 
 def make_world():
@@ -33,5 +25,10 @@ def make_world():
     return World()
 
 
+def main(argv=None):
+    """Run one verb; bad input is one message on stderr and status 2."""
+    verbs.main("mlx_coconut", make_backend, make_world, argv)
+
+
 if __name__ == "__main__":
-    verbs.main("mlx_coconut", make_backend, make_world, ["run", *sys.argv[1:]])
+    main(["run", *sys.argv[1:]])

@@ -1,7 +1,5 @@
 """A checkpoint that a command names: its option, its directory, its configuration."""
 
-from __future__ import annotations
-
 import argparse
 from pathlib import Path
 
@@ -23,11 +21,14 @@ def add_model(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--base", metavar="DIR", help="where an adapter's base is, if it was moved")
 
 
-def too_low(options: argparse.Namespace, **least: int) -> list[str]:
-    """What is wrong with the options that have a least value; one that was not given is right."""
+def too_low(options: argparse.Namespace, sign: str = "--", /, **least: int) -> list[str]:
+    """What is wrong with the options that have a least value; one that was not given is right.
+
+    sign: before an option's name; "" for names as Python has them.
+    """
     given = ((name, getattr(options, name), low) for name, low in least.items())
     return [
-        f"--{name.replace('_', '-')}: must be at least {low}, got {value}"
+        f"{sign + name.replace('_', '-') if sign else name}: must be at least {low}, got {value}"
         for name, value, low in given
         # Not `value < low`: a NaN is not below anything.
         if value is not None and not value >= low

@@ -1,28 +1,36 @@
 """`mlx-coconut generate --model DIR --prompt TEXT`: ask a checkpoint questions."""
 
-from __future__ import annotations
-
 import argparse
 import json
 import sys
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from coconut.backend import Decoding
-from coconut.batches.batch import collate
-from coconut.batches.curriculum import Sample, markers_of, question_row
+import numpy as np
+
+from coconut.backend import Decoding, MakeBackend
+from coconut.batches.batch import chunks, collate
+from coconut.batches.dataset import raise_all
 from coconut.checkpoints.adapter_files import read_adapter
-from coconut.checkpoints.named import add_model, checkpoint_config, found_model, too_low
-from coconut.checkpoints.source import base_of, open_source
-from coconut.config.keys import RunConfig
+from coconut.checkpoints.named import add_model, found_model, too_low
+from coconut.checkpoints.source import base_of
 from coconut.errors import UserError, guarded, typed
 from coconut.inside.graph import read_graph
 from coconut.inside.known import strangeness
+from coconut.inside.lens import Lens
 
-if TYPE_CHECKING:
-    from coconut.backend import MakeBackend
+LEAST = {"latents": 0, "max_new_tokens": 1, "batch_size": 1, "temperature": 0, "seed": 0}
+"""The least value of each number that decides how questions are answered."""
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a model says to a question, after so many thoughts."""
+
+    question: str
+    latents: int
+    text: str
 
 
 def main(twin: str, make_backend: MakeBackend, argv: Sequence[str] | None = None) -> None:
@@ -44,59 +52,71 @@ def main(twin: str, make_backend: MakeBackend, argv: Sequence[str] | None = None
     guarded(lambda: _answer(make_backend, options))
 
 
+def answers(
+    lens: Lens,
+    questions: Sequence[str],
+    *,
+    max_new_tokens: int = 128,
+    temperature: float = 0.0,
+    seed: int = 0,
+    batch_size: int = 64,
+) -> Iterator[Answer]:
+    """Answer questions in batches, after the thoughts the lens was given, else the checkpoint's.
+
+    temperature: 0 is greedy. seed: of the draws. Answers come in the questions' order, as their
+    batch is done. Raises UserError before the first for questions that are empty or too long.
+    """
+    tokenizer, limit = lens.tokenizer, lens.backend.n_positions
+    problems, rows = [], []
+    for i, question in enumerate(questions):
+        if not isinstance(question, str) or not question.strip():
+            problems.append(f"number {i}: expected a text, got {question!r}")
+            continue
+        row = replace(lens.prompt(question, lens.given_thoughts), idx=i)
+        if limit is not None and len(row.ids) + max_new_tokens > limit:
+            problems.append(
+                f"number {i}: {len(row.ids)} tokens and {max_new_tokens} new ones, but the model"
+                f" has {limit} positions; shorten it or lower --max-new-tokens"
+            )
+        rows.append(row)
+    raise_all("questions", problems)
+    decoding = Decoding(max_new_tokens, tokenizer.eos_id, temperature, seed)
+
+    def answered() -> Iterator[Answer]:
+        for part in chunks(np.arange(len(rows)), batch_size):
+            batch = collate([rows[i] for i in part], tokenizer.pad_id)
+            for i, tokens in zip(part, lens.backend.generate(batch, decoding), strict=True):
+                yield Answer(questions[i], rows[i].n_latents, tokenizer.decode(tokens).strip())
+
+    return answered()
+
+
 def _answer(make_backend: MakeBackend, options: argparse.Namespace) -> None:
-    least = {"latents": 0, "max_new_tokens": 1, "batch_size": 1, "temperature": 0, "seed": 0}
-    if problems := too_low(options, **least):
+    if problems := too_low(options, **LEAST):
         raise UserError("command line", *problems)
     questions = options.question or [line.rstrip("\n") for line in sys.stdin]
     questions = [question for question in questions if question.strip()]
     if not questions:
         raise UserError("command line", "no question; give --question TEXT or lines on stdin")
-
-    config = _asked(options)
-    opened = open_source(config)
-    tokenizer, made_with = opened.tokenizer, opened.coconut or {}
-    backend = make_backend(config, opened.source)
-    samples = [
-        Sample(i, tokenizer.encode_question(question + "\n"), [], [])
-        for i, question in enumerate(questions)
-    ]
-    stage = made_with.get("stage", 0)
-    rows = [
-        question_row(config, sample, stage, markers_of(tokenizer), options.latents)
-        for sample in samples
-    ]
-    limit = backend.n_positions
-    too_long = [
-        f"question {row.idx}: {len(row.ids)} tokens and {options.max_new_tokens} new ones, but the"
-        f" model has {limit} positions; shorten it or lower --max-new-tokens"
-        for row in rows
-        if limit is not None and len(row.ids) + options.max_new_tokens > limit
-    ]
-    if too_long:
-        raise UserError("command line", *too_long)
+    model, base = _asked(options)
+    lens = Lens(model, make_backend, options.latents, base)
+    given = {name: getattr(options, name) for name in LEAST if name != "latents"}
+    found = answers(lens, questions, **given)
     for i, question in enumerate(questions):
-        if problem := strangeness(tokenizer, read_graph(question)):
+        if problem := strangeness(lens.tokenizer, read_graph(question)):
             print(f"warning: question {i}: {problem}", file=sys.stderr)
-    decoding = Decoding(options.max_new_tokens, tokenizer.eos_id, options.temperature, options.seed)
-    for start in range(0, len(rows), options.batch_size):
-        part = rows[start : start + options.batch_size]
-        answers = backend.generate(collate(part, tokenizer.pad_id), decoding)
-        for row, tokens in zip(part, answers, strict=True):
-            text = tokenizer.decode(tokens).strip()
-            if options.json:
-                found = {"question": questions[row.idx], "latents": row.n_latents, "text": text}
-                text = json.dumps(found, ensure_ascii=False)
-            print(text, flush=True)
+    for answer in found:
+        as_json = options.json and json.dumps(asdict(answer), ensure_ascii=False)
+        print(as_json or answer.text, flush=True)
 
 
-def _asked(options: argparse.Namespace) -> RunConfig:
-    """The configuration that the checkpoint, or the adapter beside --model, is asked under."""
+def _asked(options: argparse.Namespace) -> tuple[Path, str | None]:
+    """(checkpoint, where its base is): --model, or the adapter beside it."""
     model, adapter = found_model(options.model), options.adapter_path
     if adapter is None:
-        return checkpoint_config(model, options.base)
+        return model, options.base
     if options.base is not None:
         raise UserError("command line", "--base: --model is the base already")
     # Where the adapter's own base still lies, --model would not be looked at: hold it to that one.
     base_of(replace(read_adapter(adapter), base=str(model)), None)
-    return checkpoint_config(adapter, str(model))
+    return adapter, str(model)

@@ -1,22 +1,16 @@
 """The command line of both twins: arguments, --check, exit codes."""
 
-from __future__ import annotations
-
 import argparse
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import TYPE_CHECKING
 
+from coconut.backend import Backend
 from coconut.config.keys import DATASET_METHODS, RunConfig
 from coconut.config.latro_keys import LatroConfig
 from coconut.config.reading import load_config
 from coconut.config.reference import help_text
 from coconut.errors import UserError, guarded, typed
-from coconut.world import World
-
-if TYPE_CHECKING:
-    from coconut.backend import Backend, MakeBackend
-from coconut.world import together
+from coconut.world import World, together
 
 
 def main(
@@ -42,20 +36,10 @@ def main(
 
     def run(world: World) -> None:
         config = load_config(options.args, options.overrides)
-        if problem := _process_problem(config, twin, world.size, options.check):
-            raise UserError(options.args, problem)
         if options.check:
             _check(config, twin, world)
-        elif config.method in DATASET_METHODS:
-            _run_on_data_set(config, partial(make_backend, world=world), twin, world)
         else:
-            from coconut.run.curriculum_loop import Runner
-
-            runner = Runner(config, partial(make_backend, world=world), twin, world)
-            if config.only_eval:
-                runner.evaluate_once()
-            else:
-                runner.train()
+            start_run(config, make_backend, twin, world)
 
     guarded(lambda: together(run, make_world))
 
@@ -65,6 +49,7 @@ def _check(config: RunConfig, twin: str, world: World) -> None:
     from coconut.plan.latro_plan import print_latro_plan
     from coconut.plan.plan import print_plan
 
+    _refuse(config, twin, world.size, only_check=True)
     if world.is_first and isinstance(config, LatroConfig) and not config.only_eval:
         print_latro_plan(config, twin, world.size)
     elif world.is_first:
@@ -72,33 +57,50 @@ def _check(config: RunConfig, twin: str, world: World) -> None:
     world.wait()
 
 
-def _run_on_data_set(config: RunConfig, make_backend: MakeBackend, twin: str, world: World) -> None:
-    """Train or evaluate one of DATASET_METHODS."""
+def start_run(
+    config: RunConfig, make_backend: Callable[..., Backend], twin: str, world: World
+) -> None:
+    """Do the run that a configuration asks for; what it finds is in its directory.
+
+    make_backend: told the processes (`world`) too. Raises UserError for what does not fit.
+    """
+    _refuse(config, twin, world.size)
+    given = (config, partial(make_backend, world=world), twin, world)
     if isinstance(config, LatroConfig) and config.method == "preexperiment":
         from coconut.run.latro.preexperiment import measure
 
-        measure(config, make_backend, twin, world)
-    elif config.only_eval:
+        measure(config, *given[1:])
+    elif config.method in DATASET_METHODS and config.only_eval:
         from coconut.run.answering import evaluate_data_set
 
-        evaluate_data_set(config, make_backend, twin, world)
+        evaluate_data_set(*given)
     elif isinstance(config, LatroConfig):
         from coconut.run.latro.loop import LatroRunner
 
-        LatroRunner(config, make_backend, twin, world).train()
-    else:
+        LatroRunner(config, *given[1:]).train()
+    elif config.method in DATASET_METHODS:
         from coconut.run.sft_loop import SftRunner
 
-        SftRunner(config, make_backend, twin, world).train()
+        SftRunner(*given).train()
+    else:
+        from coconut.run.curriculum_loop import Runner
+
+        runner = Runner(*given)
+        if config.only_eval:
+            runner.evaluate_once()
+        else:
+            runner.train()
 
 
-def _process_problem(config: RunConfig, twin: str, n: int, only_check: bool) -> str | None:
-    """What is wrong with running in n processes, or with the keys about them."""
+def _refuse(config: RunConfig, twin: str, n: int, only_check: bool = False) -> None:
+    """Raise UserError for what is wrong with running in n processes, or the keys about them."""
     if config.shard and twin == "mlx_coconut":
-        return "shard: MLX has no sharding of weights; train with cuda_coconut, or set shard: False"
-    if config.shard and n == 1 and not only_check:
-        return (
-            "shard: one process has nobody to share with; start several with torchrun"
+        problem = "MLX has no sharding of weights; train with cuda_coconut, or set shard: False"
+    elif config.shard and n == 1 and not only_check:
+        problem = (
+            "one process has nobody to share with; start several with torchrun"
             " --nproc_per_node N -m cuda_coconut.run ..., or set shard: False"
         )
-    return None
+    else:
+        return
+    raise UserError(config.where, f"shard: {problem}")

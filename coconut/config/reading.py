@@ -15,14 +15,19 @@ from coconut.config.values import parse_yaml, read_keys, word
 from coconut.errors import UserError
 
 
-def load_config(path: str | Path, overrides: typing.Sequence[str] = ()) -> RunConfig:
+def load_config(
+    source: str | Path | Mapping[Any, Any], overrides: typing.Sequence[str] = ()
+) -> RunConfig:
     """Read a YAML file and `key=value` overrides; check everything that needs no model.
 
+    source: the file, or what it would hold.
     Raises UserError with all problems at once: unknown or ill-typed keys, impossible combinations,
     missing files.
     """
-    where = str(path)
-    values = _read_yaml(path)
+    if isinstance(source, Mapping):
+        where, values = "configuration", dict(source)
+    else:
+        where, values = str(source), _read_yaml(source)
     problems: list[str] = []
     for override in overrides:
         name, equals, text = override.partition("=")

@@ -1,11 +1,11 @@
 """What an inspection finds: thoughts, stops and readings of one question."""
 
-from __future__ import annotations
-
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from coconut.inside.graph import Graph
+from coconut.batches.curriculum import Row
+from coconut.inside.graph import Graph, sentences
+from coconut.text.tokenizer import START, Tokenizer
 
 READINGS = {
     "step": "the subject of the step it would print next",
@@ -118,3 +118,28 @@ class Inspection:
                 "path": self.graph.path(),
             }
         return found
+
+
+def segments_of(tokenizer: Tokenizer, question: str, row: Row) -> tuple[list[str], list[int]]:
+    """(segments, the segment of each token of the prompt; -1 for none)."""
+    parts = sentences(question)
+    starts, at = [], 0
+    for part in parts:
+        at = question.index(part, at)
+        starts.append(at)
+        at += len(part)
+    tokens = row.ids[: row.first_latent - 1] if row.n_latents else row.ids
+    of_token, before = [], 0
+    for i in range(len(tokens)):
+        end = len(tokenizer.decode(tokens[: i + 1]))
+        text = question[before:end]
+        # A token's white space belongs to the word behind it.
+        first_word = before + len(text) - len(text.lstrip())
+        of_token.append(sum(start <= first_word for start in starts) - 1)
+        before = end
+    if not row.n_latents:
+        return parts, of_token
+    n = len(parts)
+    segments = [*parts, START, *(f"thought {i + 1}" for i in range(row.n_latents))]
+    of_token += [*range(n, n + 1 + row.n_latents), -1]
+    return segments, of_token

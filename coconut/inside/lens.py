@@ -8,30 +8,27 @@ Everything here is read from one prompt with 0, 1, ... thoughts:
 
 from __future__ import annotations
 
+import copy
 import math
 import re
 from collections.abc import Collection, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 
-from coconut.backend import Backend, Decoding
+from coconut.backend import Backend, Decoding, MakeBackend, Trace
 from coconut.batches.batch import collate
 from coconut.batches.curriculum import Row, Sample, markers_of, plan, question_row
 from coconut.checkpoints.named import checkpoint_config, found_model
 from coconut.checkpoints.source import open_source
 from coconut.config.keys import WITH_FEEDBACK, WITH_LATENTS
 from coconut.errors import UserError
-from coconut.inside.findings import READINGS, Inspection, Reading, Stop, Thought
+from coconut.inside.findings import READINGS, Inspection, Reading, Stop, Thought, segments_of
 from coconut.inside.forced import Case, Forcing, case_of, probability, spelled
 from coconut.inside.graph import Graph, read_graph, sentences
 from coconut.inside.known import FORM, knows_only_prosqa, warnings
 from coconut.text.answers import exact_match, extract
-from coconut.text.tokenizer import END_OF_TEXT, START, Tokenizer
-
-if TYPE_CHECKING:
-    from coconut.backend import MakeBackend
+from coconut.text.tokenizer import END_OF_TEXT, Tokenizer
 
 _ANSWER_SIGN = re.compile("#{3,}")
 
@@ -58,21 +55,45 @@ class Lens:
         made_with = opened.coconut or {}
         self.tokenizer: Tokenizer = opened.tokenizer
         self.stage: int = made_with.get("stage", 0)
-        own = plan(self.config, self.stage, self.config.max_latent_stage)[1]
-        has_latents = self.config.method in WITH_LATENTS
-        if n_thoughts and not has_latents:
-            raise UserError(
-                str(directory),
-                f"was trained by {self.config.method}, which has no thoughts; leave --latents out",
-            )
-        self.own_thoughts = own
-        self.n_thoughts = own if n_thoughts is None else n_thoughts
-        by_method = "thought" if self.n_thoughts else "fact"
-        self.own_reading = "step" if self._prints_steps else by_method
+        self.own_thoughts = plan(self.config, self.stage, self.config.max_latent_stage)[1]
+        self._think(n_thoughts)
         self.rule = None if opened.source.feedback is None else opened.source.feedback.rule
         self.has_labelled_thoughts: bool = made_with.get("labelled_thoughts", False)
         self.backend: Backend = make_backend(self.config, opened.source)
         self._forcing = Forcing(self.tokenizer, self.backend)
+
+    def _think(self, n_thoughts: int | None) -> None:
+        if n_thoughts is not None and n_thoughts < 0:
+            raise UserError(str(self.directory), f"latents must be at least 0, got {n_thoughts}")
+        if n_thoughts and self.config.method not in WITH_LATENTS:
+            raise UserError(
+                str(self.directory),
+                f"was trained by {self.config.method}, which has no thoughts; leave --latents out",
+            )
+        self.given_thoughts = n_thoughts
+        self.n_thoughts = self.own_thoughts if n_thoughts is None else n_thoughts
+        by_method = "thought" if self.n_thoughts else "fact"
+        self.own_reading = "step" if self._prints_steps else by_method
+
+    def with_thoughts(self, n_thoughts: int | None) -> Lens:
+        """The same opened checkpoint with so many thoughts; None: as it was opened.
+
+        Raises UserError for a number that its method cannot have.
+        """
+        if n_thoughts is None:
+            return self
+        other = copy.copy(self)
+        other._think(n_thoughts)
+        return other
+
+    @property
+    def about(self) -> str:
+        """Which checkpoint, in which twin, by which method, with how many thoughts."""
+        parts = (self.directory, self.backend.name, self.config.method)
+        return " | ".join([*map(str, parts), f"{self.n_thoughts} thoughts"])
+
+    def __repr__(self) -> str:
+        return f"<{self.about}>"
 
     def inspect(
         self,
@@ -137,13 +158,20 @@ class Lens:
         texts += [f"Every {word} is a {word}." for word in graph.nodes]
         return max(len(self.tokenizer.encode(text)) for text in texts)
 
+    def trace(self, question: str) -> Trace | None:
+        """What happens at the latents of the question's prompt, as arrays; None without any."""
+        row = self.prompt(question, self.n_thoughts)
+        if not row.n_latents:
+            return None
+        return self.backend.trace(collate([row], self.tokenizer.pad_id))
+
     def thoughts(self, question: str, n_top: int = 10) -> tuple[list[str], list[Thought]]:
         """(segments of the prompt, every thought of it)."""
         row = self.prompt(question, self.n_thoughts)
-        segments, of_token = self._segments(question, row)
-        if not row.n_latents:
+        segments, of_token = segments_of(self.tokenizer, question, row)
+        trace = self.trace(question)
+        if trace is None:
             return segments, []
-        trace = self.backend.trace(collate([row], self.tokenizer.pad_id))
         owner = np.equal.outer(np.arange(len(segments)), of_token).astype(np.float64)
         # (n, L, H, T) x (segments, T): what each latent takes from each segment.
         shares = np.einsum("nlht,st->nlhs", trace.attention.astype(np.float64), owner)
@@ -223,13 +251,13 @@ class Lens:
 
     def _named(self, question: str, graph: Graph) -> list[list[float]]:
         """For k = 0, 1, ...: the probability of each concept in thought k; zeros for k = 0."""
-        row = self.prompt(question, self.n_thoughts)
         found = [[0.0] * len(graph.nodes)]
-        if not row.n_latents:
+        trace = self.trace(question)
+        if trace is None:
             return found
         case = Case(" is a", [n for n in range(len(graph.nodes)) if n not in graph.names], ".")
         words = [(n, spelled(self.tokenizer, case, graph.nodes[n])) for n in case.nodes]
-        for logprobs in self.backend.trace(collate([row], self.tokenizer.pad_id)).logprobs:
+        for logprobs in trace.logprobs:
             values = [0.0] * len(graph.nodes)
             for node, word in words:
                 if word.inside:
@@ -295,8 +323,8 @@ class Lens:
             return END_OF_TEXT
         return self.tokenizer.decode([token], keep_markers=True) or f"<id {token}>"
 
-    def prompt(self, question: str, n_thoughts: int) -> Row:
-        """A question with so many thoughts behind it, as the method asks it."""
+    def prompt(self, question: str, n_thoughts: int | None) -> Row:
+        """A question with so many thoughts behind it, None for the stage's, as the method asks."""
         sample = Sample(0, self.tokenizer.encode_question(question + "\n"), [], [])
         markers = markers_of(self.tokenizer)
         return question_row(self.config, sample, self.stage, markers, n_thoughts)
@@ -304,30 +332,6 @@ class Lens:
     def _prompts(self, question: str) -> list[Row]:
         """The prompts with 0, 1, ... thoughts."""
         return [self.prompt(question, k) for k in range(self.n_thoughts + 1)]
-
-    def _segments(self, question: str, row: Row) -> tuple[list[str], list[int]]:
-        """(segments, the segment of each token of the prompt; -1 for none)."""
-        parts = sentences(question)
-        starts, at = [], 0
-        for part in parts:
-            at = question.index(part, at)
-            starts.append(at)
-            at += len(part)
-        tokens = row.ids[: row.first_latent - 1] if row.n_latents else row.ids
-        of_token, before = [], 0
-        for i in range(len(tokens)):
-            end = len(self.tokenizer.decode(tokens[: i + 1]))
-            text = question[before:end]
-            # A token's white space belongs to the word behind it.
-            first_word = before + len(text) - len(text.lstrip())
-            of_token.append(sum(start <= first_word for start in starts) - 1)
-            before = end
-        if not row.n_latents:
-            return parts, of_token
-        n = len(parts)
-        segments = [*parts, START, *(f"thought {i + 1}" for i in range(row.n_latents))]
-        of_token += [*range(n, n + 1 + row.n_latents), -1]
-        return segments, of_token
 
     def _answer_start(self, tokens: Sequence[int]) -> int:
         """Index of the first token behind the last answer sign; the tokens hold one."""

@@ -8,14 +8,16 @@ saved runs/prosqa-coconut/epoch_07 | 475 MB
 
 from __future__ import annotations
 
+import io
 import json
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Literal, TextIO
+from typing import Any, Literal, TextIO
 
 import rich.box
 import rich.console
@@ -23,15 +25,25 @@ import rich.progress
 import rich.table
 import rich.text
 
+from coconut.config.keys import RunConfig
 from coconut.reporting.log import LOG, open_log, plain
 from coconut.reporting.trackers import numbers_of, open_tracker
 from coconut.reporting.wording import are_numbers, cell, in_words, line_of
 
-if TYPE_CHECKING:
-    from coconut.config.keys import RunConfig
-
 N_SHOWN = 5
 """Answers that an evaluation shows on the terminal; all are in predictions.jsonl."""
+_stream: ContextVar[TextIO | None] = ContextVar("_stream", default=None)
+"""Where a run speaks that was given no stream; None: stdout. Each thread has its own."""
+
+
+@contextmanager
+def silenced(is_so: bool = True) -> Iterator[None]:
+    """Inside, in this thread, a Console that is given no stream prints nothing."""
+    token = _stream.set(io.StringIO() if is_so else None)
+    try:
+        yield
+    finally:
+        _stream.reset(token)
 
 
 class Console:
@@ -52,7 +64,7 @@ class Console:
         tracked: RunConfig | None = None,
     ) -> None:
         self._is_silent = rank != 0
-        self._stream = stream or sys.stdout
+        self._stream = stream or _stream.get() or sys.stdout
         self._rich = rich.console.Console(file=self._stream, highlight=False, markup=False)
         self._has_bars = self._rich.is_terminal and not self._rich.is_dumb_terminal
         self._log: Any = None

@@ -82,7 +82,7 @@ def test_a_file_in_the_way_is_named(tmp_path):
 # Each point is a call during which the writing process is shot; before it and after it.
 KILL_POINTS = [
     *[("checkpoint._seal", when) for when in ("before", "after")],
-    *[("checkpoint._flush", when) for when in ("before", "after")],
+    *[("checkpoint.flush", when) for when in ("before", "after")],
     *[("Path.rename", when) for when in ("before", "after", "before second", "after second")],
     ("shutil.rmtree", "before"),
 ]

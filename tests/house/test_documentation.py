@@ -33,8 +33,7 @@ import pytest
 import test_feedback
 from conftest import CHOSEN, TWINS, load_twin
 
-import coconut.config.reference
-import coconut.feedback.rules
+from coconut.feedback import catalogue
 
 ROOT = Path(__file__).parents[2]
 TOUR = "docs/tour.md"
@@ -88,8 +87,7 @@ COMMANDS: dict[str, How] = {
     "git clone *": How(skip="made this directory"),
     "cd mlx-coconut": How(skip="of the shell"),
     "source .venv/bin/activate": How(skip="of the shell"),
-    "python3 -m venv .venv": How(skip="installs; make setup was run"),
-    "python -m pip install -r requirements-dev.txt": How(skip="installs; make setup was run"),
+    "pip install .[[]*]": How(skip="installs; make setup was run"),
     "make *": How(),
     "TWINS=mlx make test": How(),
     "PICTURE=docs/inspect.png make test-browser": How(),
@@ -100,58 +98,58 @@ COMMANDS: dict[str, How] = {
     "rm -r runs/tiny-coconut/epoch_24": How(),
     "python -c import os; os.truncate('runs/*": How(),
     # The shipped model.
-    "python -m mlx_coconut.inspect --model data/checkpoints/prosqa *": How(add="--idx 1"),
-    "python -m mlx_coconut.inspect --model data/checkpoints/hops *": How(),
-    "python -m mlx_coconut.serve *": How(
-        parse="ends when stopped; tests/inside/test_page.py asks it"
-    ),
-    "python -m mlx_coconut.chat *": How(stdin="/example 5\n/thoughts\n/quit\n"),
-    "python -m mlx_coconut.generate *": How(shows=False),
+    "mlx-coconut inspect --model prosqa *": How(),
+    "mlx-coconut serve *": How(parse="ends when stopped; tests/inside/test_page.py asks it"),
+    "mlx-coconut chat *": How(stdin="/example 5\n/thoughts\n/quit\n"),
+    "mlx-coconut generate *": How(shows=False),
+    "mlx-coconut init *": How(),
+    "python -m bench.story *": How(),
     "python -m mlx_coconut.run args/prosqa_coconut_eval.yaml*": How(
         add=TINY_QUESTIONS, swap={"n_latents=K": "n_latents=2"}
     ),
-    "python -m *_coconut.analyse *": How(
+    "*-coconut analyse *": How(
         swap={"WHAT": "all", "N": "1", "K": "1", "KIND": "answer"}, parse=SLOW
     ),
     # The tiny one.
-    "python -m mlx_coconut.run args/tiny_coconut.yaml lr=fast *": How(statuses=(2,)),
-    "python -m mlx_coconut.run args/tiny_coconut.yaml * feedback=zero": How(statuses=(2,)),
-    "python -m mlx_coconut.run args/tiny_coconut.yaml only_eval=True *": How(),
-    "python -m mlx_coconut.run args/tiny_*.yaml*--check": How(),
-    "python -m mlx_coconut.run args/tiny_coconut.yaml": How(add=TINY, statuses=(0, 2, 0)),
-    "python -m mlx_coconut.run args/tiny_coconut.yaml lr=1e-3 *": How(check=True),
-    "python -m cuda_coconut.run args/tiny_hops.yaml *": How(add=TINY),
-    "python -m mlx_coconut.run args/tiny_coconut.yaml name=tiny-times *": How(
+    "mlx-coconut run args/tiny_coconut.yaml lr=fast *": How(statuses=(2,)),
+    "mlx-coconut run args/tiny_coconut.yaml * feedback=zero": How(statuses=(2,)),
+    "mlx-coconut run args/tiny_coconut.yaml only_eval=True *": How(),
+    "mlx-coconut run args/tiny_*.yaml*--check": How(),
+    "mlx-coconut run args/tiny_coconut.yaml": How(add=TINY, statuses=(0, 2, 0)),
+    "mlx-coconut run args/tiny_coconut.yaml lr=1e-3 *": How(check=True),
+    "cuda-coconut run args/tiny_hops.yaml *": How(add=TINY),
+    "mlx-coconut run args/tiny_coconut.yaml name=tiny-times *": How(
         skip="test_the_rule_of_the_page_is_held_to_its_oracle does it"
     ),
-    "python -m cuda_coconut.run args/tiny_coconut.yaml * lora.rank=4 *": How(
+    "cuda-coconut run args/tiny_coconut.yaml * lora.rank=4 *": How(
         add=f"{TINY} num_epochs=2 val_path=data/prosqa_tiny.json"
     ),
-    "python -m mlx_coconut.fuse *": How(),
+    "mlx-coconut fuse *": How(),
     "python -m bench *": How(parse="takes half an hour"),
     "python -m bench.recipe": How(parse="takes half an hour"),
-    "python -m coconut.convert.adapters *": How(),
-    "python -m mlx_coconut.inspect --model runs/*": How(),
-    "python -m coconut.reporting.report *": How(swap={"runs/tiny-qwen": "runs/tiny-eval"}),
-    "python -m mlx_coconut.publish runs/* --dry-run": How(),
-    "python -m mlx_coconut.run args/tiny_latro.yaml*": How(check=True),
-    "python -m *_coconut.run args/latro_gsm8k.yaml *": How(
+    "mlx-coconut convert --adapter *": How(),
+    "mlx-coconut inspect --model runs/*": How(),
+    "mlx-coconut report *": How(swap={"runs/tiny-qwen": "runs/tiny-eval"}),
+    "mlx-coconut publish runs/* --dry-run": How(),
+    "mlx-coconut run args/tiny_latro.yaml*": How(check=True),
+    "*-coconut run args/latro_gsm8k.yaml *": How(
         parse="its model and questions are downloads; tests/run/test_latro_runner.py plans such"
     ),
     "python -m coconut.tasks.questions.sums": How(skip=DATA_SETS),
-    "python -m mlx_coconut.run args/sums_*": How(skip=DATA_SETS),
-    "python -m mlx_coconut.run args/latro_preexperiment_gsm8k.yaml *": How(skip=DATA_SETS),
+    "python -m coconut.tasks.questions.chains": How(),
+    "mlx-coconut run args/sums_*": How(skip=DATA_SETS),
+    "mlx-coconut run args/latro_preexperiment_gsm8k.yaml *": How(skip=DATA_SETS),
     "python make_sums.py": How(),
-    "python -m mlx_coconut.run sums.yaml --check": How(),
-    "python -m mlx_coconut.run sums.yaml": How(
+    "mlx-coconut run sums.yaml --check": How(),
+    "mlx-coconut run sums.yaml": How(
         add="train_path=sums_valid.json num_epochs=1 report=False max_new_tokens=2"
     ),
-    "python -m mlx_coconut.run args/gsm_coconut.yaml model_id=* --check": How(
+    "mlx-coconut run args/gsm_coconut.yaml model_id=* --check": How(
         parse="needs the network; tests/models/test_borrowed.py has tiny ones"
     ),
     # GPT-2 and what is made of it.
-    "python -m *_coconut.run args/*_coconut.yaml*--check": How(add=ON_DISK),
-    "python -m *_coconut.run args/prosqa_coconut.yaml": How(add=PROSQA),
+    "*-coconut run args/*_coconut.yaml*--check": How(add=ON_DISK),
+    "*-coconut run args/prosqa_coconut.yaml": How(add=PROSQA),
     "torchrun * args/tiny_latro.yaml": How(check=True),
     "mlx.launch * args/tiny_latro.yaml": How(check=True),
     "torchrun *": How(
@@ -163,11 +161,10 @@ COMMANDS: dict[str, How] = {
     ),
     "python convert/torch_to_mlx.py runs/*": How(statuses=(0, 2)),
     "python convert/mlx_to_torch.py *": How(),
-    "python -m coconut.convert.verify *": How(),
+    "mlx-coconut convert --verify *": How(),
     # Data and keys.
     "python -m coconut.config*": How(),
     "python data/NAME.py": How(skip="a pattern for those below it"),
-    "python -m data.NAME": How(skip="a pattern for those below it"),
     "python data/prosqa.py --items *": How(
         swap={"OFFICIAL": "data/prosqa_tiny.json"}, add="--items 2 --out made.json"
     ),
@@ -193,7 +190,8 @@ class Command:
     shown: list[str]
 
 
-HEADS = r"(?:\w+=\S+ )?(?:\S*/)?(?:python3?|pip|make|git|torchrun|mlx\.launch|source|rm)"
+HEADS = r"(?:\w+=\S+ )?(?:\S*/)?(?:python3?|pip|make|git|torchrun|mlx\.launch|source|rm"
+HEADS += r"|(?:mlx|cuda)-coconut)"
 IN_A_SENTENCE = re.compile(rf"`({HEADS}\s[^`]+)`")
 FILE = re.compile(r"`([\w.-]+\.\w+)`[^`]*$")
 
@@ -272,6 +270,8 @@ def run(argv: Sequence[str], stdin: str = "", parse_only: bool = False) -> tuple
             stop_behind_arguments(patch, "parse_args", "parse_intermixed_args")
         patch.setattr(sys, "stdin", io.StringIO(stdin))
         patch.setattr(sys, "path", [*sys.path])
+        if argv[0] in ("mlx-coconut", "cuda-coconut"):
+            argv = ["python", "-m", argv[0].replace("-", "_"), *argv[1:]]
         assert argv[0] == "python", argv
         target = list(argv[1:])
         patch.setattr(sys, "argv", target[1:] if target[0] == "-m" else target)
@@ -458,12 +458,12 @@ def test_the_rule_of_the_page_is_held_to_its_oracle(monkeypatch) -> None:
         exec(text, made := dict(before))
         return {name: value for name, value in made.items() if before.get(name) is not value}
 
-    added = eval("{" + options + "}", dict(vars(coconut.feedback)))
-    monkeypatch.setattr(coconut.feedback, "TRANSFORMS", coconut.feedback.TRANSFORMS | added)
-    for name, formula, entry in (("mlx", in_mlx, entry_mlx), ("cuda", in_torch, entry_torch)):
-        module = load_twin(name).feedback
-        made = within(formula, module)
-        monkeypatch.setattr(module, "TRANSFORMS", module.TRANSFORMS | eval("{" + entry + "}", made))
+    for name, added in eval("{" + options + "}", dict(vars(catalogue))).items():
+        monkeypatch.setitem(catalogue.TRANSFORMS, name, added)
+    for twin, formula, entry in (("mlx", in_mlx, entry_mlx), ("cuda", in_torch, entry_torch)):
+        module = load_twin(twin).transforms
+        for name, added in eval("{" + entry + "}", within(formula, module)).items():
+            monkeypatch.setitem(module.TRANSFORMS, name, added)
     for name, method in within(oracle, naive_feedback).items():
         if callable(method):
             monkeypatch.setattr(naive_feedback.Thinker, name, method, raising=False)
@@ -496,6 +496,10 @@ def test_links_and_images_of_a_page_lead_somewhere(page: str) -> None:
         if not there.exists() or (anchor and anchor not in slugs(there)):
             wrong.append(target)
     assert not wrong
+
+
+def test_a_newcomer_reads_readme_in_five_minutes() -> None:
+    assert len((ROOT / "README.md").read_text(encoding="utf-8").split()) < 1000
 
 
 def test_the_index_names_every_page() -> None:

@@ -191,3 +191,14 @@ def test_the_installed_init_begins_a_directory_whose_run_can_start(
         [installed / "mlx-coconut", "run", "args/tiny_coconut.yaml", "--check"], elsewhere / "x"
     )
     assert planned.startswith("mlx_coconut | ")
+
+
+def test_the_installed_package_is_used_from_python(installed: Path, elsewhere: Path) -> None:
+    (elsewhere / "script.py").write_text(
+        "import sys\n"
+        "from mlx_coconut import generate, load, think\n"
+        "model = load('prosqa')\n"
+        "print(generate(model, [sys.argv[1]], latents=6)[0])\n"
+        "print(len(think(model, sys.argv[1])._repr_html_()) > 100_000)\n"
+    )
+    assert run([installed / "python", "script.py", QUESTION], elsewhere) == f"{RIGHT}True\n"

@@ -18,7 +18,6 @@ from coconut.errors import UserError
 from coconut.plan.latro_plan import print_latro_plan
 from coconut.reporting.curves import read_history
 from coconut.reporting.panels import panels_of
-from coconut.run import start as start_of_runs
 from coconut.run.answering import evaluate_data_set
 from coconut.run.latro.loop import LatroRunner, read_curve
 from coconut.run.latro.resume import plan_lines, resumed_from
@@ -252,7 +251,7 @@ def test_a_run_draws_its_curves_at_each_evaluation(twin, tmp_path, monkeypatch):
         def finish(self):
             drawn.append("finish")
 
-    monkeypatch.setattr(start_of_runs, "Reporter", Standin)
+    monkeypatch.setattr("coconut.run.start.Reporter", Standin)
     made = config(tmp_path, report=True, total_updates=2, warm_start_updates=1)
     run(twin, made)
     assert drawn == [made.run_dir, "draw", "draw", "finish"]
