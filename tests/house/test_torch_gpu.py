@@ -93,7 +93,7 @@ def test_waits_are_seen(waits, act, name):
 
 
 @pytest.mark.parametrize("name", ["gpt2-tiny", "qwen2-tiny-deep"])
-@pytest.mark.parametrize("options", [{}, {"bf16": True}, {"checkpointing": True}], ids=str)
+@pytest.mark.parametrize("options", few([{}, {"bf16": True}, {"checkpointing": True}], 1), ids=str)
 def test_an_update_makes_the_host_wait_once_at_its_end(waits, name, options):
     assert_waits_at_the_end_alone(two_updates(model_of(name), waits, **options))
 
