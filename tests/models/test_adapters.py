@@ -134,6 +134,7 @@ def test_a_saved_adapter_goes_on_bit_for_bit(twin, kind, tmp_path):
     "name, kind", [(GPT2, "dora"), pytest.param(UNTIED, "lora", marks=pytest.mark.slow)]
 )
 @pytest.mark.compiled
+@pytest.mark.slow
 def test_twins_follow_one_curve_and_read_each_others_adapters(name, kind, tmp_path):
     lora = Lora(type=kind, rank=4)
     engines = [backend(load_twin(t), name, lora, max_grad_norm=1.0) for t in ("mlx", "cuda")]

@@ -354,6 +354,7 @@ CASES = [case for case in golden("feedback")["results"] if "error" not in case]
 
 
 @pytest.mark.parametrize("model", sorted({case["model"] for case in CASES}))
+@pytest.mark.slow
 def test_the_forks_thoughts_hold_where_its_mathematics_is_kept(twin, model):
     arrays = load_file(GOLDEN / "feedback.safetensors")
     batches = {b["name"]: golden_batch(b["inputs"]) for b in golden("feedback")["batches"]}
