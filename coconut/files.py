@@ -4,7 +4,7 @@ import hashlib
 import json
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -78,7 +78,9 @@ def writing(path: Path | str) -> Iterator[Path]:
     except OSError as error:
         raise UserError(str(path), f"cannot be written: {error.strerror}") from error
     finally:
-        partial.unlink(missing_ok=True)
+        # There is nothing to remove where no folder could be made: what is in its place is a file.
+        with suppress(NotADirectoryError):
+            partial.unlink(missing_ok=True)
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:
