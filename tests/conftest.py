@@ -75,10 +75,15 @@ def few(cases: Iterable[Any], n: int) -> list[Any]:
 
     A tuple holds a case's values of several names.
     """
-    cases = [case if isinstance(case, tuple) else (case,) for case in cases]
+    cases = list(cases)
     fast = {i * len(cases) // n for i in range(n)}
-    slow = pytest.mark.slow
-    return [pytest.param(*c, marks=[] if i in fast else slow) for i, c in enumerate(cases)]
+    return [case if i in fast else _slow(case) for i, case in enumerate(cases)]
+
+
+def _slow(case: Any) -> Any:
+    if isinstance(case, type(pytest.param())):
+        return pytest.param(*case.values, marks=[*case.marks, pytest.mark.slow], id=case.id)
+    return pytest.param(*(case if isinstance(case, tuple) else (case,)), marks=pytest.mark.slow)
 
 
 def examples(n: int) -> hypothesis.settings:

@@ -335,6 +335,7 @@ needs_mlx = pytest.mark.skipif("mlx" not in CHOSEN, reason="TWINS leaves MLX out
 @pytest.mark.parametrize("lora", [LORA, DORA], ids=["lora", "dora"])
 @pytest.mark.parametrize("how", ["on load", "already"])
 @pytest.mark.slow
+@pytest.mark.compiled
 def test_an_adapter_learns_beside_a_quantised_base(base, quantized, tmp_path, lora, how):
     twin = load_twin("mlx")
     if how == "on load":

@@ -254,6 +254,7 @@ def backend(
 
 
 @pytest.mark.parametrize("kind", few(["whole", "lora"], 1))
+@pytest.mark.compiled
 def test_training_reduces_the_loss_of_eight_items(twin, directories, kind):
     lora = Lora(rank=4, dropout=0.1) if kind == "lora" else None
     engine = backend(twin, directories("llama"), lora)

@@ -137,6 +137,7 @@ def test_a_run_logs_the_published_metrics_and_starts_at_its_reference(twin, tmp_
     assert json.loads((made.run_dir / "update_0003/coconut.json").read_text())["method"] == "latro"
 
 
+@pytest.mark.compiled
 def test_a_resumed_run_is_an_unbroken_one(twin, tmp_path, monkeypatch):
     whole = run(twin, config(tmp_path / "whole", save_steps=1))
     part = config(tmp_path / "part", save_steps=1)

@@ -28,6 +28,7 @@ import coconut.run.start
 from coconut.config.keys import RunConfig
 from coconut.config.reading import load_config
 from coconut.errors import UserError
+from coconut.files import hidden
 from coconut.reporting.console import Console
 
 MODEL = {
@@ -108,7 +109,7 @@ def kill_between_renames(runner) -> None:
 
 
 def write_half(path, text):
-    path.with_name(f".{path.name}.partial").write_text(text[: len(text) // 2])
+    hidden(path, "partial").write_text(text[: len(text) // 2])
     kill()
 
 

@@ -97,6 +97,7 @@ def test_thoughts_matter(tmp_path, monkeypatch):
         1,
     ),
 )
+@pytest.mark.compiled
 def test_pointers_are_chased_by_what_thoughts_hold(twin, tmp_path, monkeypatch, keys, low, high):
     monkeypatch.chdir(ROOT)
     given = ["only_eval=True", "load_model_path=data/checkpoints/hops", f"save_path={tmp_path}"]

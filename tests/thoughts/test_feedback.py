@@ -887,7 +887,7 @@ LEARNING = [
     "last+prev_input|rms:learned",
     "mean:0:2,norm_each,learned|rms",
     "last|linear",
-    "last|mlp:16",
+    pytest.param("last|mlp:16", marks=pytest.mark.compiled),
     "last|mlp_plain:16",
     "last|gate",
 ]
