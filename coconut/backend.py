@@ -5,8 +5,6 @@ arrays, numbers, strings and paths crosses. What is no array code is done here, 
 the modules of a `Twin`, which have the same names in both.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext

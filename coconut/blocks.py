@@ -1,7 +1,5 @@
 """How the blocks of a model run, and who looks on, whatever arrays they compute with."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar

@@ -1,7 +1,5 @@
 """The one exception for input that the user can mend, and what a command makes of it."""
 
-from __future__ import annotations
-
 import difflib
 import os
 import sys

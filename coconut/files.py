@@ -1,24 +1,21 @@
 """Files read, written whole or not at all, and their digests; errors name file and place."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from coconut.errors import UserError
 
-if TYPE_CHECKING:
-    pass
-
-
 _PACKAGE = Path(__file__).resolve().parent
 SHIPPED = (
-    *("args/**/*.yaml", "args/**/*.json", "data/README.md", "docs/*.md", "data/checkpoints/*/*"),
+    *("args/**/*.yaml", "args/**/*.json", "docs/*.md", "docs/*.ipynb", "data/README.md"),
     *("data/prosqa_tiny.json", "data/prosqa_small_*.json", "data/prosqa_valid.json"),
     *("data/prosqa_test.json", "data/hops_valid.json", "data/chains_*.jsonl"),
+    "data/checkpoints/*/*",
 )
 """What an installed project has beside its code; setup.py copies it into `coconut/shipped/`."""
 
@@ -64,33 +61,37 @@ def read_json(path: Path) -> dict[str, Any]:
     return content
 
 
-def write_json(path: Path, content: dict[str, Any]) -> None:
-    """Write a JSON object, indented, replacing the file in one step.
+@contextmanager
+def writing(path: Path | str) -> Iterator[Path]:
+    """A hidden sibling to write, which takes its place at `path` if the block ends well.
 
-    Raises ValueError on NaN or infinity (not JSON), UserError if the disk refuses.
+    It is on the disk before the rename: a process killed at any moment leaves the old file or the
+    new one. Raises UserError if the disk refuses.
     """
     path = Path(path)
-    text = json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
-    partial = _hidden(path, "partial")
+    partial = hidden(path, "partial")
     try:
-        partial.write_text(text, encoding="utf-8")
-        _flush(partial)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield partial
+        flush(partial)
         partial.replace(path)
     except OSError as error:
-        partial.unlink(missing_ok=True)
         raise UserError(str(path), f"cannot be written: {error.strerror}") from error
+    finally:
+        # There is nothing to remove where no folder could be made: what is in its place is a file.
+        with suppress(NotADirectoryError):
+            partial.unlink(missing_ok=True)
+
+
+def write_json(path: Path, content: dict[str, Any]) -> None:
+    """Write a JSON object, indented, whole or not at all. Raises ValueError on NaN or infinity."""
+    write_text(path, json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
 
 def write_text(path: Path, content: str | bytes) -> None:
     """Write a file whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.partial")
-    try:
+    with writing(path) as partial:
         partial.write_bytes(content.encode("utf-8") if isinstance(content, str) else content)
-        partial.replace(path)
-    except OSError:
-        partial.unlink(missing_ok=True)
-        raise
 
 
 def sha256(path: Path) -> str:
@@ -102,11 +103,11 @@ def sha256(path: Path) -> str:
     return digest.hexdigest()
 
 
-def _hidden(path: Path, state: str) -> Path:
+def hidden(path: Path, state: str) -> Path:
     return path.parent / f".{path.name}.{state}-{os.getpid()}"
 
 
-def _flush(path: Path) -> None:
+def flush(path: Path) -> None:
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -114,7 +115,7 @@ def _flush(path: Path) -> None:
         os.close(descriptor)
 
 
-def _is_file_name(name: object) -> bool:
+def is_file_name(name: object) -> bool:
     # isprintable: neither NUL nor lone surrogates, which no file system call takes.
     return (
         isinstance(name, str)
@@ -124,7 +125,7 @@ def _is_file_name(name: object) -> bool:
     )
 
 
-def _without_repetition(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def without_repetition(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     content = dict(pairs)
     if len(content) < len(pairs):
         raise ValueError("a name occurs twice")

@@ -1,7 +1,5 @@
 """The processes of one run: who this one is, what they tell each other, how they end together."""
 
-from __future__ import annotations
-
 import json
 import platform
 import sys

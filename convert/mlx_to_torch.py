@@ -4,10 +4,8 @@ python convert/mlx_to_torch.py runs/prosqa-coconut/epoch_50 runs/prosqa-coconut-
 python convert/mlx_to_torch.py runs/prosqa-coconut/epoch_50 --official checkpoint_50
 """
 
-from __future__ import annotations
-
 import sys
-from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 if not __package__:  # run as `python convert/mlx_to_torch.py`
@@ -15,11 +13,7 @@ if not __package__:  # run as `python convert/mlx_to_torch.py`
 
 from coconut.convert import command
 
-
-def main(argv: Sequence[str] | None = None) -> None:
-    """Convert SRC to DST; bad input is one message on stderr and status 2."""
-    command.main("cuda_coconut", argv, "python convert/mlx_to_torch.py")
-
+main = partial(command.main, "cuda_coconut", prog="python convert/mlx_to_torch.py")
 
 if __name__ == "__main__":
     main()

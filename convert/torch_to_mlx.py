@@ -4,10 +4,8 @@ python convert/torch_to_mlx.py runs/official/checkpoint_33 runs/prosqa-official
 python -m mlx_coconut.run args/prosqa_coconut_eval.yaml load_model_path=runs/prosqa-official
 """
 
-from __future__ import annotations
-
 import sys
-from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 if not __package__:  # run as `python convert/torch_to_mlx.py`
@@ -15,11 +13,7 @@ if not __package__:  # run as `python convert/torch_to_mlx.py`
 
 from coconut.convert import command
 
-
-def main(argv: Sequence[str] | None = None) -> None:
-    """Convert SRC to DST; bad input is one message on stderr and status 2."""
-    command.main("mlx_coconut", argv, "python convert/torch_to_mlx.py")
-
+main = partial(command.main, "mlx_coconut", prog="python convert/torch_to_mlx.py")
 
 if __name__ == "__main__":
     main()

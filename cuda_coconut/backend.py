@@ -1,7 +1,5 @@
 """The back end in torch: what coconut/backend.py cannot do without its arrays."""
 
-from __future__ import annotations
-
 import resource
 import sys
 from contextlib import AbstractContextManager, nullcontext

@@ -1,7 +1,5 @@
 """Several processes: bytes for the loop, sums for the gradients."""
 
-from __future__ import annotations
-
 import os
 from datetime import timedelta
 from typing import Any

@@ -7,10 +7,7 @@ The second form takes any file of a data set on the Hugging Face hub (HF_ENDPOIN
 count). A transfer that is cut leaves `NAME.part`; the next run asks the server for the rest only.
 """
 
-from __future__ import annotations
-
 import argparse
-import hashlib
 import sys
 import time
 from collections.abc import Callable
@@ -22,6 +19,7 @@ if not __package__:  # run as `python data/download.py`
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from coconut.errors import UserError
+from coconut.files import sha256
 from coconut.tasks.files import command
 
 _TRIES = 5  # without a byte of progress
@@ -104,7 +102,7 @@ def fetch(source: Source, directory: Path | str) -> Path:
     """
     path = Path(directory) / source.name
     if path.exists():
-        if source.sha256 and _sha256(path) != source.sha256:
+        if source.sha256 and sha256(path) != source.sha256:
             raise UserError(
                 str(path), "exists with another checksum than published; remove it or rename it"
             )
@@ -112,13 +110,13 @@ def fetch(source: Source, directory: Path | str) -> Path:
     part = path.with_name(path.name + ".part")
     # A run killed just before the rename left a whole part: nothing is missing, the server would
     # refuse to continue it.
-    if not (source.sha256 and part.exists() and _sha256(part) == source.sha256):
+    if not (source.sha256 and part.exists() and sha256(part) == source.sha256):
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             _transfer(source, part)
         except OSError as error:  # among them the hub package's errors for HTTP statuses
             raise _failure(source, error) from None
-    actual = _sha256(part)
+    actual = sha256(part)
     if source.sha256 and actual != source.sha256:
         part.unlink()
         raise UserError(
@@ -197,14 +195,6 @@ def _failure(source: Source, error: OSError) -> UserError:
     )
 
 
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
-
-
 def main() -> None:
     """The command line; see the head of this file."""
     parser = argparse.ArgumentParser(
@@ -227,7 +217,7 @@ def main() -> None:
         sources.append(hub_source(args.repo, args.file, args.revision, args.sha256))
     for source in sources:
         path = fetch(source, args.out_dir)
-        print(f"have {path} | {path.stat().st_size:,} bytes | sha256 {_sha256(path)}")
+        print(f"have {path} | {path.stat().st_size:,} bytes | sha256 {sha256(path)}")
 
 
 if __name__ == "__main__":

@@ -8,8 +8,6 @@ stands in the solution. An item without annotations has no steps: `[]` in our JS
 conversion splits the empty text and so keeps one empty step; `--empty-step` does the same.
 """
 
-from __future__ import annotations
-
 import argparse
 import re
 import sys

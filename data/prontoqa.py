@@ -8,8 +8,6 @@ validation, 800 test; the question is followed by the query, and the sentences o
 thought are joined two by two to make the steps.
 """
 
-from __future__ import annotations
-
 import argparse
 import sys
 from pathlib import Path

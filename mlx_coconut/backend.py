@@ -1,7 +1,5 @@
 """The back end in MLX: what coconut/backend.py cannot do without its arrays."""
 
-from __future__ import annotations
-
 import mlx.core as mx
 
 from coconut import backend as shared

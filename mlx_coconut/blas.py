@@ -4,8 +4,6 @@ The Linux wheel links the reference BLAS by its usual symbols; a faster library 
 with global symbols takes its place. Measured: matrix products 20 to 30 times faster.
 """
 
-from __future__ import annotations
-
 import ctypes
 import os
 import shutil

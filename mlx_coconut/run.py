@@ -1,7 +1,5 @@
 """`python -m mlx_coconut.run ARGS.yaml [key=value ...] [--check]`: train or evaluate in MLX."""
 
-from __future__ import annotations
-
 import os
 import sys
 from pathlib import Path
@@ -27,5 +25,10 @@ def make_world():
     return World()
 
 
+def main(argv=None):
+    """Run one verb; bad input is one message on stderr and status 2."""
+    verbs.main("mlx_coconut", make_backend, make_world, argv)
+
+
 if __name__ == "__main__":
-    verbs.main("mlx_coconut", make_backend, make_world, ["run", *sys.argv[1:]])
+    main(["run", *sys.argv[1:]])

@@ -1,7 +1,5 @@
 """Several processes: bytes for the loop, sums for the gradients."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import mlx.core as mx

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import importlib
 import os
-from collections.abc import Iterator
+import sys
+from collections.abc import Iterable, Iterator
 from functools import cache
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import pytest
 
 TWINS = {"mlx": "mlx_coconut", "cuda": "cuda_coconut"}
@@ -23,6 +25,17 @@ os.environ["MLX_DISABLE_COMPILE"] = "1"
 if "PYTEST_XDIST_WORKER" in os.environ:
     # Tiny arrays: a second thread waits for the core on which the next worker computes.
     os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+
+# On a busy machine it takes long to draw an input, which says nothing about the code.
+calm: dict[str, Any] = {
+    "deadline": None,
+    "suppress_health_check": [hypothesis.HealthCheck.too_slow],
+    "derandomize": "CI" in os.environ,
+}
+hypothesis.settings.register_profile("whole", max_examples=100, **calm)
+hypothesis.settings.register_profile("fast", max_examples=12, **calm)
+hypothesis.settings.load_profile("whole")
 
 
 class Twin:
@@ -57,6 +70,27 @@ def load_twin(name: str) -> Any:
     return Twin(name)
 
 
+def few(cases: Iterable[Any], n: int) -> list[Any]:
+    """The cases, of which n, spread evenly from the first, are in the fast suite.
+
+    A tuple holds a case's values of several names.
+    """
+    cases = list(cases)
+    fast = {i * len(cases) // n for i in range(n)}
+    return [case if i in fast else _slow(case) for i, case in enumerate(cases)]
+
+
+def _slow(case: Any) -> Any:
+    if isinstance(case, type(pytest.param())):
+        return pytest.param(*case.values, marks=[*case.marks, pytest.mark.slow], id=case.id)
+    return pytest.param(*(case if isinstance(case, tuple) else (case,)), marks=pytest.mark.slow)
+
+
+def examples(n: int) -> hypothesis.settings:
+    """So many inputs are drawn in the whole suite, an eighth of them in the fast one."""
+    return hypothesis.settings(max_examples=n * hypothesis.settings.default.max_examples // 100)
+
+
 @pytest.fixture(autouse=True)
 def _compiled(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Let MLX compile in a test that is marked so, here and in the processes that it starts."""
@@ -81,6 +115,8 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 
 COLLECTED = pytest.StashKey[dict[str, bool]]()
 """Test file -> whether one of its cases belongs to the fast suite."""
+IMPORTED = pytest.StashKey[set[str]]()
+"""What had been imported when all test files had been read."""
 
 
 @pytest.hookimpl(tryfirst=True)  # before -m deselects
@@ -90,3 +126,4 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         file = item.nodeid.partition("::")[0]
         files[file] = files.get(file, False) or item.get_closest_marker("slow") is None
     config.stash[COLLECTED] = files
+    config.stash[IMPORTED] = set(sys.modules)

@@ -5,8 +5,6 @@ x x x x S L L E x x x -      x token, S and E markers, L latent, - pad
 - x x x S L L E x x - -      so the k-th thought of all rows is computed in one pass
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 

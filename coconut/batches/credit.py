@@ -1,7 +1,5 @@
 """What a rollout earned: its reward, and its advantage over its siblings."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import numpy as np

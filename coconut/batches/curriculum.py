@@ -6,8 +6,6 @@ stage 2   question <start> L L <end> step3 ### answer
 beyond M  question <start> L .. L <end> ### answer          (M = max_latent_stage)
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any

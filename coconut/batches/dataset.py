@@ -1,7 +1,5 @@
 """Reads and checks the data: JSON list of {question, answer, steps} -> tokenised samples."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path

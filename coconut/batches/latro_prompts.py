@@ -1,7 +1,5 @@
 """The data of a LaTRO run: its items, their prompts, where a rationale ends, what fits."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property

@@ -12,8 +12,6 @@ An item is a dict of what its data set's `read` gave and
 The names in the plural are LaTRO's published ones.
 """
 
-from __future__ import annotations
-
 import hashlib
 import re
 from collections.abc import Callable, Iterator, Sequence

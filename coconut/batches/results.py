@@ -1,7 +1,5 @@
 """What a back end makes of batches: numbers on the host."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import numpy as np

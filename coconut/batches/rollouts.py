@@ -9,8 +9,6 @@ run over tokens, nothing is divided by a length.
 Source: arXiv 2411.04282; where its released code differs, the preset `released` follows the code.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any

@@ -1,7 +1,5 @@
 """The training samples of each epoch: from a file, or generated, kept or fresh every epoch."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol

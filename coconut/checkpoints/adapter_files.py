@@ -1,7 +1,5 @@
 """An adapter's files: reading, describing and checking them, and mlx_lm's names."""
 
-from __future__ import annotations
-
 import dataclasses
 import hashlib
 from collections.abc import Mapping, Sequence

@@ -12,8 +12,6 @@ Names here are module paths of the model: h.0.attn.c_attn.lora_a (inputs, rank),
 outputs), .m (outputs,), wte.rows (n, width).
 """
 
-from __future__ import annotations
-
 import math
 import zlib
 from collections.abc import Mapping

@@ -7,8 +7,6 @@
 Only config.json is looked at here, before anything large is fetched or built.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import fields
@@ -18,7 +16,7 @@ from coconut.checkpoints.model_args import GPT2Args, Qwen2Args
 from coconut.errors import UserError
 
 HAND_WRITTEN: dict[str, type] = {"gpt2": GPT2Args, "qwen2": Qwen2Args}
-"""model_type, which is the name of a file in both twins' models/, and what is read for it."""
+"""model_type -> what its file in both twins' models/ is built from."""
 TRIED = (
     "llama",
     "mistral",

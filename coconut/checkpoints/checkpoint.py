@@ -9,23 +9,18 @@
 A name without a dot is always complete: it appears by one rename of a directory already on disk.
 """
 
-from __future__ import annotations
-
 import os
 import re
 import shutil
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from coconut.checkpoints.architectures import check_architecture, resolved
-from coconut.errors import UserError
-
-if TYPE_CHECKING:
-    pass
 from coconut.checkpoints.safetensors import TensorEntry, _is_entry, safetensors_header
-from coconut.files import _flush, _hidden, _is_file_name, read_json, sha256, write_json
+from coconut.errors import UserError
+from coconut.files import flush, hidden, is_file_name, read_json, sha256, write_json
 
 FORMAT_VERSION = 1
 CONFIG, COCONUT, CHECKSUMS = "config.json", "coconut.json", "checksums.json"
@@ -53,7 +48,7 @@ def write_atomically(directory: Path) -> Iterator[Path]:
     directory = Path(directory)
     if directory.exists() and not directory.is_dir():
         raise UserError(str(directory), "a file of this name is in the way: move it")
-    partial = _hidden(directory, "partial")
+    partial = hidden(directory, "partial")
     try:
         directory.parent.mkdir(parents=True, exist_ok=True)
         clean(directory.parent)
@@ -153,10 +148,10 @@ def prune(found: Sequence[Path], keep: int, spare: Collection[Path] = ()) -> lis
     spared = {Path(path).resolve() for path in spare}
     doomed = [path for path in found[:-keep] if path.resolve() not in spared]
     for path in doomed:
-        hidden = _hidden(path, "deleted")
+        doomed_path = hidden(path, "deleted")
         try:
-            path.rename(hidden)
-            shutil.rmtree(hidden)
+            path.rename(doomed_path)
+            shutil.rmtree(doomed_path)
         except OSError as error:
             raise UserError(str(path), f"cannot be deleted: {error.strerror}") from error
     return doomed
@@ -203,7 +198,7 @@ def index_files(path: Path) -> list[str]:
     if (
         not isinstance(weight_map, dict)
         or not weight_map
-        or not all(map(_is_file_name, weight_map.values()))
+        or not all(map(is_file_name, weight_map.values()))
     ):
         raise UserError(str(path), "weight_map must map each tensor to a file of this directory")
     return sorted(set(weight_map.values()))
@@ -271,13 +266,13 @@ def _seal(directory: Path) -> None:
         },
     )
     for path in [*paths, *(path for path in directory.rglob("*") if path.is_dir()), directory]:
-        _flush(path)
+        flush(path)
 
 
 def _put_in_place(partial: Path, directory: Path) -> None:
     # POSIX renames no directory over a full one. Between the two renames only the hidden old one
     # exists; `_recover` gives it its name back if the process dies there.
-    replaced = _hidden(directory, "replaced")
+    replaced = hidden(directory, "replaced")
     is_new = not directory.exists()
     if not is_new:
         directory.rename(replaced)
@@ -287,7 +282,7 @@ def _put_in_place(partial: Path, directory: Path) -> None:
         if not is_new:
             replaced.rename(directory)
         raise
-    _flush(directory.parent)
+    flush(directory.parent)
     if not is_new:
         shutil.rmtree(replaced)
 

@@ -1,7 +1,5 @@
 """Models of the Hugging Face hub: into its shared cache, once, and never as pickled weights."""
 
-from __future__ import annotations
-
 import sys
 from collections.abc import Sequence
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Initial weights, drawn on the host: both twins start a seed from the same numbers."""
 
-from __future__ import annotations
-
 import math
 import zlib
 from typing import Any

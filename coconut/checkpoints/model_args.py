@@ -1,7 +1,5 @@
 """What the hand-written architectures are built from: their fields of config.json."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Any
 

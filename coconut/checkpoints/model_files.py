@@ -1,7 +1,5 @@
 """The files of a whole model, whatever arrays they are written from: config.json and weights."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path

@@ -1,7 +1,5 @@
 """A checkpoint that a command names: its option, its directory, its configuration."""
 
-from __future__ import annotations
-
 import argparse
 from pathlib import Path
 

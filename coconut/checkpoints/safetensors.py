@@ -1,18 +1,13 @@
 """The header of a safetensors file, checked before a number of it is read."""
 
-from __future__ import annotations
-
 import json
 import math
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 from coconut.errors import UserError
-
-if TYPE_CHECKING:
-    pass
-from coconut.files import _is_file_name, _without_repetition
+from coconut.files import is_file_name, without_repetition
 
 
 class TensorEntry(NamedTuple):
@@ -53,7 +48,7 @@ def safetensors_header(path: Path) -> dict[str, TensorEntry]:
     except OSError as error:
         raise UserError(str(path), f"cannot be read: {error.strerror}") from error
     try:
-        content = json.loads(header, object_pairs_hook=_without_repetition)
+        content = json.loads(header, object_pairs_hook=without_repetition)
     except (ValueError, RecursionError) as error:
         raise UserError(str(path), f"the header is no safetensors header: {error}") from error
     if not isinstance(content, dict):
@@ -76,7 +71,7 @@ def safetensors_header(path: Path) -> dict[str, TensorEntry]:
 def _is_entry(name: str, entry: object) -> bool:
     # A damaged or hostile list must not lead out of the directory.
     return (
-        all(map(_is_file_name, name.split("/")))
+        all(map(is_file_name, name.split("/")))
         and isinstance(entry, dict)
         and type(entry.get("bytes")) is int
         and isinstance(entry.get("sha256"), str)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from coconut.checkpoints.adapter_files import fingerprint, is_adapter, read_adapter
 from coconut.checkpoints.adapters import Adapter
@@ -20,9 +20,6 @@ from coconut.feedback.weights import Setup
 from coconut.files import read_json
 from coconut.text.opening import load_tokenizer
 from coconut.text.tokenizer import Tokenizer
-
-if TYPE_CHECKING:
-    from coconut.config.keys import RunConfig
 
 
 @dataclass(frozen=True)

@@ -1,22 +1,17 @@
 """`mlx-coconut fuse DIR OUT`: an adapter and its base -> a whole checkpoint."""
 
-from __future__ import annotations
-
 import argparse
 import contextlib
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+from coconut.backend import MakeBackend
 from coconut.checkpoints.adapter_files import is_adapter
 from coconut.checkpoints.checkpoint import COCONUT, describe, write_atomically
 from coconut.checkpoints.named import checkpoint_config
 from coconut.checkpoints.source import open_source
 from coconut.errors import UserError, guarded, typed
-
-if TYPE_CHECKING:
-    from coconut.backend import MakeBackend
 
 
 def main(twin: str, make_backend: MakeBackend, argv: Sequence[str] | None = None) -> None:

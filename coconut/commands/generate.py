@@ -1,18 +1,15 @@
 """`mlx-coconut generate --model DIR --prompt TEXT`: ask a checkpoint questions."""
 
-from __future__ import annotations
-
 import argparse
 import json
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 
-from coconut.backend import Decoding
+from coconut.backend import Decoding, MakeBackend
 from coconut.batches.batch import chunks, collate
 from coconut.batches.dataset import raise_all
 from coconut.checkpoints.adapter_files import read_adapter
@@ -22,9 +19,6 @@ from coconut.errors import UserError, guarded, typed
 from coconut.inside.graph import read_graph
 from coconut.inside.known import strangeness
 from coconut.inside.lens import Lens
-
-if TYPE_CHECKING:
-    from coconut.backend import MakeBackend
 
 LEAST = {"latents": 0, "max_new_tokens": 1, "batch_size": 1, "temperature": 0, "seed": 0}
 """The least value of each number that decides how questions are answered."""

@@ -1,14 +1,12 @@
 """`mlx-coconut init DIR`: a directory to start from, with every run and the data that ships."""
 
-from __future__ import annotations
-
 import argparse
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
 from coconut.errors import UserError, guarded, typed
-from coconut.files import _hidden, shipped, shipped_names
+from coconut.files import hidden, shipped, shipped_names
 
 COPIED = ("args/", "data/")
 
@@ -27,7 +25,7 @@ def init(twin: str, target: Path) -> None:
     """Copy runs and data to a new directory, whole or not at all, and say what to do there."""
     if target.exists() or target.is_symlink():
         raise UserError(str(target), "is there already; name a new directory")
-    root, partial = shipped(""), _hidden(target, "partial")
+    root, partial = shipped(""), hidden(target, "partial")
     names = [name for name in shipped_names(root) if name.startswith(COPIED)]
     try:
         for name in names:

@@ -1,7 +1,5 @@
 """`mlx-coconut publish DIR --repo OWNER/NAME`: a checkpoint and its model card -> the hub."""
 
-from __future__ import annotations
-
 import argparse
 import json
 import math

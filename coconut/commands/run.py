@@ -1,21 +1,16 @@
 """The command line of both twins: arguments, --check, exit codes."""
 
-from __future__ import annotations
-
 import argparse
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import TYPE_CHECKING
 
+from coconut.backend import Backend
 from coconut.config.keys import DATASET_METHODS, RunConfig
 from coconut.config.latro_keys import LatroConfig
 from coconut.config.reading import load_config
 from coconut.config.reference import help_text
 from coconut.errors import UserError, guarded, typed
 from coconut.world import World, together
-
-if TYPE_CHECKING:
-    from coconut.backend import Backend
 
 
 def main(

@@ -1,7 +1,5 @@
 """The verbs of `mlx-coconut` and `cuda-coconut`, in one table."""
 
-from __future__ import annotations
-
 import argparse
 import importlib
 import sys

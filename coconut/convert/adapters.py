@@ -6,8 +6,6 @@ mlx-coconut convert --adapter my-lora-peft my-lora --base MODEL
 Our own layout is mlx_lm's already: `mlx_lm.load(base, adapter_path=DIR)` opens it as it is.
 """
 
-from __future__ import annotations
-
 import importlib
 import math
 import re

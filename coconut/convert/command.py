@@ -1,7 +1,5 @@
 """`mlx-coconut convert SRC [DST]`: a checkpoint of any known layout to one that both twins open."""
 
-from __future__ import annotations
-
 import argparse
 import sys
 from collections.abc import Sequence

@@ -8,8 +8,6 @@ key is made from one (`official_name`).
     embedding.weight, lm_head.weight (tied)     ->  copies of the embedding
 """
 
-from __future__ import annotations
-
 import importlib
 import importlib.util
 import re

@@ -1,7 +1,5 @@
 """Reading a checkpoint of any known layout: recognised, renamed, every tensor accounted for."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path

@@ -3,8 +3,6 @@
 Numbers are never changed: bfloat16, which numpy does not have, is carried as its 16 bits.
 """
 
-from __future__ import annotations
-
 import json
 import pickle
 import re
@@ -12,7 +10,7 @@ import warnings
 import zipfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 
@@ -47,11 +45,11 @@ class Tensor(NamedTuple):
         """Shape of the data."""
         return self.data.shape
 
-    def turned(self) -> Tensor:
+    def turned(self) -> "Tensor":
         """The transposed matrix."""
         return Tensor(self.dtype, self.data.T)
 
-    def is_same(self, other: Tensor) -> bool:
+    def is_same(self, other: Self) -> bool:
         """Whether type, shape and every bit agree."""
         if self.dtype != other.dtype or self.shape != other.shape:
             return False

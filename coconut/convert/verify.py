@@ -7,8 +7,6 @@ one fixed input with two thoughts, made by the checkpoint's own feedback rule. W
 installed, both sides run there.
 """
 
-from __future__ import annotations
-
 import importlib
 import importlib.util
 from pathlib import Path

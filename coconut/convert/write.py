@@ -1,8 +1,5 @@
 """Writing a checkpoint: our directory, which both twins open, or the published state dict."""
 
-from __future__ import annotations
-
-import os
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,6 +13,7 @@ from coconut.convert.read import FORK_IDS, Checkpoint
 from coconut.convert.tensors import to_torch, write_weights
 from coconut.errors import UserError
 from coconut.feedback.rules import parse
+from coconut.files import writing
 from coconut.text.opening import load_tokenizer
 from coconut.text.tokenizer import HF_FILE, RANKS_FILE, Tokenizer
 
@@ -110,18 +108,9 @@ def write_official(found: Checkpoint, target: Path) -> list[str]:
     state.setdefault(arch.official_name(HEAD, found.has_latents), embedding)
     if found.has_latents:
         state[WRAPPER_COPY] = embedding
-    partial = target.with_name(f".{target.name}.partial-{os.getpid()}")
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with open(partial, "wb") as file:
-            torch.save(state, file)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.rename(target)
-    except OSError as error:
-        raise UserError(str(target), f"cannot be written: {error.strerror}") from error
-    finally:
-        partial.unlink(missing_ok=True)
+    # A file, not its path: torch would write the path's name into the archive.
+    with writing(target) as partial, open(partial, "wb") as file:
+        torch.save(state, file)
     kind = "Coconut" if found.has_latents else "CoT"
     notes = [f"official {kind} layout; load_model_path of the published code takes it"]
     rule = (found.coconut or {}).get("feedback") or "last"

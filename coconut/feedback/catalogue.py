@@ -1,7 +1,5 @@
 """Every source and transform that a rule may name, with options, limits and examples."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass

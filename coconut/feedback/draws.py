@@ -1,16 +1,11 @@
 """What a rule draws on the host for a batch: noise, dropped numbers, partners."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
 
+from coconut.batches.batch import Batch
 from coconut.errors import UserError
-
-if TYPE_CHECKING:
-    from coconut.batches.batch import Batch
 from coconut.feedback.rules import Rule
 
 # ---- what the host makes for a batch

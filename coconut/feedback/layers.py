@@ -1,7 +1,5 @@
 """Which layers of a model the parts of a rule read."""
 
-from __future__ import annotations
-
 import math
 
 from coconut.feedback.catalogue import Part, Span

@@ -6,11 +6,9 @@ The sources are added, the transforms follow in order, noise comes last. Both tw
 hold the formulas under the same names; docs/feedback.md is the catalogue.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Self
 
 from coconut.errors import nearest
 from coconut.feedback.catalogue import EXAMPLES, FLAGS, SOURCES, TRANSFORMS, Option, Part
@@ -83,7 +81,7 @@ class Rule:
         return part if part is not None and part["stop"] else None
 
     @property
-    def without_noise(self) -> Rule:
+    def without_noise(self) -> Self:
         """The same with the same weights, undisturbed."""
         return replace(self, noise=None)
 

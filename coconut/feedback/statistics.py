@@ -1,7 +1,5 @@
 """Sums over the thoughts of an evaluation, and their means."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping
 

@@ -1,7 +1,5 @@
 """Thinking with a feedback rule, as far as it needs none of a twin's array functions."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any
 

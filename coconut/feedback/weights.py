@@ -1,7 +1,5 @@
 """A rule on a model: its setup, and the shapes and first values of its trained weights."""
 
-from __future__ import annotations
-
 import math
 import weakref
 import zlib

@@ -5,14 +5,13 @@ files: NAME.json (every number), NAME.md (its table) and NAME.png, the same to t
 again on the same machine.
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from coconut.backend import MakeBackend
 from coconut.checkpoints.named import add_model, too_low
 from coconut.errors import UserError, guarded, typed
 from coconut.files import here_or_shipped, sha256, write_text
@@ -23,9 +22,6 @@ from coconut.inside.graph import read_graph
 from coconut.inside.lens import Lens
 from coconut.reporting.console import Console
 from coconut.tasks import prosqa
-
-if TYPE_CHECKING:
-    from coconut.backend import MakeBackend
 
 ANALYSES = {
     "forced-k": forced_k.ANALYSIS,
@@ -47,20 +43,15 @@ def main(twin: str, make_backend: MakeBackend, argv: Sequence[str] | None = None
     )
     parser.add_argument("what", choices=[*ANALYSES, "all"])
     add_model(parser)
-    parser.add_argument(
-        "--data",
-        required=True,
-        metavar="FILE",
-        type=here_or_shipped,
-        help="ProsQA items with graphs",
-    )
-    parser.add_argument("--out", required=True, metavar="DIR", help="where the files go")
-    parser.add_argument("--items", type=int, metavar="N", help="the first N; else all")
-    parser.add_argument("--latents", type=int, metavar="K", help="thoughts; else the checkpoint's")
-    parser.add_argument("--reading", choices=list(READINGS), help="of the tree; else by method")
-    parser.add_argument("--batch-size", type=int, default=64, metavar="B")
-    parser.add_argument("--max-new-tokens", type=int, default=48, metavar="N")
-    parser.add_argument("--seed", type=int, default=SEED, help="of noise and generated sets")
+    add = parser.add_argument
+    add("--data", required=True, metavar="FILE", type=here_or_shipped, help="items with graphs")
+    add("--out", required=True, metavar="DIR", help="where the files go")
+    add("--items", type=int, metavar="N", help="the first N; else all")
+    add("--latents", type=int, metavar="K", help="thoughts; else the checkpoint's")
+    add("--reading", choices=list(READINGS), help="of the tree; else by method")
+    add("--batch-size", type=int, default=64, metavar="B")
+    add("--max-new-tokens", type=int, default=48, metavar="N")
+    add("--seed", type=int, default=SEED, help="of noise and generated sets")
     options = parser.parse_args(argv)
     guarded(lambda: _run(twin, make_backend, options))
 
@@ -139,9 +130,6 @@ def _write(
         *("| " + " | ".join(map(str, row)) + " |" for row in rows),
     ]
     lines += ["", *(f"- {note}" for note in found["notes"])] if found["notes"] else []
-    try:
-        write_text(out / f"{name}.json", json.dumps(found, indent=1, ensure_ascii=False) + "\n")
-        write_text(out / f"{name}.md", "\n".join(lines) + "\n")
-        write_text(out / f"{name}.png", image)
-    except OSError as error:
-        raise UserError(str(out), f"cannot be written: {error.strerror}") from error
+    write_text(out / f"{name}.json", json.dumps(found, indent=1, ensure_ascii=False) + "\n")
+    write_text(out / f"{name}.md", "\n".join(lines) + "\n")
+    write_text(out / f"{name}.png", image)

@@ -3,8 +3,6 @@
 On a terminal with a prompt, line editing and streamed answers; from a pipe a line is a question.
 """
 
-from __future__ import annotations
-
 import argparse
 import difflib
 import re
@@ -12,11 +10,11 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from random import Random
-from typing import TYPE_CHECKING, Any, TextIO, cast
+from typing import Any, TextIO, cast
 
 import rich.console
 
-from coconut.backend import Decoding
+from coconut.backend import Decoding, MakeBackend
 from coconut.batches.batch import collate
 from coconut.checkpoints.named import add_model, too_low
 from coconut.errors import UserError, guarded, typed
@@ -27,9 +25,6 @@ from coconut.reporting.console import Console
 from coconut.tasks import prosqa_graph
 from coconut.text.answers import exact_match
 from coconut.text.tokenizer import MARKERS
-
-if TYPE_CHECKING:
-    from coconut.backend import MakeBackend
 
 PROMPT = "> "
 HELP = """\

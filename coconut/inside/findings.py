@@ -1,7 +1,5 @@
 """What an inspection finds: thoughts, stops and readings of one question."""
 
-from __future__ import annotations
-
 from dataclasses import asdict, dataclass
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Texts forced behind thoughts: how a tokenizer writes them, how probable a model finds them."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass

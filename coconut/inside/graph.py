@@ -1,7 +1,5 @@
 """A question of statements read back from its text: the graph they make, what is asked."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass

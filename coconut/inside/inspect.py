@@ -1,15 +1,13 @@
 """`mlx-coconut inspect --model DIR --data FILE`: see inside a thought."""
 
-from __future__ import annotations
-
 import argparse
 import json
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+from coconut.backend import MakeBackend
 from coconut.batches.dataset import read_items
 from coconut.checkpoints.named import add_model, too_low
 from coconut.errors import UserError, guarded, typed
@@ -19,9 +17,6 @@ from coconut.inside.graph import read_graph
 from coconut.inside.lens import Lens
 from coconut.inside.page.page import page
 from coconut.inside.show import Tables
-
-if TYPE_CHECKING:
-    from coconut.backend import MakeBackend
 
 
 @dataclass(frozen=True)
@@ -54,14 +49,13 @@ def main(twin: str, make_backend: MakeBackend, argv: Sequence[str] | None = None
 def add_options(parser: argparse.ArgumentParser) -> None:
     """The options of every command that looks into a checkpoint."""
     add_model(parser)
-    parser.add_argument(
-        "--data", metavar="FILE", type=here_or_shipped, help="JSON list of items; --idx chooses"
-    )
-    parser.add_argument("--idx", type=int, nargs="+", metavar="N", help="items; else the first")
-    parser.add_argument("--question", action="append", metavar="TEXT", help="may be repeated")
-    parser.add_argument("--latents", type=int, metavar="K", help="thoughts; else the checkpoint's")
-    parser.add_argument("--max-new-tokens", type=int, default=64, metavar="N")
-    parser.add_argument("--top", type=int, default=10, metavar="N", help="tokens a read-out names")
+    add = parser.add_argument
+    add("--data", metavar="FILE", type=here_or_shipped, help="JSON list of items; --idx chooses")
+    add("--idx", type=int, nargs="+", metavar="N", help="items; else the first")
+    add("--question", action="append", metavar="TEXT", help="may be repeated")
+    add("--latents", type=int, metavar="K", help="thoughts; else the checkpoint's")
+    add("--max-new-tokens", type=int, default=64, metavar="N")
+    add("--top", type=int, default=10, metavar="N", help="tokens a read-out names")
 
 
 def asked_questions(options: argparse.Namespace) -> list[Asked]:
@@ -112,8 +106,5 @@ def _inspect(twin: str, make_backend: MakeBackend, options: argparse.Namespace) 
         elif options.html is None:
             tables.show(found, kind)
     if options.html is not None:
-        try:
-            write_text(Path(options.html), page(lens, twin, seen, kind=kind))
-        except OSError as error:
-            raise UserError(options.html, f"cannot be written: {error.strerror}") from error
+        write_text(Path(options.html), page(lens, twin, seen, kind=kind))
         print(f"wrote {options.html}: open it in a browser", file=sys.stderr)

@@ -1,7 +1,5 @@
 """What a model knows, and what of a question lies outside of it."""
 
-from __future__ import annotations
-
 from coconut.inside.graph import Graph
 from coconut.tasks.words import CONCEPTS, NAMES
 from coconut.text.tokenizer import Tokenizer

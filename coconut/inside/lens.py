@@ -13,11 +13,10 @@ import math
 import re
 from collections.abc import Collection, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 
-from coconut.backend import Backend, Decoding, Trace
+from coconut.backend import Backend, Decoding, MakeBackend, Trace
 from coconut.batches.batch import collate
 from coconut.batches.curriculum import Row, Sample, markers_of, plan, question_row
 from coconut.checkpoints.named import checkpoint_config, found_model
@@ -30,9 +29,6 @@ from coconut.inside.graph import Graph, read_graph, sentences
 from coconut.inside.known import FORM, knows_only_prosqa, warnings
 from coconut.text.answers import exact_match, extract
 from coconut.text.tokenizer import END_OF_TEXT, Tokenizer
-
-if TYPE_CHECKING:
-    from coconut.backend import MakeBackend
 
 _ANSWER_SIGN = re.compile("#{3,}")
 

@@ -1,7 +1,5 @@
 """An inspection as tables on a terminal; plain columns when piped."""
 
-from __future__ import annotations
-
 import sys
 from collections.abc import Sequence
 from typing import TextIO

@@ -1,7 +1,5 @@
 """What a LaTRO run will do, before it does: where it goes on from, its updates, what it needs."""
 
-from __future__ import annotations
-
 from coconut.batches.latro_prompts import Data, check_room
 from coconut.batches.questions import DataSet
 from coconut.config.latro_keys import LatroConfig

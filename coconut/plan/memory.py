@@ -1,7 +1,5 @@
 """The size of a model, from its config.json, and the memory that training and decoding it take."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Any
 

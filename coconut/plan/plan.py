@@ -1,7 +1,5 @@
 """What --check prints: a run's stages, lengths, size and memory, without building a model."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """The rows that a run's data becomes: how many, how long, and what each of them lost."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby

@@ -1,7 +1,5 @@
 """A run's model as far as it can be known without building it: size, tokens, what is missing."""
 
-from __future__ import annotations
-
 import os
 from dataclasses import dataclass
 from pathlib import Path

@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Literal, TextIO
+from typing import Any, Literal, TextIO
 
 import rich.box
 import rich.console
@@ -25,12 +25,10 @@ import rich.progress
 import rich.table
 import rich.text
 
+from coconut.config.keys import RunConfig
 from coconut.reporting.log import LOG, open_log, plain
 from coconut.reporting.trackers import numbers_of, open_tracker
 from coconut.reporting.wording import are_numbers, cell, in_words, line_of
-
-if TYPE_CHECKING:
-    from coconut.config.keys import RunConfig
 
 N_SHOWN = 5
 """Answers that an evaluation shows on the terminal; all are in predictions.jsonl."""

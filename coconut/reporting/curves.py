@@ -1,7 +1,5 @@
 """What a run wrote, read back as curves: log.jsonl, config.yaml, summary.json."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Callable
 from dataclasses import dataclass, field

@@ -1,7 +1,5 @@
 """The look of our pictures: one matplotlib style, opened only where something is drawn."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager

@@ -1,7 +1,5 @@
 """log.jsonl: opened so that no torn line stays, and values as JSON has them."""
 
-from __future__ import annotations
-
 import json
 import math
 from collections.abc import Mapping

@@ -1,7 +1,5 @@
 """The panels of a report: which figures share a picture, and drawing them."""
 
-from __future__ import annotations
-
 import io
 import math
 from collections.abc import Sequence

@@ -5,8 +5,6 @@ has its own drawn by a child process at each evaluation (`Reporter`), so that ne
 a failure of drawing reaches the run.
 """
 
-from __future__ import annotations
-
 import argparse
 import html
 import os
@@ -207,12 +205,9 @@ def write_report(directories: Sequence[Path | str], out: Path, is_live: bool = F
         raise UserError(str(out), "the page needs a name that ends in .html")
     content = page(runs, is_live)
     image = picture(runs) if panels_of(runs) else None
-    try:
-        write_text(out, content)
-        if image is not None:
-            write_text(out.with_suffix(".png"), image)
-    except OSError as error:
-        raise UserError(str(out), f"cannot be written: {error.strerror}") from error
+    write_text(out, content)
+    if image is not None:
+        write_text(out.with_suffix(".png"), image)
     return [note for run in runs for note in run.notes]
 
 

@@ -1,7 +1,5 @@
 """Trackers by name: where a run's numbers go beside its log. Each is imported when asked for."""
 
-from __future__ import annotations
-
 import importlib
 from collections.abc import Callable, Mapping
 from dataclasses import asdict

@@ -1,7 +1,5 @@
 """How an event and its values are put in words and figures."""
 
-from __future__ import annotations
-
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence

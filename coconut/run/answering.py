@@ -1,7 +1,5 @@
 """Evaluation of a model on a data set's questions: greedy answers and the majority of k samples."""
 
-from __future__ import annotations
-
 import math
 import time
 from collections import Counter

@@ -1,7 +1,5 @@
 """The loop: stages, training, evaluation, saving, resuming. A back end does the computing."""
 
-from __future__ import annotations
-
 import json
 import time
 from pathlib import Path

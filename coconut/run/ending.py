@@ -1,7 +1,5 @@
 """How a run ends: with results, with its test split answered once, or because a number ran away."""
 
-from __future__ import annotations
-
 import json
 import math
 from collections.abc import Callable, Sequence

@@ -1,7 +1,5 @@
 """Evaluation of a model on questions: batches, answers, the swap test, the summary."""
 
-from __future__ import annotations
-
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence

@@ -1,7 +1,5 @@
 """The learning rate of an update."""
 
-from __future__ import annotations
-
 import math
 
 from coconut.config.keys import RunConfig

@@ -1,21 +1,16 @@
 """Several outputs of every prompt: greedy answers, votes, answers after a given beginning."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from coconut.backend import Backend, Decoding
 from coconut.batches.batch import chunks, collate
 from coconut.batches.curriculum import Row
+from coconut.batches.questions import Questions
 from coconut.config.keys import RunConfig
 from coconut.world import World
-
-if TYPE_CHECKING:
-    from coconut.batches.questions import Questions
 
 
 def decode_rows(

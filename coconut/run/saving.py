@@ -1,7 +1,5 @@
 """Checkpoints of a run: written by all its processes together, and what one may be gone on from."""
 
-from __future__ import annotations
-
 import os
 import shutil
 import time

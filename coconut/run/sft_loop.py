@@ -4,8 +4,6 @@ The baseline LaTRO is held against: cross-entropy on the answers that people wro
 training and evaluation, the best checkpoint by accuracy on items held out of train.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """The beginning of every run: open it, let its processes agree, say and log what it is."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Iterable
 from dataclasses import asdict

@@ -6,8 +6,6 @@ Layouts: the Allen Institute's (`question.stem`, `question.choices` = objects wi
 and the hub's (`question`, `choices` = lists of texts and of labels). Labels are A to E or 1 to 5.
 """
 
-from __future__ import annotations
-
 import argparse
 from pathlib import Path
 from typing import Any

@@ -17,8 +17,6 @@ Source: after the breadth-first variant of Zhu et al. 2025 (arXiv 2505.12514), w
 node of the frontier as each thought's target; several facts, and leaves that stay, are ours.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Collection, Sequence
 from typing import Any
 

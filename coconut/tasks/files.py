@@ -1,15 +1,13 @@
 """Reading and writing data files: every error names the file and the place in it."""
 
-from __future__ import annotations
-
 import json
-import os
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TextIO
 
 from coconut.errors import UserError, guarded
+from coconut.files import writing
 
 Item = dict[str, Any]
 
@@ -72,19 +70,8 @@ def field(
 @contextmanager
 def atomic(path: Path | str) -> Iterator[TextIO]:
     """A text file to write that takes its place at `path` only when the block ends well."""
-    path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with temporary.open("w", encoding="utf-8", newline="\n") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except OSError as error:
-        raise UserError(str(path), f"cannot be written: {error.strerror}") from None
-    finally:
-        temporary.unlink(missing_ok=True)
+    with writing(path) as partial, partial.open("w", encoding="utf-8", newline="\n") as file:
+        yield file
 
 
 def write_items(path: Path | str, items: Iterable[Item]) -> int:

@@ -1,7 +1,5 @@
 """What the generators of questions made of statements share: options by epoch, keys, the file."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from hashlib import blake2b
 from pathlib import Path

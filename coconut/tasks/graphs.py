@@ -1,7 +1,5 @@
 """Distances and paths in a ProsQA graph: edges sorted by child, parents before children."""
 
-from __future__ import annotations
-
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Sequence
 from itertools import accumulate

@@ -1,7 +1,5 @@
 """The tasks that a run can generate questions of."""
 
-from __future__ import annotations
-
 import importlib
 from typing import Any
 

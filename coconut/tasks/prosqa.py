@@ -9,8 +9,6 @@ longer one, and parts can be made apart. Only `random.Random.random` is used, wh
 guarantees, so the same seed gives the same bytes on every machine.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Collection, Iterator, Sequence
 from hashlib import blake2b
 from itertools import pairwise

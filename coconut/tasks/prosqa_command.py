@@ -1,7 +1,5 @@
 """The command line of `data/prosqa.py`."""
 
-from __future__ import annotations
-
 import argparse
 
 from coconut.tasks.generated import write

@@ -1,7 +1,5 @@
 """The random graphs of ProsQA: what kind to make, and one of them with its question."""
 
-from __future__ import annotations
-
 from bisect import bisect_right
 from collections.abc import Callable
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """What a ProsQA file looks like: statistics, distributions, and how far shortcuts get on it."""
 
-from __future__ import annotations
-
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence

@@ -4,8 +4,6 @@ Ours read the generated text alone; `published_answer` and `published_cot` keep 
 which reads prompt and generation together, for comparison with published figures.
 """
 
-from __future__ import annotations
-
 import re
 from collections import deque
 from collections.abc import Mapping, Sequence

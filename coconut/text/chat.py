@@ -4,8 +4,6 @@ A template is a Jinja text that the tokenizer brings with it. What it prints hol
 BOS too, so it is encoded with them and nothing is added: a second BOS would be seen by no model.
 """
 
-from __future__ import annotations
-
 import datetime
 import functools
 import json

@@ -1,7 +1,5 @@
 """A tokenizer as Hugging Face's `tokenizers` library reads it."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 from typing import Any

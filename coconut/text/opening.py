@@ -1,7 +1,5 @@
 """Open a tokenizer by its name, or from the directory of a checkpoint."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 from coconut.errors import UserError

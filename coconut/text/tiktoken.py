@@ -5,8 +5,6 @@ the characters it is made of, so that no data file can move the latents. Control
 by id (`start_id`, `latent_id`, `end_id`, `eos_id`).
 """
 
-from __future__ import annotations
-
 import base64
 import binascii
 from pathlib import Path

@@ -1,7 +1,5 @@
 """What every tokenizer of a run can do, and the names of its markers and files."""
 
-from __future__ import annotations
-
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
@@ -94,7 +92,7 @@ class Tokenizer(ABC):
         """Id of the single token spelled so, None if the vocabulary has none."""
 
     @abstractmethod
-    def with_latents(self) -> Tokenizer:
+    def with_latents(self) -> "Tokenizer":
         """The same tokenizer with the three latent markers, numbered on from the last id.
 
         Order: start, end, latent. Markers that are there already keep their ids.

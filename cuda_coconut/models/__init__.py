@@ -1,14 +1,14 @@
 """Architectures. The file name is the config's model_type; what has none is borrowed."""
 
-from __future__ import annotations
-
-import importlib
 from typing import Any
 
 import torch
 
-from coconut.checkpoints.architectures import HAND_WRITTEN, check_architecture, from_args
-from cuda_coconut.models import library
+from coconut.checkpoints.architectures import check_architecture, from_args
+from cuda_coconut.models import gpt2, library, qwen2
+
+HAND_WRITTEN = {"gpt2": gpt2, "qwen2": qwen2}
+"""model_type -> its file; the same names as in coconut/checkpoints/architectures.py."""
 
 
 def build(config: dict[str, Any], where: str) -> tuple[Any, Any]:
@@ -20,7 +20,7 @@ def build(config: dict[str, Any], where: str) -> tuple[Any, Any]:
     model_type = config["model_type"]
     if model_type not in HAND_WRITTEN:
         return library.build(config, where)
-    module = importlib.import_module(f"{__name__}.{model_type}")
+    module = HAND_WRITTEN[model_type]
     # No storage yet: a parameter that loading forgets cannot pass for a trained one.
     with torch.device("meta"):
         return from_args(module.Model, config, where), module

@@ -1,7 +1,5 @@
 """Low-rank adapters beside frozen weights: peft's layers in our models, their files, fusing."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path

@@ -15,8 +15,6 @@ What is ours: positions a token (batches are padded on the left), masks, caches 
 through. `check` holds the parts against transformers' forward, once the weights are there.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any

@@ -1,9 +1,7 @@
 """Key/value caches: one that gradients flow through, one with room for decoded tokens."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, Self
 
 import numpy as np
 import torch
@@ -39,7 +37,7 @@ class Shared:
     array: torch.Tensor
     sharing: Sharing
 
-    def float(self) -> Shared:
+    def float(self) -> Self:
         """The same in float32."""
         return Shared(self.array.float(), self.sharing)
 

@@ -1,7 +1,5 @@
 """What makes torch faster on a CPU: matrix products by oneDNN, and memory that is kept."""
 
-from __future__ import annotations
-
 import ctypes
 import platform
 import sys

@@ -5,8 +5,6 @@ Departs from it: Linear weights are held (out, in); `sanitize` transposes Conv1D
 `to_hf` transposes them back.
 """
 
-from __future__ import annotations
-
 import torch.nn.functional as F
 from torch import Tensor, nn
 

@@ -1,7 +1,5 @@
 """transformers' models: built from a config.json, looked over, and made ready to be borrowed."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch

@@ -5,8 +5,6 @@ Departs from it: the prefix `model.` is dropped on reading and put back by `to_h
 and scaled rotary positions (YaRN, linear, ...) are refused.
 """
 
-from __future__ import annotations
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn

@@ -1,7 +1,5 @@
 """Shards: weights, gradients and moments spread over the processes of a run (torch's FSDP)."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 

@@ -1,7 +1,5 @@
 """What stands in for parts of transformers' models while their forward runs; see borrowed.py."""
 
-from __future__ import annotations
-
 import inspect
 from collections.abc import Callable
 

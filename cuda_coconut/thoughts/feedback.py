@@ -3,8 +3,6 @@
 Names, options and where they are explained: coconut/feedback/rules.py, docs/feedback.md.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Sequence
 
 import torch

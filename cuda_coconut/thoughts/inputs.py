@@ -1,8 +1,7 @@
 """What a forward pass reads of a batch, on the device."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass, replace
+from typing import Self
 
 import numpy as np
 import torch
@@ -24,7 +23,7 @@ class Inputs:
     segments: torch.Tensor | None = None
 
     @classmethod
-    def of(cls, batch: Batch, device: torch.device | str = "cpu") -> Inputs:
+    def of(cls, batch: Batch, device: torch.device | str = "cpu") -> Self:
         """Copy from the host."""
         # twin: torch wants to know the device; MLX has one for all.
         arrays = (batch.ids, batch.mask, batch.positions, batch.is_latent)
@@ -45,7 +44,7 @@ class Inputs:
             return None
         return additive_mask(self.mask, start, end, dtype, self.segments)
 
-    def without_latent(self, column: int, rows: torch.Tensor) -> Inputs:
+    def without_latent(self, column: int, rows: torch.Tensor) -> Self:
         """Without these rows' (B,) bool latent at this column: what follows it moves up."""
         rows = (rows & self.is_latent[:, column])[:, None]
         columns = torch.arange(self.ids.shape[1], device=rows.device)[None]

@@ -7,8 +7,6 @@
 m is the first latent's column, R the largest number of latents. Every column is computed once.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import numpy as np

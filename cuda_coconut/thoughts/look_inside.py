@@ -1,7 +1,5 @@
 """Inside a thought: read-outs and attention at the latents, probabilities of texts behind them."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import numpy as np

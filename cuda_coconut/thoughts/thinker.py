@@ -1,7 +1,5 @@
 """Who makes the thoughts of a forward pass: the published way, a given array, or a rule."""
 
-from __future__ import annotations
-
 import torch
 
 from coconut.blocks import NEVER

@@ -1,7 +1,5 @@
 """The transforms of feedback rules: a thought to a thought."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 import torch

@@ -1,7 +1,5 @@
 """Steps: micro-batch gradients, their accumulation, the AdamW update."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial

@@ -1,12 +1,12 @@
 """Architectures. The file name is the config's model_type; what has none is borrowed."""
 
-from __future__ import annotations
-
-import importlib
 from typing import Any
 
-from coconut.checkpoints.architectures import HAND_WRITTEN, check_architecture, from_args
-from mlx_coconut.models import library
+from coconut.checkpoints.architectures import check_architecture, from_args
+from mlx_coconut.models import gpt2, library, qwen2
+
+HAND_WRITTEN = {"gpt2": gpt2, "qwen2": qwen2}
+"""model_type -> its file; the same names as in coconut/checkpoints/architectures.py."""
 
 
 def build(config: dict[str, Any], where: str) -> tuple[Any, Any]:
@@ -18,5 +18,5 @@ def build(config: dict[str, Any], where: str) -> tuple[Any, Any]:
     model_type = config["model_type"]
     if model_type not in HAND_WRITTEN:
         return library.build(config, where)
-    module = importlib.import_module(f"{__name__}.{model_type}")
+    module = HAND_WRITTEN[model_type]
     return from_args(module.Model, config, where), module

@@ -1,7 +1,5 @@
 """What every architecture shares: attention over cached segments, dropout, masks."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 
 import mlx.core as mx

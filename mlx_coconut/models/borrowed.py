@@ -15,8 +15,6 @@ What is ours: positions a token (batches are padded on the left), masks, caches 
 through. `check` holds the parts against mlx_lm's forward, once the weights are there.
 """
 
-from __future__ import annotations
-
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager

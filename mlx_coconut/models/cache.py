@@ -1,7 +1,5 @@
 """Key/value caches: one that gradients flow through, one with room for decoded tokens."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Protocol
 

@@ -1,7 +1,5 @@
 """mlx_lm's models: built from a config.json, looked over, and made ready to be borrowed."""
 
-from __future__ import annotations
-
 import importlib
 import inspect
 from typing import Any

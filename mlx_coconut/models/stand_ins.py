@@ -1,7 +1,5 @@
 """What stands in for parts of mlx_lm's models while their forward runs; see borrowed.py."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any
 

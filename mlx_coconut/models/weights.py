@@ -1,7 +1,5 @@
 """Checkpoint directories in and out: config.json, weights in Hugging Face layout, moments."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Mapping
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Batched decoding: one cache from the question through the latents to the last token."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 
 import mlx.core as mx

@@ -1,8 +1,7 @@
 """What a forward pass reads of a batch, on the device."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass, replace
+from typing import Self
 
 import mlx.core as mx
 import numpy as np
@@ -22,7 +21,7 @@ class Inputs:
     segments: mx.array | None = None
 
     @classmethod
-    def of(cls, batch: Batch) -> Inputs:
+    def of(cls, batch: Batch) -> Self:
         """Copy from the host."""
         segments = None if batch.segments is None else mx.array(batch.segments)
         arrays = map(mx.array, (batch.ids, batch.mask, batch.positions, batch.is_latent))
@@ -36,7 +35,7 @@ class Inputs:
         """What the queries in columns start..end may see, see `additive_mask`."""
         return additive_mask(self.mask, start, end, dtype, self.segments)
 
-    def without_latent(self, column: int, rows: mx.array) -> Inputs:
+    def without_latent(self, column: int, rows: mx.array) -> Self:
         """Without these rows' (B,) bool latent at this column: what follows it moves up."""
         rows = (rows & self.is_latent[:, column])[:, None]
         columns = mx.arange(self.ids.shape[1])[None]

@@ -1,7 +1,5 @@
 """What thoughts look like beside embeddings, and their noise as a distribution."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 

@@ -1,7 +1,5 @@
 """Sizes and entropies that several rules need."""
 
-from __future__ import annotations
-
 import mlx.core as mx
 
 from coconut.feedback import rules as rules

@@ -1,7 +1,5 @@
 """The sources of feedback rules: what a thought is made of."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 import mlx.core as mx

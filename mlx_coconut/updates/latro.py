@@ -3,8 +3,6 @@
 No dropout anywhere, so that what is scored is what was drawn and what is updated.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import mlx.core as mx

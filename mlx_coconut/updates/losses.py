@@ -1,7 +1,5 @@
 """Losses as (sum, count): sums add up over micro-batches, means do not."""
 
-from __future__ import annotations
-
 import mlx.core as mx
 
 from mlx_coconut.models.cpu import logsumexp

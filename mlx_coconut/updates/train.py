@@ -1,7 +1,5 @@
 """Compiled steps: micro-batch gradients, their lazy accumulation, the AdamW update."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 

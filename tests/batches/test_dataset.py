@@ -17,7 +17,7 @@ from coconut.text.tiktoken import TiktokenTokenizer, prosqa_encoding
 
 GOOD = {"question": "Tom is a wumpus. Is Tom a wumpus or impus?", "answer": "yes", "steps": ["a."]}
 TOKENIZER = prosqa_encoding()
-VALID = Path(prosqa.__file__).with_name("prosqa_valid.json")
+VALID = Path(__file__).parents[2] / "data/prosqa_valid.json"
 
 
 def file_of(tmp_path: Path, content: object) -> Path:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from conftest import examples
 from golden_models import golden
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from coconut.batches import credit, rollouts
@@ -115,7 +116,7 @@ def test_the_earliest_of_several_stops_counts():
     assert not stops.cut([5, 6, 7]).is_finished
 
 
-@settings(max_examples=200, deadline=None)
+@examples(200)
 @given(st.lists(st.integers(0, len(PIECES) - 1), min_size=1, max_size=12))
 def test_generation_ends_exactly_where_the_cut_finds_a_stop(tokens):
     stops = Stops(frozenset({9}), letters, strings=("The answer is", "ab"), sequences=((2, 3),))
@@ -162,7 +163,7 @@ def test_the_stop_counts_for_the_policy_but_not_for_the_reward():
     assert not rollout([0, 1]).is_finished
 
 
-@settings(max_examples=100, deadline=None)
+@examples(100)
 @given(
     st.lists(
         st.tuples(*[st.lists(st.integers(0, 9), min_size=n, max_size=5) for n in (1, 0, 0, 0, 1)]),

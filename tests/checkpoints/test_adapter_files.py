@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import CHOSEN, load_twin
+from conftest import CHOSEN, few, load_twin
 from safetensors.numpy import load_file
 from tiny import read_log, run_config, start
 
@@ -117,6 +117,7 @@ def test_a_checkpoint_holds_the_adapter_alone_and_goes_on_from_there(twin, base,
 
 
 @pytest.mark.skipif(len(CHOSEN) < 2, reason="TWINS names one twin only")
+@pytest.mark.slow
 def test_a_run_stopped_in_one_twin_goes_on_in_the_other(base, tmp_path):
     ends = []
     for first, then in (("mlx", "cuda"), ("mlx", "mlx")):
@@ -128,7 +129,7 @@ def test_a_run_stopped_in_one_twin_goes_on_in_the_other(base, tmp_path):
     assert ends[0] == pytest.approx(ends[1], rel=1e-5)
 
 
-@pytest.mark.parametrize("kind", ["lora", "dora"])
+@pytest.mark.parametrize("kind", few(["lora", "dora"], 1))
 def test_a_fused_checkpoint_is_one_like_any_other(twin, trained, tmp_path, kind, capsys):
     directory, out = trained(short(twin), kind), tmp_path / "fused"
     fuse(twin.__name__, twin.run.make_backend, [str(directory), str(out)])
@@ -158,7 +159,7 @@ def test_fusing_does_not_touch_what_is_there(twin, trained, tmp_path):
     assert stopped.value.code == 2
 
 
-@pytest.mark.parametrize("kind", ["lora", "dora"])
+@pytest.mark.parametrize("kind", few(["lora", "dora"], 1))
 def test_mlx_lm_opens_an_adapter_on_its_base(twin, trained, tmp_path, kind):
     mx = pytest.importorskip("mlx.core")
     from mlx_lm import load
@@ -173,7 +174,7 @@ def test_mlx_lm_opens_an_adapter_on_its_base(twin, trained, tmp_path, kind):
 
 # peft asks transformers for a name that it is about to drop.
 @pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing:FutureWarning")
-@pytest.mark.parametrize("kind", ["lora", "dora"])
+@pytest.mark.parametrize("kind", few(["lora", "dora"], 1))
 def test_peft_opens_a_converted_adapter_and_it_comes_back(twin, trained, tmp_path, kind):
     peft = pytest.importorskip("peft")
     import torch
@@ -280,6 +281,7 @@ def test_another_adapter_than_the_one_found_is_refused(twin, trained, base, tmp_
     assert open_source(adapter_run(tmp_path, base, **keys)).source.adapter.rows
 
 
+@pytest.mark.slow
 def test_an_adapter_goes_on_in_a_run_of_its_own(twin, trained, base, tmp_path):
     directory = trained(short(twin))
     config = adapter_run(tmp_path, base, model_id=None, load_model_path=str(directory))
@@ -332,6 +334,8 @@ needs_mlx = pytest.mark.skipif("mlx" not in CHOSEN, reason="TWINS leaves MLX out
 @needs_mlx
 @pytest.mark.parametrize("lora", [LORA, DORA], ids=["lora", "dora"])
 @pytest.mark.parametrize("how", ["on load", "already"])
+@pytest.mark.slow
+@pytest.mark.compiled
 def test_an_adapter_learns_beside_a_quantised_base(base, quantized, tmp_path, lora, how):
     twin = load_twin("mlx")
     if how == "on load":

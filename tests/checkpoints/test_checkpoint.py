@@ -11,7 +11,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from conftest import examples
+from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.numpy import save_file
 
@@ -82,7 +83,7 @@ def test_a_file_in_the_way_is_named(tmp_path):
 # Each point is a call during which the writing process is shot; before it and after it.
 KILL_POINTS = [
     *[("checkpoint._seal", when) for when in ("before", "after")],
-    *[("checkpoint._flush", when) for when in ("before", "after")],
+    *[("checkpoint.flush", when) for when in ("before", "after")],
     *[("Path.rename", when) for when in ("before", "after", "before second", "after second")],
     ("shutil.rmtree", "before"),
 ]
@@ -337,7 +338,7 @@ def sealed(tmp_path_factory) -> Path:
     return directory
 
 
-@settings(max_examples=200, deadline=None)
+@examples(200)
 @given(data=st.data())
 def test_random_damage_is_a_user_error_or_nothing(sealed, tmp_path_factory, data):
     directory = shutil.copytree(sealed, tmp_path_factory.mktemp("fuzz") / "epoch_01")

@@ -87,6 +87,7 @@ def offline(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("name", ["gpt2-tiny", "qwen2-tiny"])
+@pytest.mark.slow
 def test_a_run_trains_and_evaluates_a_model_of_the_hub(twin, hub, tmp_path, monkeypatch, name):
     hub.add("someone/" + name, model(tmp_path / "files", name))
     run = config(tmp_path, model_id="someone/" + name)
@@ -138,6 +139,7 @@ def test_a_checkpoint_of_the_hub_is_evaluated_and_asked(twin, hub, tmp_path, cap
     assert not [name for name in hub.fetched() if "optimizer" in name or "trainer" in name]
 
 
+@pytest.mark.slow
 def test_the_command_reads_the_hub_by_its_environment_variables(twin, hub, tmp_path):
     hub.add("owner/tiny-qwen2", model(tmp_path / "files"), private=True)
     run = config(tmp_path, model_id="owner/placeholder", num_epochs=1)
@@ -392,6 +394,7 @@ def test_a_damaged_file_of_the_cache_is_fetched_anew_once_deleted_as_told(hub, t
 
 
 @pytest.mark.parametrize("name, skipped", [("gsm", 7), ("prosqa", 14)])
+@pytest.mark.slow
 def test_runs_for_a_hub_model_train_its_last_stage_and_evaluate(
     twin, tmp_path, monkeypatch, name, skipped
 ):

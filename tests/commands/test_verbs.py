@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import CHOSEN, TWINS
+from conftest import CHOSEN, TWINS, few
 
 from coconut import __version__
 from coconut.commands.verbs import VERBS
@@ -91,7 +91,7 @@ def test_help_opens_no_framework_and_no_verb(name: str) -> None:
     assert (done.returncode, done.stderr) == (0, "set()\n")
 
 
-@pytest.mark.parametrize("name", CHOSEN)
+@pytest.mark.parametrize("name", few(CHOSEN, 1))
 @pytest.mark.parametrize(
     "spelling", [["-m", "{}", "run"], ["-m", "{}.run"], ["{}/run.py"]], ids=["verb", "run", "file"]
 )

@@ -6,7 +6,7 @@ import json
 import shutil
 
 import pytest
-from conftest import CHOSEN, load_twin
+from conftest import CHOSEN, few, load_twin
 from tiny import read_log, run_config, start
 
 from coconut.checkpoints.checkpoint import verify
@@ -39,6 +39,7 @@ def last_epoch(run):
 
 @needs_both
 @pytest.mark.parametrize(("first", "second"), [("cuda", "mlx"), ("mlx", "cuda")])
+@pytest.mark.slow
 def test_run_stopped_in_one_twin_goes_on_in_the_other(tmp_path, capsys, first, second):
     unbroken = config(tmp_path, "unbroken", 3)
     start(load_twin(first), unbroken).train()
@@ -114,12 +115,15 @@ def swap_moments_for_weights(directory):
 
 @pytest.mark.parametrize(
     ("change", "message"),
-    [
-        (damage_weights, "model.safetensors is changed"),
-        (forget_moments, "optimizer.safetensors: cannot be read"),
-        (forget_progress, "trainer_state.json: lacks n_updates"),
-        (swap_moments_for_weights, "m.wte.weight: missing, expected (2597, 64)"),
-    ],
+    few(
+        [
+            (damage_weights, "model.safetensors is changed"),
+            (forget_moments, "optimizer.safetensors: cannot be read"),
+            (forget_progress, "trainer_state.json: lacks n_updates"),
+            (swap_moments_for_weights, "m.wte.weight: missing, expected (2597, 64)"),
+        ],
+        1,
+    ),
 )
 def test_damaged_checkpoint_of_ours_is_refused(trained, capsys, change, message):
     change(trained)

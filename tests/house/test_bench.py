@@ -9,16 +9,19 @@ from conftest import CHOSEN
 
 if "cuda" not in CHOSEN:
     pytest.skip("of the torch twin", allow_module_level=True)
-pytest.importorskip("transformers")
-from bench import gpu, reference, twin
+from bench import gpu, twin
 
 
 def in_this_process(name: str, *work: Any) -> dict[str, Any]:
+    from bench import reference  # imports transformers
+
     run = reference.run if name == gpu.PLAIN else lambda *w: twin.run(name, *w)
     return {"versions": ""} | run(*work)
 
 
+@pytest.mark.slow
 def test_ours_and_transformers_train_and_write_the_same(tmp_path, capsys):
+    pytest.importorskip("transformers")
     rows = gpu.measure(tmp_path, gpu.SMALL, 1, in_this_process, ["cuda_coconut", gpu.PLAIN])
     assert gpu.is_valid(rows)
     kinds = {(row["task"], row["batch"], row["dtype"]) for row in rows}

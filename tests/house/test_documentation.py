@@ -136,9 +136,7 @@ COMMANDS: dict[str, How] = {
         parse="its model and questions are downloads; tests/run/test_latro_runner.py plans such"
     ),
     "python -m coconut.tasks.questions.sums": How(skip=DATA_SETS),
-    "python -m coconut.tasks.questions.chains": How(
-        skip="writes into the checkout; tests/tasks/test_data_chains.py compares the files"
-    ),
+    "python -m coconut.tasks.questions.chains": How(),
     "mlx-coconut run args/sums_*": How(skip=DATA_SETS),
     "mlx-coconut run args/latro_preexperiment_gsm8k.yaml *": How(skip=DATA_SETS),
     "python make_sums.py": How(),
@@ -413,6 +411,7 @@ def desk(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Desk, list[
 
 @both_twins
 @pytest.mark.parametrize("page", [TOUR, *(page for page in PAGES if page != TOUR)])
+@pytest.mark.slow
 def test_the_commands_of_a_page_do_what_it_says(page: str, desk: tuple[Desk, list[str]]) -> None:
     workplace, of_the_tour = desk
     wrong = of_the_tour if page == TOUR else workplace.follow(page)

@@ -151,6 +151,7 @@ def elsewhere(tmp_path: Path) -> Path:
     return tmp_path
 
 
+@pytest.mark.slow
 def test_a_wheel_holds_the_three_packages_and_each_file_that_ships_once(wheel: Path) -> None:
     names = zipfile.ZipFile(wheel).namelist()
     tops = {name.split("/")[0] for name in names if ".dist-info/" not in name}
@@ -169,6 +170,7 @@ def test_a_wheel_holds_the_three_packages_and_each_file_that_ships_once(wheel: P
     assert packed == here
 
 
+@pytest.mark.slow
 def test_the_installed_commands_work_in_a_folder_with_files_of_the_same_names(
     installed: Path, elsewhere: Path
 ) -> None:
@@ -181,6 +183,7 @@ def test_the_installed_commands_work_in_a_folder_with_files_of_the_same_names(
     assert run([installed / "mlx-coconut", *asked], elsewhere) == RIGHT
 
 
+@pytest.mark.slow
 def test_the_installed_init_begins_a_directory_whose_run_can_start(
     installed: Path, elsewhere: Path
 ) -> None:
@@ -191,3 +194,14 @@ def test_the_installed_init_begins_a_directory_whose_run_can_start(
         [installed / "mlx-coconut", "run", "args/tiny_coconut.yaml", "--check"], elsewhere / "x"
     )
     assert planned.startswith("mlx_coconut | ")
+
+
+def test_the_installed_package_is_used_from_python(installed: Path, elsewhere: Path) -> None:
+    (elsewhere / "script.py").write_text(
+        "import sys\n"
+        "from mlx_coconut import generate, load, think\n"
+        "model = load('prosqa')\n"
+        "print(generate(model, [sys.argv[1]], latents=6)[0])\n"
+        "print(len(think(model, sys.argv[1])._repr_html_()) > 100_000)\n"
+    )
+    assert run([installed / "python", "script.py", QUESTION], elsewhere) == f"{RIGHT}True\n"

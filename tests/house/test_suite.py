@@ -5,12 +5,17 @@ from __future__ import annotations
 import os
 
 import pytest
-from conftest import CHOSEN, COLLECTED
+from conftest import CHOSEN, COLLECTED, IMPORTED
 
 
 def test_the_fast_suite_has_a_case_of_every_file(request):
     files = request.config.stash[COLLECTED]
     assert [file for file, has_fast_case in files.items() if not has_fast_case] == []
+
+
+def test_a_framework_is_imported_by_the_tests_that_use_it(request):
+    seconds = {"mlx.core", "mlx_lm", "torch", "transformers", "peft", "matplotlib"}
+    assert seconds & request.config.stash[IMPORTED] == set()
 
 
 @pytest.mark.skipif("mlx" not in CHOSEN, reason="torch compiles nothing here")

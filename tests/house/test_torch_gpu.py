@@ -6,14 +6,13 @@ python -m pytest -m gpu        what a machine with an NVIDIA GPU runs besides
 from __future__ import annotations
 
 import operator
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 import pytest
-from conftest import CHOSEN, load_twin
+from conftest import CHOSEN, few, load_twin
 from golden_models import MODELS, TOKENS, as_row, golden, golden_batch, ragged_batch
 from test_feedback import RULES
 from tiny import MODEL, dropout, model_directory, run_config, start
@@ -31,101 +30,38 @@ from coconut.world import World
 if "cuda" not in CHOSEN:
     pytest.skip("of the torch twin alone", allow_module_level=True)
 
-import torch
-from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
-
-from cuda_coconut import world
-from cuda_coconut.models import adapters, shard, weights
-from cuda_coconut.thoughts import feedback, generate
-from cuda_coconut.updates import latro, train
-
+TWIN = load_twin("cuda")
 DEVICE = "cuda"
 EOS, MARKERS = TOKENS["eos"], (TOKENS["start"], TOKENS["end"], TOKENS["latent"])
-TO_PYTHON = ("item", "tolist", "cpu", "numpy", "__array__", "__bool__", "__int__", "__float__")
-WAITING = {
-    "_local_scalar_dense",  # item
-    "lift_fresh",  # torch.tensor: a copy out of memory that is not pinned
-    "nonzero",
-    "masked_select",
-    "_unique2",
-    "equal",
-    "_linalg_check_errors",
-    "repeat_interleave",
-}
-"""Operators whose result, or its shape, the host must have before it can go on."""
-
-
-class Waits(TorchDispatchMode):
-    """Notes what would make the host wait for a GPU, and how much is computed after the first.
-
-    Inside, tensors lie on the CPU; what tells is the operator, or the method that leaves tensors.
-    """
-
-    def __init__(self, patch: pytest.MonkeyPatch):
-        super().__init__()
-        self.found: list[str] = []
-        self.computed_after: list[str] = []
-        for name in TO_PYTHON:
-            patch.setattr(torch.Tensor, name, self._noting(name, getattr(torch.Tensor, name)))
-        from_numpy = torch.from_numpy
-
-        def copied(array: np.ndarray) -> torch.Tensor:
-            # `to_device` is the one way over that does not wait.
-            if sys._getframe(1).f_code.co_name != "to_device":
-                self.found.append("from_numpy")
-            with _disable_current_modes():
-                return from_numpy(array)
-
-        patch.setattr(torch, "from_numpy", copied)
-
-    def _noting(self, name: str, method: Callable) -> Callable:
-        def noted(tensor: torch.Tensor, *args: Any) -> Any:
-            self.found.append(name)
-            return method(tensor, *args)
-
-        return noted
-
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        name = function.overloadpacket.__name__
-        if name in WAITING:
-            self.found.append(name)
-        elif name.startswith(("index", "_index")) and self._has_bools(args[1]):
-            self.found.append(f"{name} by a mask")
-        elif self.found and name not in ("detach", "alias"):
-            self.computed_after.append(name)
-        return function(*args, **(kwargs or {}))
-
-    @staticmethod
-    def _has_bools(indices: Any) -> bool:
-        indices = indices if isinstance(indices, list | tuple) else ()
-        return any(torch.is_tensor(i) and i.dtype in (torch.bool, torch.uint8) for i in indices)
 
 
 @pytest.fixture
 def waits(monkeypatch) -> Callable[[], Any]:
+    from waits import Waits  # imports torch
+
     @contextmanager
-    def watched() -> Iterator[Waits]:
+    def watched() -> Iterator[Any]:
         with monkeypatch.context() as patch, Waits(patch) as mode:
             yield mode
 
     return watched
 
 
-def assert_waits_at_the_end_alone(mode: Waits) -> None:
+def assert_waits_at_the_end_alone(mode: Any) -> None:
     """It reads once, and there is nothing left to compute."""
     assert mode.found and set(mode.found) <= {"tolist", "item", "_local_scalar_dense"}, mode.found
     assert mode.computed_after == []
 
 
 def model_of(name: str = "gpt2-tiny", rule: str = "last"):
-    model, _, _ = weights.load_model(MODELS / name)
-    feedback.attach(model, Setup(parse(rule), MARKERS, EOS, n_tokens=200))
+    model, _, _ = TWIN.weights.load_model(MODELS / name)
+    TWIN.feedback.attach(model, Setup(parse(rule), MARKERS, EOS, n_tokens=200))
     return model
 
 
-def two_updates(model, waits, batch: Batch | None = None, **options: Any) -> Waits:
+def two_updates(model, waits, batch: Batch | None = None, **options: Any) -> Any:
     """The waits of the second of two updates; the first makes the optimizer's state."""
-    trainer = train.Trainer(model, weight_decay=0.01, max_grad_norm=0.5, **options)
+    trainer = TWIN.train.Trainer(model, weight_decay=0.01, max_grad_norm=0.5, **options)
     batches = [batch or ragged_batch(1), batch or ragged_batch(2)]
     trainer.step(batches, 1e-3, (0, 0))
     with waits() as mode:
@@ -136,26 +72,28 @@ def two_updates(model, waits, batch: Batch | None = None, **options: Any) -> Wai
 @pytest.mark.parametrize(
     ("act", "name"),
     [
-        (lambda x: x.sum().item(), "item"),
-        (lambda x: x.cpu(), "cpu"),
-        (lambda x: x[x > 0], "index by a mask"),
-        (lambda x: operator.setitem(x, x > 0, torch.zeros(())), "index_put_ by a mask"),
-        (lambda x: x.nonzero(), "nonzero"),
-        (lambda x: x.masked_select(x > 0), "masked_select"),
-        (lambda x: 1 if x.sum() > 0 else 0, "__bool__"),
-        (lambda x: x * torch.tensor([1.0, 2.0, 3.0]), "lift_fresh"),
-        (lambda x: x + torch.from_numpy(np.ones(3)), "from_numpy"),
-        (lambda x: torch.linalg.inv(x.diag()), "_linalg_check_errors"),
+        (lambda torch, x: x.sum().item(), "item"),
+        (lambda torch, x: x.cpu(), "cpu"),
+        (lambda torch, x: x[x > 0], "index by a mask"),
+        (lambda torch, x: operator.setitem(x, x > 0, torch.zeros(())), "index_put_ by a mask"),
+        (lambda torch, x: x.nonzero(), "nonzero"),
+        (lambda torch, x: x.masked_select(x > 0), "masked_select"),
+        (lambda torch, x: 1 if x.sum() > 0 else 0, "__bool__"),
+        (lambda torch, x: x * torch.tensor([1.0, 2.0, 3.0]), "lift_fresh"),
+        (lambda torch, x: x + torch.from_numpy(np.ones(3)), "from_numpy"),
+        (lambda torch, x: torch.linalg.inv(x.diag()), "_linalg_check_errors"),
     ],
 )
 def test_waits_are_seen(waits, act, name):
+    import torch
+
     with waits() as mode:
-        act(torch.ones(3))
+        act(torch, torch.ones(3))
     assert name in mode.found
 
 
 @pytest.mark.parametrize("name", ["gpt2-tiny", "qwen2-tiny-deep"])
-@pytest.mark.parametrize("options", [{}, {"bf16": True}, {"checkpointing": True}], ids=str)
+@pytest.mark.parametrize("options", few([{}, {"bf16": True}, {"checkpointing": True}], 1), ids=str)
 def test_an_update_makes_the_host_wait_once_at_its_end(waits, name, options):
     assert_waits_at_the_end_alone(two_updates(model_of(name), waits, **options))
 
@@ -163,11 +101,11 @@ def test_an_update_makes_the_host_wait_once_at_its_end(waits, name, options):
 @pytest.mark.parametrize("options", [{}, {"bf16": True}, {"checkpointing": True}], ids=str)
 def test_dropout_never_waits(waits, tmp_path, options):
     rates = dropout(embd_pdrop=0.1, attn_pdrop=0.1, resid_pdrop=0.1)
-    model, _, _ = weights.load_model(model_directory(tmp_path / "model", **rates))
+    model, _, _ = TWIN.weights.load_model(model_directory(tmp_path / "model", **rates))
     assert_waits_at_the_end_alone(two_updates(model, waits, **options))
 
 
-@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("rule", few(RULES, 6))
 def test_a_rule_waits_for_nothing(waits, rule):
     # The inverse that `suppressed:space=vocab` needs is made on the host, where `refresh` says so:
     # here in the first update, as of an epoch.
@@ -177,15 +115,15 @@ def test_a_rule_waits_for_nothing(waits, rule):
 
 @pytest.mark.parametrize("kind", ["lora", "dora"])
 def test_an_adapter_never_waits(waits, kind):
-    model, _, config = weights.load_model(MODEL)
+    model, _, config = TWIN.weights.load_model(MODEL)
     lora = Lora(rank=2, type=kind, dropout=0.1)
-    adapters.adapt(model, config, Adapter(lora, MARKERS, str(MODEL), "", range(0), None))
+    TWIN.adapters.adapt(model, config, Adapter(lora, MARKERS, str(MODEL), "", range(0), None))
     assert_waits_at_the_end_alone(two_updates(model, waits))
 
 
-@pytest.mark.parametrize("method", [m for m in METHODS if m not in DATASET_METHODS])
+@pytest.mark.parametrize("method", few([m for m in METHODS if m not in DATASET_METHODS], 2))
 def test_every_method_s_update_waits_once(waits, tmp_path, method):
-    runner = start(load_twin("cuda"), run_config(tmp_path, method=method, resume=1))
+    runner = start(TWIN, run_config(tmp_path, method=method, resume=1))
     step, seen = runner.backend.train_step, []
 
     def watched(*args: Any) -> Any:
@@ -202,7 +140,9 @@ def test_every_method_s_update_waits_once(waits, tmp_path, method):
 
 @pytest.mark.parametrize("checkpointing", [False, True])
 def test_a_policy_update_waits_at_its_end(waits, checkpointing):
-    policy = latro.Policy(train.Trainer(model_of(), weight_decay=0.0, checkpointing=checkpointing))
+    policy = TWIN.latro.Policy(
+        TWIN.train.Trainer(model_of(), weight_decay=0.0, checkpointing=checkpointing)
+    )
     batches = [rollouts(), rollouts()]
     policy.step(batches, 1e-3)
     with waits() as mode:
@@ -221,7 +161,7 @@ def test_decoding_waits_once_a_token(waits):
     model = model_of()
     batch = collate([as_row(0, [9, 8, 7], None), as_row(1, [9, 8], None)], EOS)
     with waits() as mode:
-        found = generate.generate(model, batch, 0, Decoding(5, eos_id=-1))
+        found = TWIN.generate.generate(model, batch, 0, Decoding(5, eos_id=-1))
     assert [len(row) for row in found] == [5, 5]
     # A token and its log-probability arrive together.
     assert mode.found == ["cpu", "numpy"] * 2 * 5
@@ -240,6 +180,8 @@ def on_gpu(name: str = "gpt2-tiny"):
 @contextmanager
 def no_waiting() -> Iterator[None]:
     """CUDA's own watch: raises where the host waits, but for the one `tolist` of an update."""
+    import torch
+
     tolist = torch.Tensor.tolist
 
     def allowed(tensor: torch.Tensor) -> list:
@@ -260,7 +202,7 @@ def no_waiting() -> Iterator[None]:
 def test_golden_losses_on_a_gpu(case):
     batch = golden_batch(case["inputs"])
     for name, expected in case["outputs"].items():
-        trainer = train.Trainer(on_gpu(name), weight_decay=0.0)
+        trainer = TWIN.train.Trainer(on_gpu(name), weight_decay=0.0)
         loss = trainer.loss(batch).loss_sum / batch.n_targets
         assert loss == pytest.approx(expected["loss_float64"], rel=LOSS), name
 
@@ -268,9 +210,11 @@ def test_golden_losses_on_a_gpu(case):
 @pytest.mark.gpu
 @pytest.mark.parametrize("name", ["gpt2-tiny", "qwen2-tiny"])
 def test_bfloat16_stays_near_float32_and_keeps_float32_weights(name):
+    import torch
+
     losses = {}
     for bf16 in (False, True):
-        trainer = train.Trainer(on_gpu(name), weight_decay=0.01, bf16=bf16)
+        trainer = TWIN.train.Trainer(on_gpu(name), weight_decay=0.01, bf16=bf16)
         losses[bf16] = [
             trainer.step([ragged_batch(1)], 1e-3, (0, number)).loss for number in range(5)
         ]
@@ -285,8 +229,8 @@ def test_bfloat16_stays_near_float32_and_keeps_float32_weights(name):
 @pytest.mark.parametrize("options", [{}, {"bf16": True}, {"checkpointing": True}], ids=str)
 def test_cuda_itself_sees_no_wait_in_an_update(tmp_path, options):
     rates = dropout(embd_pdrop=0.1, attn_pdrop=0.1, resid_pdrop=0.1)
-    model, _, _ = weights.load_model(model_directory(tmp_path / "model", **rates))
-    trainer = train.Trainer(model.to(DEVICE), weight_decay=0.01, max_grad_norm=0.5, **options)
+    model, _, _ = TWIN.weights.load_model(model_directory(tmp_path / "model", **rates))
+    trainer = TWIN.train.Trainer(model.to(DEVICE), weight_decay=0.01, max_grad_norm=0.5, **options)
     trainer.step([ragged_batch(1)], 1e-3, (0, 0))
     with no_waiting():
         stats = trainer.step([ragged_batch(1), ragged_batch(2)], 1e-3, (0, 1))
@@ -301,7 +245,7 @@ def test_a_gpu_writes_the_tokens_of_a_cpu(case):
     n_passes = batch.n_passes * (case["kind"] == "coconut")
     decoding = Decoding(inputs["max_new_tokens"], inputs["eos_token_id"])
     ours, theirs = (
-        generate.generate(model, batch, n_passes, decoding)
+        TWIN.generate.generate(model, batch, n_passes, decoding)
         for model in (on_gpu(case["model"]), model_of(case["model"]))
     )
     assert ours == theirs
@@ -309,21 +253,23 @@ def test_a_gpu_writes_the_tokens_of_a_cpu(case):
 
 @pytest.mark.gpu
 def test_a_world_of_nccl_sums_and_shards(monkeypatch):
+    import torch
+
     for name, value in (("RANK", "0"), ("WORLD_SIZE", "1"), ("LOCAL_RANK", "0")):
         monkeypatch.setenv(name, value)
     monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
     monkeypatch.setenv("MASTER_PORT", "0")
-    one = world.Processes()
+    one = TWIN.world.Processes()
     try:
         assert one.gather(b"bytes") == [b"bytes"]
         assert one.sum(torch.ones(3, device=DEVICE)).tolist() == [1, 1, 1]
         stats = []
         for is_sharded in (False, True):
             options = {"weight_decay": 0.01, "max_grad_norm": 0.5, "shard": is_sharded}
-            trainer = train.Trainer(on_gpu(), world=one if is_sharded else World(), **options)
+            trainer = TWIN.train.Trainer(on_gpu(), world=one if is_sharded else World(), **options)
             stats.append([trainer.step([ragged_batch(1)], 1e-3, (0, n)) for n in range(3)])
             if is_sharded:
-                assert isinstance(trainer.model.wte.weight, shard.DTensor)
+                assert isinstance(trainer.model.wte.weight, TWIN.shard.DTensor)
         for ours, theirs in zip(*stats, strict=True):
             assert ours.loss == pytest.approx(theirs.loss, rel=LOSS)
             assert ours.grad_norm == pytest.approx(theirs.grad_norm, rel=LOSS)

@@ -89,6 +89,7 @@ def test_right_answers_are_counted_as_asked_swapped_and_both(checkpoint, data, m
     assert row["outcomes"] == expected and set(forced_k.OUTCOME_COLOURS) == set(OUTCOMES)
 
 
+@pytest.mark.slow
 def test_other_thoughts_are_answered_as_the_oracle_does(twin, checkpoint, data):
     lens, options = Lens(checkpoint, twin.run.make_backend), options_of(data)
     found = {row["thoughts"]: row for row in ablate.measure(lens, options, nothing)["rows"]}
@@ -187,6 +188,7 @@ def test_tree_values_are_added_up_by_rank_and_by_side(checkpoint, data, monkeypa
     assert relative == pytest.approx([0.2 / 0.35, 0.5 / 0.35, 0.05 / 0.075, 0.1 / 0.075])
 
 
+@pytest.mark.slow
 def test_where_thoughts_are_read_rows_and_panels_begin_with_the_first(checkpoint, data, twin):
     lens = Lens(checkpoint, twin.run.make_backend, 2)
     for reading, ks in (("thought", [1, 2]), ("answer", [0, 1, 2])):
@@ -224,6 +226,7 @@ def run(twin, *argv) -> None:
     analyse.main(twin.__name__, twin.run.make_backend, list(map(str, argv)))
 
 
+@pytest.mark.slow
 def test_all_analyses_leave_the_same_files_again(twin, checkpoint, data, tmp_path, capsys):
     where = ["--model", checkpoint, "--data", data, "--items", 4, "--max-new-tokens", 4]
     run(twin, "all", *where, "--out", tmp_path / "a")
@@ -238,6 +241,7 @@ def test_all_analyses_leave_the_same_files_again(twin, checkpoint, data, tmp_pat
     assert found["items"] == 4 and found["back_end"] == twin.__name__ and found["rows"]
 
 
+@pytest.mark.slow
 def test_the_twins_find_the_same(checkpoint, data, tmp_path):
     from conftest import CHOSEN, load_twin
 

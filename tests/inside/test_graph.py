@@ -5,7 +5,8 @@ from __future__ import annotations
 from itertools import pairwise
 
 import pytest
-from hypothesis import given, settings
+from conftest import examples
+from hypothesis import given
 from hypothesis import strategies as st
 from tiny import REPOSITORY
 
@@ -79,7 +80,7 @@ def test_other_texts_have_no_graph(text):
     assert read_graph(text) is None
 
 
-@settings(max_examples=60, deadline=None)
+@examples(60)
 @given(st.text(max_size=60))
 def test_any_text_is_cut_into_sentences_that_stand_in_it(text):
     parts = sentences(text)

@@ -130,8 +130,11 @@ def test_a_saved_adapter_goes_on_bit_for_bit(twin, kind, tmp_path):
 
 @needs_both
 # Not qwen2-tiny: there float32 alone is 3e-4 away from float64 after 20 steps.
-@pytest.mark.parametrize("name, kind", [(GPT2, "dora"), (UNTIED, "lora")])
+@pytest.mark.parametrize(
+    "name, kind", [(GPT2, "dora"), pytest.param(UNTIED, "lora", marks=pytest.mark.slow)]
+)
 @pytest.mark.compiled
+@pytest.mark.slow
 def test_twins_follow_one_curve_and_read_each_others_adapters(name, kind, tmp_path):
     lora = Lora(type=kind, rank=4)
     engines = [backend(load_twin(t), name, lora, max_grad_norm=1.0) for t in ("mlx", "cuda")]
@@ -151,6 +154,7 @@ def test_twins_follow_one_curve_and_read_each_others_adapters(name, kind, tmp_pa
 
 
 @pytest.mark.parametrize("name", [GPT2, QWEN2])
+@pytest.mark.slow
 def test_recomputed_blocks_give_the_same_training(twin, name):
     lora = Lora(rank=2, dropout=0.3)
     kept, recomputed = (
@@ -170,6 +174,7 @@ def test_adapter_dropout_differs_between_updates_and_is_off_in_evaluation(twin):
     assert loss(engine) == loss(engine)
 
 
+@pytest.mark.slow
 def test_bfloat16_trains_adapters_in_float32(twin):
     exact, rough = (backend(twin, GPT2, Lora(rank=2), bf16=bf16) for bf16 in (False, True))
     a, b = train(exact, 3), train(rough, 3)
@@ -208,6 +213,7 @@ def weight_bytes(twin: ModuleType, engine: Any) -> int:
 
 
 @pytest.mark.parametrize("lora", [Lora(rank=1, targets=["c_attn"]), None])
+@pytest.mark.slow
 def test_a_reference_beside_an_adapter_costs_no_second_copy_of_the_base(twin, lora):
     engine = backend(twin, GPT2, lora)
     batch = collate_rollouts(

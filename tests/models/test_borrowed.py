@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import CHOSEN, load_twin
+from conftest import CHOSEN, few, load_twin
 from golden_models import (
     TOKENS,
     as_row,
@@ -140,7 +140,7 @@ def assert_close(ours: np.ndarray, theirs: np.ndarray, tolerance: float = LOGITS
     assert np.abs(ours - theirs).max() < tolerance * np.abs(theirs).max()
 
 
-@pytest.mark.parametrize("model_type", TRIED)
+@pytest.mark.parametrize("model_type", few(TRIED, 2))
 def test_logits_equal_the_librarys_own(twin, directories, model_type):
     path = directories(model_type)
     model, _, _ = twin.weights.load_model(path)
@@ -152,7 +152,7 @@ def test_logits_equal_the_librarys_own(twin, directories, model_type):
         assert_close(logits[i][batch.mask[i]], library_logits(twin, path, row.ids))
 
 
-@pytest.mark.parametrize("model_type", TRIED)
+@pytest.mark.parametrize("model_type", few(TRIED, 2))
 def test_padded_batch_equals_its_rows_alone(twin, directories, model_type):
     path = directories(model_type)
     batch = ragged_batch(3)
@@ -171,7 +171,7 @@ def test_padded_batch_equals_its_rows_alone(twin, directories, model_type):
     assert_same_gradients(whole.grads, total, GRADIENTS)
 
 
-@pytest.mark.parametrize("model_type", ["llama", "gemma2", "gemma3_text", "smollm3"])
+@pytest.mark.parametrize("model_type", few(["llama", "gemma2", "gemma3_text", "smollm3"], 1))
 def test_latent_passes_equal_recomputing_everything_for_each_thought(twin, directories, model_type):
     path = directories(model_type)
     model, _, _ = twin.weights.load_model(path)
@@ -205,7 +205,7 @@ def test_recomputed_blocks_give_the_same_gradients(twin, directories, model_type
 
 
 @both
-@pytest.mark.parametrize("model_type", TRIED)
+@pytest.mark.parametrize("model_type", few(TRIED, 2))
 def test_the_twins_agree_on_loss_thoughts_and_gradients(directories, model_type):
     # Of a width whose root is no bfloat16 number, which Gemma 3 multiplies by.
     path, batch = directories(model_type, hidden_size=48), ragged_batch(6)
@@ -215,7 +215,7 @@ def test_the_twins_agree_on_loss_thoughts_and_gradients(directories, model_type)
     assert_same_gradients(ours.grads, theirs.grads, GRADIENTS)
 
 
-@pytest.mark.parametrize("model_type", ["llama", "gemma2", "gemma3_text"])
+@pytest.mark.parametrize("model_type", few(["llama", "gemma2", "gemma3_text"], 1))
 def test_batched_decoding_equals_reading_all_again_for_each_token(twin, directories, model_type):
     path = directories(model_type)
     model, _, _ = twin.weights.load_model(path)
@@ -253,7 +253,8 @@ def backend(
     return twin.run.make_backend(RunConfig(method="coconut", **keys), source)
 
 
-@pytest.mark.parametrize("kind", ["whole", "lora"])
+@pytest.mark.parametrize("kind", few(["whole", "lora"], 1))
+@pytest.mark.compiled
 def test_training_reduces_the_loss_of_eight_items(twin, directories, kind):
     lora = Lora(rank=4, dropout=0.1) if kind == "lora" else None
     engine = backend(twin, directories("llama"), lora)
@@ -273,6 +274,7 @@ def test_recomputed_blocks_drop_what_their_adapters_dropped(twin, directories):
 
 
 @both
+@pytest.mark.slow
 def test_a_run_stopped_in_one_twin_goes_on_in_the_other(tmp_path):
     config = described("gemma3_text", max_position_embeddings=256)
     for name in ("vocab_size", "bos_token_id", "eos_token_id"):
@@ -303,7 +305,7 @@ def test_a_saved_checkpoint_opens_in_the_library_with_the_same_logits(
     assert_close(ours, library_logits(twin, tmp_path, rows_of(batch)[0].ids))
 
 
-@pytest.mark.parametrize("model_type", ["llama", "phi3", "gemma3_text"])
+@pytest.mark.parametrize("model_type", few(["llama", "phi3", "gemma3_text"], 1))
 def test_adapters_train_what_the_plan_counts_and_are_fused_to_the_same_model(
     twin, directories, tmp_path, model_type
 ):
@@ -462,7 +464,7 @@ def test_a_window_that_is_not_kept_to_limits_the_positions():
     assert n_positions(described("gemma3_text")) == 64  # which both libraries keep to
 
 
-@pytest.mark.parametrize("model_type", TRIED)
+@pytest.mark.parametrize("model_type", few(TRIED, 2))
 def test_the_plan_knows_the_size_of_a_borrowed_model(directories, model_type):
     found = describe(directories(model_type))
     shape = shape_of(found["config"], found["config"]["vocab_size"], "x")

@@ -6,23 +6,35 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
-from conftest import load_twin
+from conftest import CHOSEN, load_twin
 from golden_models import ragged_batch, run_model
 
-pytest.importorskip("mlx.core", reason="mlx is not installed")
-from mlx_coconut.models import cpu  # isort: skip  (loads the BLAS before mlx.core)
-import mlx.core as mx
-
-pytestmark = pytest.mark.compiled
+pytestmark = [
+    pytest.mark.compiled,
+    pytest.mark.skipif("mlx" not in CHOSEN, reason="TWINS does not name mlx"),
+]
 
 EXP = 1e-7  # relative; 8.2e-8
 TANH = 5e-7  # 3.6e-7
 SOFTMAX = 5e-6  # of probabilities and their gradients; 1.7e-6
 GRADIENTS = 2e-5  # of the largest entry of a tensor's gradient
 LOG_SUM = 1e-6  # relative; 6e-8
+
+
+@pytest.fixture
+def cpu() -> Any:
+    return load_twin("mlx").cpu
+
+
+@pytest.fixture
+def mx(cpu: Any) -> Any:
+    import mlx.core  # behind the BLAS that the twin loads
+
+    return mlx.core
 
 
 def exact_softmax(x: np.ndarray) -> np.ndarray:
@@ -36,7 +48,7 @@ def scores() -> np.ndarray:
     return x.astype(np.float32)
 
 
-def test_exponentials_are_exact_to_the_last_bits_and_end_in_zero():
+def test_exponentials_are_exact_to_the_last_bits_and_end_in_zero(cpu, mx):
     x = np.linspace(-120, 0, 1_000_001, dtype=np.float32)
     y = np.array(cpu.exp_shifted(mx.array(x), mx.zeros(1)))
     seen = x > -86.98
@@ -44,12 +56,12 @@ def test_exponentials_are_exact_to_the_last_bits_and_end_in_zero():
     assert (y[x <= -87] == 0).all()
 
 
-def test_tanh_is_exact_to_the_last_bits():
+def test_tanh_is_exact_to_the_last_bits(cpu, mx):
     x = np.linspace(-12, 12, 1_000_001, dtype=np.float32)
     assert np.abs(np.array(cpu.tanh(mx.array(x))) - np.tanh(x.astype(np.float64))).max() < TANH
 
 
-def test_softmax_and_its_gradient_are_exact_and_unseen_keys_weigh_nothing():
+def test_softmax_and_its_gradient_are_exact_and_unseen_keys_weigh_nothing(cpu, mx):
     x = scores()
     g = np.random.default_rng(1).normal(size=x.shape).astype(np.float32)
     (p,), (dx,) = mx.vjp(cpu.softmax, [mx.array(x)], [mx.array(g)])
@@ -60,7 +72,7 @@ def test_softmax_and_its_gradient_are_exact_and_unseen_keys_weigh_nothing():
     assert (np.array(p)[:30, 150:] == 0).all() and (np.array(dx)[:30, 150:] == 0).all()
 
 
-def test_logsumexp_and_its_gradient_are_exact():
+def test_logsumexp_and_its_gradient_are_exact(cpu, mx):
     x = scores()
     (y,), (dx,) = mx.vjp(cpu.logsumexp, [mx.array(x)], [mx.full((70,), 2.0)])
     wide = x.astype(np.float64)
@@ -70,7 +82,7 @@ def test_logsumexp_and_its_gradient_are_exact():
     assert np.abs(np.array(dx) - 2 * exact_softmax(x)).max() < 2 * SOFTMAX
 
 
-def test_a_model_computes_the_same_with_them_and_with_mlx_own(monkeypatch):
+def test_a_model_computes_the_same_with_them_and_with_mlx_own(monkeypatch, cpu):
     mlx = load_twin("mlx")
     batch = ragged_batch(0)
     outputs = []

@@ -321,6 +321,7 @@ def test_random_weights_have_one_spread_and_norms_of_one(twin):
 # ---- runs and other programs
 
 
+@pytest.mark.slow
 def test_tiny_run_trains_saves_and_resumes(twin, tmp_path):
     keys = {"model_config_path": str(TINY_CONFIG)}
     config = run_config(tmp_path, **keys)
@@ -338,6 +339,7 @@ def test_tiny_run_trains_saves_and_resumes(twin, tmp_path):
         np.testing.assert_array_equal(resumed[name], w)
 
 
+@pytest.mark.slow
 def test_shipped_run_walks_first_and_then_labels_every_thought(twin, tmp_path, monkeypatch):
     monkeypatch.chdir(REPOSITORY)
     shorter = ["num_epochs=2", "generate.items=64", "generate.steps=[walk, thoughts]"]

@@ -13,7 +13,7 @@ from safetensors.numpy import load_file, save_file
 from tiny import MODEL, assert_same_updates, model_directory, run_config, start
 
 from coconut.batches.batch import collate
-from coconut.checkpoints import model_files
+from coconut.checkpoints import architectures, model_files
 from coconut.checkpoints.initial import initial_weights
 from coconut.checkpoints.model_files import save_weights
 from coconut.checkpoints.source import Source
@@ -343,3 +343,9 @@ def test_random_weights_of_a_seed_are_the_same_numbers_on_both_twins(twin, tmp_p
     }
     for name, w in initial_weights(shapes, model, 3).items():
         np.testing.assert_array_equal(weights[name], w)
+
+
+def test_every_hand_written_architecture_is_described_once_for_both_twins(twin):
+    assert twin.models.HAND_WRITTEN.keys() == architectures.HAND_WRITTEN.keys()
+    for name, args in architectures.HAND_WRITTEN.items():
+        assert twin.models.HAND_WRITTEN[name].ModelArgs is args

@@ -11,6 +11,7 @@ import json
 
 import numpy as np
 import pytest
+from conftest import few
 from tiny import REPOSITORY, random_gpt2
 
 from coconut.backend import Decoding
@@ -78,7 +79,7 @@ def train(policy, answer_weight: float, n_updates: int) -> None:
         policy.step([collate_rollouts(rows, 3 * N, answer_weight=answer_weight, **weights)], 3e-3)
 
 
-@pytest.mark.parametrize("answer_weight", [0.0, 1.0])
+@pytest.mark.parametrize("answer_weight", few([0.0, 1.0], 1))
 def test_rationales_are_found_without_the_answer_term_and_ignored_with_it(
     twin, tmp_path, answer_weight
 ):
@@ -108,6 +109,7 @@ def carry_items() -> list[dict[str, str]]:
     ]
 
 
+@pytest.mark.slow
 def test_the_reward_rises_on_sums_with_a_carry(twin, tmp_path, monkeypatch):
     """Spec 8.4: warm-started on half of the data, the last updates earn more than the first."""
     for name in ("train.jsonl", "test.jsonl"):

@@ -6,6 +6,7 @@ import json
 import math
 
 import pytest
+from conftest import few
 from tiny import read_log, run_config, start
 
 from coconut.config.keys import DATASET_METHODS, METHODS, WITH_LATENTS
@@ -28,7 +29,7 @@ def test_every_method_is_tried_here():
     assert set(SCHEDULES) == set(METHODS) - set(DATASET_METHODS)
 
 
-@pytest.mark.parametrize("method", SCHEDULES)
+@pytest.mark.parametrize("method", few(SCHEDULES, 3))
 def test_method_trains_two_epochs_evaluates_saves_and_is_evaluated_again(twin, tmp_path, method):
     config = run_config(tmp_path, method=method, c_thought=2)
     start(twin, config).train()
@@ -77,16 +78,19 @@ def test_only_methods_with_feedback_think(twin, tmp_path):
 
 @pytest.mark.parametrize(
     "keys",
-    [
-        {"uniform_prob": 0.5},
-        {"stage_mixing": "item"},
-        {"stage_mixing": "batch"},
-        {"latent_growth": "one", "c_thought": 2},
-        {"pad_latent_to_max": False, "max_latent_stage": 9, "resume": 1},
-        {"bf16": True},
-        {"gradient_checkpointing": True},
-        {"save_only_improve": True, "keep_checkpoints": 1},
-    ],
+    few(
+        [
+            {"uniform_prob": 0.5},
+            {"stage_mixing": "item"},
+            {"stage_mixing": "batch"},
+            {"latent_growth": "one", "c_thought": 2},
+            {"pad_latent_to_max": False, "max_latent_stage": 9, "resume": 1},
+            {"bf16": True},
+            {"gradient_checkpointing": True},
+            {"save_only_improve": True, "keep_checkpoints": 1},
+        ],
+        2,
+    ),
     ids=lambda keys: next(iter(keys)),
 )
 def test_each_variant_of_a_run_ends_in_a_summary(twin, tmp_path, keys):

@@ -55,6 +55,7 @@ def test_targets_are_the_assistants_text_and_its_end(tmp_path):
         assert tokenizer.decode(prompt).endswith(f"{item['question']}:\nassistant\n")
 
 
+@pytest.mark.compiled
 def test_both_twins_train_alike_and_are_judged_on_what_was_held_out(tmp_path):
     found = []
     for name in CHOSEN:

@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 
 import pytest
-from conftest import CHOSEN
+from conftest import CHOSEN, few
 
 from coconut.config.reading import load_config
 from coconut.run.curriculum_loop import Runner
@@ -34,6 +34,7 @@ def evaluations(tmp_path_factory):
     return found
 
 
+@pytest.mark.slow
 def test_it_is_right_as_asked_swapped_and_both(evaluations):
     for result in evaluations.values():
         assert result.summary["n"] == 500
@@ -50,6 +51,7 @@ def test_no_rule_that_ignores_the_name_is_right_both_ways(evaluations):
             assert both < 0.5, name
 
 
+@pytest.mark.slow
 def test_twins_give_the_same_answers(evaluations):
     answers = [[p["answer"] for p in result.predictions] for result in evaluations.values()]
     assert all(found == answers[0] for found in answers)
@@ -65,6 +67,7 @@ def test_it_opens_in_transformers_with_the_same_tokens():
     assert theirs.encode(item["question"]) == load_tokenizer(directory).encode(item["question"])
 
 
+@pytest.mark.slow
 def test_thoughts_matter(tmp_path, monkeypatch):
     monkeypatch.chdir(ROOT)
     few = prosqa.read(ROOT / "data" / "prosqa_test.json")[:100]
@@ -82,15 +85,19 @@ def test_thoughts_matter(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize(
     ("keys", "low", "high"),
-    [
-        ("", 0.99, 1.0),
-        # What a latent holds is needed: without it the answer is one of eight concepts.
-        ("feedback=token replace_feedback=True", 0.0, 0.25),
-        ("feedback=zero replace_feedback=True", 0.0, 0.25),
-        ("feedback=shuffle replace_feedback=True", 0.0, 0.25),
-        ("n_latents=2", 0.0, 0.5),
-    ],
+    few(
+        [
+            ("", 0.99, 1.0),
+            # What a latent holds is needed: without it the answer is one of eight concepts.
+            ("feedback=token replace_feedback=True", 0.0, 0.25),
+            ("feedback=zero replace_feedback=True", 0.0, 0.25),
+            ("feedback=shuffle replace_feedback=True", 0.0, 0.25),
+            ("n_latents=2", 0.0, 0.5),
+        ],
+        1,
+    ),
 )
+@pytest.mark.compiled
 def test_pointers_are_chased_by_what_thoughts_hold(twin, tmp_path, monkeypatch, keys, low, high):
     monkeypatch.chdir(ROOT)
     given = ["only_eval=True", "load_model_path=data/checkpoints/hops", f"save_path={tmp_path}"]

@@ -13,7 +13,8 @@ from pathlib import Path
 from random import Random
 
 import pytest
-from hypothesis import given, settings
+from conftest import examples
+from hypothesis import given
 from hypothesis import strategies as st
 
 from coconut.errors import UserError
@@ -513,7 +514,7 @@ values = st.recursive(
 )
 
 
-@settings(max_examples=200, deadline=None)
+@examples(200)
 @given(st.dictionaries(st.sampled_from(sorted(SMALL)), values, min_size=1, max_size=3))
 def test_any_change_of_an_item_is_read_whole_or_refused(changes):
     path = ROOT / "unused"

@@ -52,6 +52,7 @@ def checkout(tmp_path, monkeypatch) -> Path:
     vars(questions).pop("sums", None)
 
 
+@pytest.mark.slow
 def test_the_example_makes_trains_and_evaluates(checkout, twin, capsys):
     (commands,) = blocks("sh")
     made, *runs = commands.strip().splitlines()

@@ -10,7 +10,7 @@ import naive
 import naive_feedback
 import numpy as np
 import pytest
-from conftest import CHOSEN, load_twin
+from conftest import CHOSEN, few, load_twin
 from golden_models import (
     GOLDEN,
     MODELS,
@@ -192,7 +192,7 @@ def test_every_rule_of_the_catalogue_is_held_to_a_formula_on_both_twins():
     assert all(globals()[test] for test in ELSEWHERE.values())
 
 
-@pytest.mark.parametrize("rule", [*RULES, "shuffle"])
+@pytest.mark.parametrize("rule", few([*RULES, "shuffle"], 4))
 def test_every_rule_is_saved_and_read_back_by_both_twins(twin, tmp_path, rule):
     batch, own = ragged_batch(1, (2, 3)), own_weights(rule)
     model, _ = load(twin, rule, own=own)
@@ -275,7 +275,7 @@ def oracle_of(rule, batch, row, own) -> naive_feedback.Thinker:
     return naive_feedback.Thinker(model, setup_of(rule), own, **drawn)
 
 
-@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("rule", few(RULES, 8))
 def test_cached_ragged_batches_equal_the_formulas_run_uncached(twin, rule):
     batch, own = ragged_batch(1, (0, 1, 3)), own_weights(rule)
     model, _ = load(twin, rule, own=own)
@@ -314,7 +314,7 @@ def gradients_of(twin, model, module, batch, training=True):
     return {n: to_numpy(g) for n, g in grads.items() if g is not None}
 
 
-@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("rule", few(RULES, 8))
 def test_gradient_through_two_latents_equals_finite_differences(twin, rule):
     batch, own = ragged_batch(4, (2,)), own_weights(rule)
     model, module = load(twin, rule, own=own)
@@ -354,6 +354,7 @@ CASES = [case for case in golden("feedback")["results"] if "error" not in case]
 
 
 @pytest.mark.parametrize("model", sorted({case["model"] for case in CASES}))
+@pytest.mark.slow
 def test_the_forks_thoughts_hold_where_its_mathematics_is_kept(twin, model):
     arrays = load_file(GOLDEN / "feedback.safetensors")
     batches = {b["name"]: golden_batch(b["inputs"]) for b in golden("feedback")["batches"]}
@@ -372,6 +373,7 @@ def test_the_forks_thoughts_hold_where_its_mathematics_is_kept(twin, model):
 
 
 @pytest.mark.parametrize("model", sorted({case["model"] for case in CASES}))
+@pytest.mark.slow
 def test_the_forks_losses_and_gradients_hold_where_its_mathematics_is_kept(twin, model):
     batches = {b["name"]: golden_batch(b["inputs"]) for b in golden("feedback")["batches"]}
     cases = [c for c in CASES if c["model"] == model and not c["variant"].startswith("ie+")]
@@ -740,6 +742,7 @@ def one_step(twin, rule, scratch, **options):
 
 
 @pytest.mark.parametrize("rule", ALL_PARTS)
+@pytest.mark.slow
 def test_recomputed_blocks_train_every_rule_alike(twin, tmp_path, rule):
     plain, expected = one_step(twin, rule, tmp_path)
     again, found = one_step(twin, rule, tmp_path, checkpointing=True)
@@ -787,7 +790,7 @@ def test_a_rule_asks_for_no_value_while_it_is_traced(rule):
     assert loss.shape == () and trainer.n_traces == 1
 
 
-@pytest.mark.parametrize("rule", [*RULES, "shuffle"])
+@pytest.mark.parametrize("rule", few([*RULES, "shuffle"], 4))
 def test_thoughts_in_bfloat16_are_near_those_in_float32(twin, rule):
     batch, thoughts = ragged_batch(1, (0, 1, 3)), []
     has = batch.is_latent.T[batch.first_latent : batch.first_latent + batch.n_passes]
@@ -806,6 +809,7 @@ def test_thoughts_in_bfloat16_are_near_those_in_float32(twin, rule):
 
 
 @pytest.mark.parametrize("lora", [None, Lora(rank=2)])
+@pytest.mark.slow
 def test_a_run_goes_back_to_a_rule_it_saved(twin, tmp_path, lora):
     setup, base = setup_of("layer:2|mlp:8"), str(MODEL)
     adapter = lora and Adapter(lora, MARKERS, base, fingerprint(MODEL), range(0), None)
@@ -836,6 +840,7 @@ def test_latro_refuses_what_it_cannot_score_again(rule):
         _feedback(config, {}, None, tokenizer, None)
 
 
+@pytest.mark.slow
 def test_rule_and_weights_are_saved_loaded_strictly_and_resumed(twin, tmp_path):
     rule = "last|mlp:8,norm_out|noise:0.1"
     keys = {"feedback": rule, "reset_optimizer": "never", "feedback_lr_multiplier": 2.0}
@@ -882,13 +887,13 @@ LEARNING = [
     "last+prev_input|rms:learned",
     "mean:0:2,norm_each,learned|rms",
     "last|linear",
-    "last|mlp:16",
+    pytest.param("last|mlp:16", marks=pytest.mark.compiled),
     "last|mlp_plain:16",
     "last|gate",
 ]
 
 
-@pytest.mark.parametrize("rule", LEARNING)
+@pytest.mark.parametrize("rule", few(LEARNING, 1))
 def test_a_few_updates_lower_the_loss_and_move_the_weights_of_the_rule(twin, tmp_path, rule):
     runner = start(twin, run_config(tmp_path, feedback=rule))
     batch = runner._batch(runner.data.samples(0), np.arange(8), 0, 2, 0, 8)

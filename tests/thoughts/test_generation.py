@@ -10,6 +10,7 @@ from typing import Any
 import naive
 import numpy as np
 import pytest
+from conftest import few
 from golden_models import MODELS, TOKENS, as_row, golden
 from tiny import MODEL, run_config
 
@@ -81,7 +82,7 @@ def counted_runs(twin, monkeypatch) -> list[int]:
 
 
 @pytest.mark.parametrize(
-    "case", golden("generate"), ids=lambda case: f"{case['model']}-{case['name']}"
+    "case", few(golden("generate"), 12), ids=lambda case: f"{case['model']}-{case['name']}"
 )
 def test_golden_ids_but_for_a_tested_first_and_a_kept_last_token(twin, case):
     inputs, golden_ids = case["inputs"], case["outputs"]["new_tokens"]
@@ -123,7 +124,7 @@ def test_batch_equals_single_rows_in_any_order(twin):
 
 
 # Never, at the default, whenever a single row ends.
-@pytest.mark.parametrize("compact_at", [0.0, None, 1.01])
+@pytest.mark.parametrize("compact_at", few([None, 0.0, 1.01], 1))
 def test_rows_end_at_different_times_with_their_eos(twin, monkeypatch, compact_at):
     rows = prompts(4, (1, 2, 0, 1, 3, 2, 1, 0, 2, 1, 0, 2))
     eos, expected = ends_at_different_times(rows)
@@ -323,7 +324,7 @@ ALIKE = 5e-5
 """Largest gap of a log-probability; observed 4e-6."""
 
 
-@pytest.mark.parametrize("compact_at", [0.0, 0.75, 1.01])
+@pytest.mark.parametrize("compact_at", few([0.75, 0.0, 1.01], 1))
 @pytest.mark.parametrize("name", ["gpt2-tiny", "qwen2-tiny"])
 @pytest.mark.parametrize("source", SOURCES.values(), ids=SOURCES)
 def test_rows_of_a_prompt_say_what_each_says_alone(twin, monkeypatch, name, source, compact_at):

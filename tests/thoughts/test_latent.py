@@ -86,6 +86,7 @@ def test_padded_batch_equals_its_rows_alone(twin, tmp_path, pad_multiple):
     assert_same_gradients(grads, total, GRADIENTS)
 
 
+@pytest.mark.slow
 def test_gradient_through_two_latents_equals_finite_differences(twin, tmp_path):
     row = rows_of(ragged_batch(4, (2,)))[0]
     stats, grads = gradients(twin, MODEL, [collate([row], EOS)], tmp_path)

@@ -9,6 +9,7 @@ from pathlib import Path
 import naive
 import numpy as np
 import pytest
+from conftest import few
 from golden_models import MODELS, TOKENS, golden
 from safetensors.numpy import load_file, save_file
 from tiny import MODEL, assert_same_gradients, gradient_scale
@@ -297,13 +298,16 @@ STOPS = {
 
 @pytest.mark.parametrize(
     "temperature, bf16, stops, latents",
-    [
-        (1.0, False, "ids", 0),
-        (1.0, True, "ids", 0),
-        (1.4, False, "strings", 0),
-        (0.7, False, "strings", 2),
-        (1.4, True, "strings", 2),
-    ],
+    few(
+        [
+            (1.0, False, "ids", 0),
+            (1.0, True, "ids", 0),
+            (1.4, False, "strings", 0),
+            (0.7, False, "strings", 2),
+            (1.4, True, "strings", 2),
+        ],
+        2,
+    ),
 )
 @pytest.mark.compiled
 def test_log_probabilities_agree_when_drawn_when_scored_and_when_updated(

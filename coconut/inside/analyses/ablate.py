@@ -1,7 +1,5 @@
 """Accuracy with other thoughts in the place of the model's own."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any
 

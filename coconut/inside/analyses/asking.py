@@ -1,7 +1,5 @@
 """What all analyses share: options, questions, thoughts, answers and their table."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any

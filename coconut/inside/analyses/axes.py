@@ -1,7 +1,5 @@
 """What the pictures of the analyses have in common."""
 
-from __future__ import annotations
-
 import io
 import math
 from typing import Any

@@ -1,7 +1,5 @@
 """Accuracy and kinds of answers against the number of thoughts."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any
 

@@ -1,7 +1,5 @@
 """What thoughts hold of a question's graph by the height of its nodes."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any
 

@@ -1,7 +1,5 @@
 """What thoughts hold of a question's graph side by side: the best 1, 2, 3 candidates."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any
 

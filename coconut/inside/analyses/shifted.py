@@ -1,7 +1,5 @@
 """Accuracy on deeper, denser and larger graphs than the model was trained on."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any

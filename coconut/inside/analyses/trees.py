@@ -1,7 +1,5 @@
 """The latent tree of every question of a data set."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any

@@ -1,7 +1,5 @@
 """Inspections as one self-contained page: no network, opens from disk."""
 
-from __future__ import annotations
-
 import base64
 import hashlib
 import json

@@ -1,7 +1,5 @@
 """`mlx-coconut serve --model DIR`: the page of inspect with a question box, on this machine."""
 
-from __future__ import annotations
-
 import argparse
 import json
 import sys
@@ -10,15 +8,13 @@ import traceback
 from collections.abc import Sequence
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from coconut.backend import MakeBackend
 from coconut.errors import UserError, guarded, typed
 from coconut.inside.inspect import Asked, add_options, asked_questions, look
 from coconut.inside.lens import Lens
 from coconut.inside.page.page import page, page_item
-
-if TYPE_CHECKING:
-    from coconut.backend import MakeBackend
 
 HOST = "127.0.0.1"
 MAX_BODY = 64 * 1024

@@ -1,7 +1,5 @@
 """What a model in LaTRO training answers, and whether its rationales make the answers likelier."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any
 

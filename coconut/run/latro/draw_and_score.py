@@ -1,7 +1,5 @@
 """Rationales drawn and scored: the work of an update that several processes share."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any
 

@@ -4,8 +4,6 @@ Everything random follows from the seed and the number of the update, so a run t
 checkpoint draws what an unbroken one draws.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import math

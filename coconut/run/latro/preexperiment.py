@@ -8,8 +8,6 @@ That z makes y likelier is what LaTRO rests on. The answer is placed and scored 
 Source: arXiv 2411.04282, figure 2.
 """
 
-from __future__ import annotations
-
 import time
 from collections.abc import Sequence
 from typing import Any

@@ -8,8 +8,6 @@ A model that has learnt its questions by heart answers them alike after all thre
 rises then without any reasoning.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any

@@ -1,7 +1,5 @@
 """Where a LaTRO run goes on from: its checkpoints and its warm start."""
 
-from __future__ import annotations
-
 import re
 from dataclasses import replace
 from pathlib import Path

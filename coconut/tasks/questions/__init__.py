@@ -22,8 +22,6 @@ and may have
 An output is right if its `answer` is that of the item's own `response`.
 """
 
-from __future__ import annotations
-
 import importlib
 import inspect
 import pkgutil

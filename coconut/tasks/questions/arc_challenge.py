@@ -1,7 +1,5 @@
 """ARC-Challenge for LaTRO: science questions with three to five options (Clark et al. 2018)."""
 
-from __future__ import annotations
-
 import re
 from pathlib import Path
 

@@ -8,8 +8,6 @@ has to try results until they make the known answers likely.
 `python -m coconut.tasks.questions.chains` writes the files, below the working folder.
 """
 
-from __future__ import annotations
-
 import json
 import random
 from pathlib import Path

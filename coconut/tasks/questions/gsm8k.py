@@ -4,8 +4,6 @@ The eight worked examples of gsm8k_8shot.txt are those of Wei et al. 2022, "Chai
 Prompting Elicits Reasoning in Large Language Models" (arXiv 2201.11903, appendix).
 """
 
-from __future__ import annotations
-
 import re
 from fractions import Fraction
 from pathlib import Path

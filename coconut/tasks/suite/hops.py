@@ -8,8 +8,6 @@ the one before it, and a transformer looks up only a few in a pass: without what
 is left guessing. Item i of a run depends on (seed, i) alone; the same seed gives the same bytes.
 """
 
-from __future__ import annotations
-
 import argparse
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
