@@ -138,7 +138,8 @@ def _values(f: Field[Any]) -> str:
     if f.metadata["choices"]:
         return ", ".join(map(str, f.metadata["choices"]))
     limits = [f" {LIMITS[name][2]} {limit:g}" for name, limit in f.metadata["limits"].items()]
-    return str(f.type).split(" | ")[0].split("[")[0] + ",".join(limits)
+    kind = f.type.__name__ if isinstance(f.type, type) else str(f.type)
+    return kind.split(" | ")[0].split("[")[0] + ",".join(limits)
 
 
 def _default(defaults: object, f: Field[Any]) -> str:

@@ -347,6 +347,7 @@ def desk(tmp_path, monkeypatch) -> Path:
     return tmp_path
 
 
+@pytest.mark.slow
 def test_the_blocks_of_the_page_run_from_top_to_bottom(face, desk, capsys) -> None:
     page = (REPOSITORY / "docs/python.md").read_text(encoding="utf-8")
     blocks = re.findall(r"```python\n(.*?)```", page, re.S)
