@@ -101,6 +101,7 @@ def logits(twin: ModuleType, directory: Path, ids: list[int]) -> np.ndarray:
     return np.array(engine.model.head(h)[0])
 
 
+@pytest.mark.slow
 def test_a_checkpoint_holds_the_adapter_alone_and_goes_on_from_there(twin, base, tmp_path):
     unbroken = adapter_run(tmp_path, base, name="unbroken", num_epochs=3)
     start(twin, unbroken).train()
@@ -129,6 +130,7 @@ def test_a_run_stopped_in_one_twin_goes_on_in_the_other(base, tmp_path):
     assert ends[0] == pytest.approx(ends[1], rel=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", few(["lora", "dora"], 1))
 def test_a_fused_checkpoint_is_one_like_any_other(twin, trained, tmp_path, kind, capsys):
     directory, out = trained(short(twin), kind), tmp_path / "fused"
@@ -172,6 +174,7 @@ def test_mlx_lm_opens_an_adapter_on_its_base(twin, trained, tmp_path, kind):
     np.testing.assert_allclose(theirs, logits(twin, directory, ids), atol=LOGITS)
 
 
+@pytest.mark.slow
 # peft asks transformers for a name that it is about to drop.
 @pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing:FutureWarning")
 @pytest.mark.parametrize("kind", few(["lora", "dora"], 1))

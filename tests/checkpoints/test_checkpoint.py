@@ -338,6 +338,7 @@ def sealed(tmp_path_factory) -> Path:
     return directory
 
 
+@pytest.mark.slow
 @examples(200)
 @given(data=st.data())
 def test_random_damage_is_a_user_error_or_nothing(sealed, tmp_path_factory, data):

@@ -213,6 +213,7 @@ def test_every_layout_is_named_and_kept_to_the_bit(tmp_path, capsys, kind):
     assert (tmp_path / "out/coconut.json").exists() == ("Coconut" in kind or "fork" in kind)
 
 
+@pytest.mark.slow
 def test_official_state_dict_gives_the_golden_ids(tmp_path, twin):
     source = save_torch(tmp_path / "checkpoint_9", official())
     torch_to_mlx.main([str(source), str(tmp_path / "out"), *CONFIG, *LATENTS])
@@ -332,6 +333,7 @@ def with_rows(n: int) -> Weights:
     return official(weights | {"wte.weight": rng.standard_normal((n, 64)).astype(np.float32)})
 
 
+@pytest.mark.slow
 def test_gpt2_vocabulary_brings_the_gpt2_tokenizer(tmp_path):
     if "TIKTOKEN_CACHE_DIR" not in os.environ:
         pytest.skip("needs TIKTOKEN_CACHE_DIR with the GPT-2 vocabulary")

@@ -131,6 +131,7 @@ def test_damaged_checkpoint_of_ours_is_refused(trained, capsys, change, message)
     assert [p.name for p in trained.parent.glob("*epoch_01*")] == ["epoch_01"]
 
 
+@pytest.mark.slow
 def test_checkpoint_without_a_trainer_converts_and_loads(tmp_path, trained, twin):
     """What ships: no moments. It becomes an official file and comes back for evaluation."""
     pytest.importorskip("torch")

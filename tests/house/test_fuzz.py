@@ -87,6 +87,7 @@ def base(tmp_path: Path) -> dict:
     }
 
 
+@pytest.mark.slow
 @bounded
 @given(mappings)
 def test_any_mapping_is_a_configuration_or_refused(changes: dict) -> None:

@@ -76,6 +76,7 @@ def test_one_list_says_which_pythons_are_supported() -> None:
 # ---- without torch
 
 
+@pytest.mark.slow
 def test_all_of_mlx_and_the_conversion_of_safetensors_work_without_torch(tmp_path) -> None:
     code = (
         "import sys; sys.modules['torch'] = None\n"
@@ -196,6 +197,7 @@ def test_the_installed_init_begins_a_directory_whose_run_can_start(
     assert planned.startswith("mlx_coconut | ")
 
 
+@pytest.mark.slow
 def test_the_installed_package_is_used_from_python(installed: Path, elsewhere: Path) -> None:
     (elsewhere / "script.py").write_text(
         "import sys\n"

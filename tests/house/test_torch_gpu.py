@@ -98,6 +98,7 @@ def test_an_update_makes_the_host_wait_once_at_its_end(waits, name, options):
     assert_waits_at_the_end_alone(two_updates(model_of(name), waits, **options))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("options", [{}, {"bf16": True}, {"checkpointing": True}], ids=str)
 def test_dropout_never_waits(waits, tmp_path, options):
     rates = dropout(embd_pdrop=0.1, attn_pdrop=0.1, resid_pdrop=0.1)
@@ -113,6 +114,7 @@ def test_a_rule_waits_for_nothing(waits, rule):
     assert_waits_at_the_end_alone(two_updates(model_of(rule=rule), waits, batch))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["lora", "dora"])
 def test_an_adapter_never_waits(waits, kind):
     model, _, config = TWIN.weights.load_model(MODEL)

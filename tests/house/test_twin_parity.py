@@ -100,6 +100,7 @@ def test_twins_agree_on_logits_and_gradients_of_ragged_batches(model, seed):
         assert np.abs(g - theirs.grads[name]).max() < limit, name
 
 
+@pytest.mark.slow
 @needs_both
 # Not qwen2-tiny: there float32 alone is 3e-4 away from float64 after 20 steps.
 @pytest.mark.parametrize("name", few([GPT2, QWEN2[1]], 1))

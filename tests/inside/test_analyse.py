@@ -59,6 +59,7 @@ def nothing(n: int) -> None:
     pass
 
 
+@pytest.mark.slow
 def test_answers_after_forced_k_are_the_oracles(twin, checkpoint, data):
     lens, options = Lens(checkpoint, twin.run.make_backend), options_of(data)
     found = forced_k.measure(lens, options, nothing)

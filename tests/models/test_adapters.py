@@ -71,6 +71,7 @@ def test_a_fresh_adapter_changes_nothing(twin, name, kind):
     assert loss(adapted) == pytest.approx(loss(plain), rel=SAME_LOSS)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [GPT2, UNTIED])
 def test_only_adapters_and_marker_rows_are_trained(twin, name):
     engine = backend(twin, name, Lora(rank=2), weight_decay=0.1)
@@ -90,6 +91,7 @@ def test_only_adapters_and_marker_rows_are_trained(twin, name):
         assert loss(engine) == base  # the frozen weights are bit for bit what they were
 
 
+@pytest.mark.slow
 @pytest.mark.compiled
 def test_the_base_alone_and_the_adapted_model_take_turns(twin):
     engine = backend(twin, GPT2, Lora(rank=2))
@@ -103,6 +105,7 @@ def test_the_base_alone_and_the_adapted_model_take_turns(twin):
     assert loss(engine) != adapted
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name, kind", [(GPT2, "lora"), (UNTIED, "dora")])
 def test_fused_weights_compute_what_the_adapted_model_does(twin, name, kind, tmp_path):
     engine = backend(twin, name, Lora(type=kind, rank=3))
@@ -116,6 +119,7 @@ def test_fused_weights_compute_what_the_adapted_model_does(twin, name, kind, tmp
     assert loss(backend(twin, tmp_path, None)) == pytest.approx(loss(engine), rel=FUSED_LOSS)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_saved_adapter_goes_on_bit_for_bit(twin, kind, tmp_path):
     lora = Lora(type=kind, rank=2, scale=3.0, layers=1, targets=["c_attn"])
@@ -163,6 +167,7 @@ def test_recomputed_blocks_give_the_same_training(twin, name):
     assert recomputed == pytest.approx(kept, rel=SAME_LOSS)
 
 
+@pytest.mark.slow
 @pytest.mark.compiled
 def test_adapter_dropout_differs_between_updates_and_is_off_in_evaluation(twin):
     engine = backend(twin, QWEN2, Lora(rank=2, dropout=0.5))

@@ -253,6 +253,7 @@ def backend(
     return twin.run.make_backend(RunConfig(method="coconut", **keys), source)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", few(["whole", "lora"], 1))
 @pytest.mark.compiled
 def test_training_reduces_the_loss_of_eight_items(twin, directories, kind):

@@ -124,6 +124,7 @@ def test_head_dim_of_its_own_is_honoured(twin):
     assert np.isfinite(made.eval_loss(collate(rows, 0)).loss_sum)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rate", [0.0, 0.2])
 def test_gradient_checkpointing_gives_the_same_gradients(twin, tmp_path, rate):
     path = directory(tmp_path / "model", UNTIED, attention_dropout=rate)

@@ -177,6 +177,7 @@ def test_one_run_is_compared_with_the_defaults(tmp_path):
     assert ["lr", "0.1", "0.0001"] in settings([run])[1]
 
 
+@pytest.mark.slow
 def test_runs_of_one_name_are_told_apart_by_their_paths(tmp_path, capsys):
     paths = [run_directory(tmp_path / folder / "run", EVENTS) for folder in ("x", "y")]
     main([*map(str, paths), "--out", str(tmp_path / "both.html")])

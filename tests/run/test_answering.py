@@ -73,6 +73,7 @@ def whole_outputs(monkeypatch):
     monkeypatch.setattr(chains, "answer", lambda output, item: repr(output))
 
 
+@pytest.mark.slow
 def test_greedy_answers_and_votes_are_those_of_the_other_twin(tmp_path, whole_outputs):
     found = [evaluated(name, tmp_path, maj_k=3) for name in CHOSEN]
     assert all(predictions == found[0][1] for _, predictions in found)

@@ -176,6 +176,7 @@ def test_both_right_needs_the_question_and_its_swapped_form(tmp_path, items):
     assert both < min(result.summary["accuracy"], result.summary["swapped_accuracy"])
 
 
+@pytest.mark.slow
 def test_runs_swap_prosqa_alone_and_only_if_asked(twin, tmp_path):
     config = run_config(tmp_path)
     for name, keys in (("swapped", {}), ("plain", {"swap_test": False})):

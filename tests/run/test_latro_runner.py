@@ -137,6 +137,7 @@ def test_a_run_logs_the_published_metrics_and_starts_at_its_reference(twin, tmp_
     assert json.loads((made.run_dir / "update_0003/coconut.json").read_text())["method"] == "latro"
 
 
+@pytest.mark.slow
 @pytest.mark.compiled
 def test_a_resumed_run_is_an_unbroken_one(twin, tmp_path, monkeypatch):
     whole = run(twin, config(tmp_path / "whole", save_steps=1))
@@ -269,6 +270,7 @@ def test_a_run_draws_its_curves_at_each_evaluation(twin, tmp_path, monkeypatch):
     assert (history.summary["device"], history.summary["dtype"]) == ("cpu", "float32")
 
 
+@pytest.mark.slow
 def test_without_a_kl_term_no_reference_is_kept(twin, tmp_path):
     made = config(tmp_path, kl_coef=0, total_updates=1)
     runner = LatroRunner(made, twin.run.make_backend, twin.__name__)
@@ -299,6 +301,7 @@ def test_a_warm_start_without_written_rationales_is_refused(twin, tmp_path):
         run(twin, config(tmp_path, train_path=str(bare), validation_items=8))
 
 
+@pytest.mark.slow
 def test_test_split_is_asked_once_by_the_best_checkpoint(twin, tmp_path):
     made = config(tmp_path, test_at_end=True, sanity_check=True)
     run(twin, made)

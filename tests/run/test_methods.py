@@ -76,6 +76,7 @@ def test_only_methods_with_feedback_think(twin, tmp_path):
     assert losses["pause"] == pytest.approx(losses["coconut_no_curriculum"], rel=0.2)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "keys",
     few(

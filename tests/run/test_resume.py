@@ -205,6 +205,7 @@ def test_killed_again_and_again_equals_unbroken(unbroken, name):
 
 
 @pytest.mark.parametrize("name", CHOSEN)
+@pytest.mark.slow
 def test_finished_run_started_again_does_nothing(unbroken, name):
     _, config = unbroken(name)
     before = results(config)

@@ -43,6 +43,7 @@ def test_it_is_right_as_asked_swapped_and_both(evaluations):
         assert result.summary["both_accuracy"] > 0.97
 
 
+@pytest.mark.slow
 def test_no_rule_that_ignores_the_name_is_right_both_ways(evaluations):
     items = prosqa.read(ROOT / "data" / "prosqa_test.json")
     for name, rule in shortcuts.items():

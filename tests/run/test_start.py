@@ -78,6 +78,7 @@ def test_every_loop_says_what_runs_and_logs_its_configuration(make, tmp_path, mo
     assert first["config"]["lr"] == config.lr and first["config"]["seed"] == config.seed
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("make", [sft, latro], ids=lambda make: make.__name__)
 def test_a_loop_says_what_an_adapter_trains(make, tmp_path, capsys):
     begins = data_set_config(tmp_path, method="sft").model_id
@@ -90,6 +91,7 @@ def test_a_loop_says_what_an_adapter_trains(make, tmp_path, capsys):
     assert any("M trained (lora) | " in line for line in lines)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("make", [curriculum, sft, latro], ids=lambda make: make.__name__)
 def test_a_loss_that_is_not_finite_is_an_event_and_one_line(make, tmp_path):
     rate = "warm_start_lr" if make is latro else "lr"

@@ -342,6 +342,7 @@ values = st.recursive(
 )
 
 
+@pytest.mark.slow
 @examples(300)
 @given(st.dictionaries(names, values, max_size=4) | values)
 def test_any_json_is_converted_or_refused_by_name(raw):

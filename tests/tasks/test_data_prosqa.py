@@ -514,6 +514,7 @@ values = st.recursive(
 )
 
 
+@pytest.mark.slow
 @examples(200)
 @given(st.dictionaries(st.sampled_from(sorted(SMALL)), values, min_size=1, max_size=3))
 def test_any_change_of_an_item_is_read_whole_or_refused(changes):

@@ -62,8 +62,8 @@ def test_the_example_makes_trains_and_evaluates(checkout, twin, capsys):
         lines = path.read_text().splitlines(keepends=True)
         path.write_text("".join(lines[: 60 if "train" in path.name else 8]))
     for command in runs:
-        python, _, module, *argv = shlex.split(command)
-        assert (python, module) == ("python", "mlx_coconut.run")
+        name, verb, *argv = shlex.split(command)
+        assert (name, verb) == ("mlx-coconut", "run")
         argv += SMALLER[Path(argv[0]).name]
         if "only_eval=True" in argv:  # so short a run has no best: nothing was right
             argv.append("load_model_path=runs/sums-latro/update_0002")

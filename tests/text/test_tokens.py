@@ -198,6 +198,7 @@ def through_json(saved, tmp_path_factory) -> Tokenizer:
     return load_tokenizer(directory)
 
 
+@pytest.mark.slow
 @examples(100)
 @given(text=ANY_TEXT)
 def test_the_saved_tokenizer_json_gives_the_same_ids_for_any_text(encoding, through_json, text):
@@ -205,6 +206,7 @@ def test_the_saved_tokenizer_json_gives_the_same_ids_for_any_text(encoding, thro
     assert through_json.encode_question(text) == encoding.encode_question(text)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model_type", few([None, "gpt2"], 1))
 def test_transformers_and_mlx_lm_open_what_we_save(encoding, saved, model_type, tmp_path):
     transformers = pytest.importorskip("transformers")
@@ -231,6 +233,7 @@ def test_transformers_and_mlx_lm_open_what_we_save(encoding, saved, model_type, 
         assert kept == "<|latent|>"
 
 
+@pytest.mark.slow
 def test_published_merges_are_recovered_from_the_ranks():
     engine = gpt2()._as_hugging_face()
     path = Path(os.environ["TIKTOKEN_CACHE_DIR"], "6d1cbeee0f20b3d9449abfede4726ed8212e3aee")

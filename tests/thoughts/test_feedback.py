@@ -170,6 +170,7 @@ def thoughts_of(twin, rule, batch, directory=MODEL, own=None) -> np.ndarray:
 # ---- the catalogue
 
 
+@pytest.mark.slow
 def test_every_rule_of_the_catalogue_is_held_to_a_formula_on_both_twins():
     """A new source, transform or option fails here until RULES or ELSEWHERE names it."""
     catalogue = SOURCES | TRANSFORMS
@@ -893,6 +894,7 @@ LEARNING = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rule", few(LEARNING, 1))
 def test_a_few_updates_lower_the_loss_and_move_the_weights_of_the_rule(twin, tmp_path, rule):
     runner = start(twin, run_config(tmp_path, feedback=rule))

@@ -366,6 +366,7 @@ def test_micro_batches_give_the_gradient_of_one_batch(twin, tmp_path, sizes):
     assert_same_gradients(found[1], found[0], 1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("latents", [0, 2])
 @pytest.mark.parametrize("answer_weight", [0.0, 0.6])
 def test_gradient_is_the_slope_of_the_loss(twin, tmp_path, latents, answer_weight):
@@ -453,6 +454,7 @@ def has_float64(twin) -> bool:
     return mx.default_device() == mx.cpu
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("answer_weight", [1.0, 0.0])
 def test_expected_estimator_is_the_gradient_of_the_objective(twin, tmp_path, answer_weight):
     """Every pair of rationales, weighted by its probability, against the slope of the exact J.

@@ -51,6 +51,7 @@ def test_micro_batches_equal_one_batch_of_all_rows(twin, tmp_path, sizes):
     assert_same_gradients(ours, theirs, GRADIENTS)
 
 
+@pytest.mark.slow
 def test_short_last_group_weighs_its_targets_alone(twin, tmp_path):
     write_items(tmp_path / "train.json", 10)
     keys = {"num_epochs": 1, "c_thought": 2, "eval_every": 9}
@@ -161,6 +162,7 @@ def noted(tmp_path, monkeypatch):
     return run
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("when", "resets"),
     # Two epochs a stage, one update an epoch; the start is no reset.
@@ -242,6 +244,7 @@ def test_linear_and_cosine_schedules_fall_to_0_at_the_end(tmp_path):
 # ---- traces
 
 
+@pytest.mark.slow
 @pytest.mark.compiled
 def test_an_epoch_of_bucketed_lengths_is_traced_a_few_times(twin, tmp_path, monkeypatch):
     write_items(tmp_path / "train.json", 48)
