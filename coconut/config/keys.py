@@ -18,7 +18,7 @@ CURRICULUM = (
     *("coconut_no_curriculum", "icot", "recall"),
 )
 DATASET_METHODS = ("latro", "sft", "preexperiment")
-"""Methods over a data set of data/latro: a prompt, a rationale in words, an answer."""
+"""Methods over a data set: a prompt, a rationale in words, an answer."""
 METHODS = (*CURRICULUM, *DATASET_METHODS)
 """What a run trains; docs/methods.md explains each. The first four have published switches."""
 
@@ -204,7 +204,8 @@ class RunConfig:
     )
 
     dataset_name: str | None = text(
-        None, "latro, sft: a file of data/latro (docs/data_sets.md); gsm8k_8shot: examples first"
+        None,
+        "latro, sft: a file of coconut/tasks/questions (docs/data_sets.md); gsm8k_8shot: with examples",
     )
     test_path: str | None = text(None, "latro, sft: the test split; otherwise the data set's own")
     split: str = text(

@@ -60,7 +60,7 @@ def read_data(config: RunConfig, model: Model) -> tuple[Data | None, Data]:
 
 
 def _data_set(config: RunConfig, model: Model) -> tuple[Data | None, Data]:
-    """The same of a method over a data set of data/latro."""
+    """The same of a method over a data set."""
 
     def read(split: str) -> Data:
         if model.tokenizer is None:
