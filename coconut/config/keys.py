@@ -205,7 +205,7 @@ class RunConfig:
 
     dataset_name: str | None = text(
         None,
-        "latro, sft: a file of coconut/tasks/questions (docs/data_sets.md); gsm8k_8shot: with examples",
+        "latro, sft: of coconut/tasks/questions; gsm8k_8shot: examples first (docs/data_sets.md)",
     )
     test_path: str | None = text(None, "latro, sft: the test split; otherwise the data set's own")
     split: str = text(
