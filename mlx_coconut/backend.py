@@ -25,6 +25,8 @@ class Backend(shared.Backend):
         self.device = "cpu" if mx.default_device() == mx.cpu else mx.device_info()["device_name"]
         self.note = blas.STATUS
         super().__init__(config, source, world)
+        # An array that is not computed yet belongs to the stream of its thread; others ask too.
+        mx.eval(self.model.state)
 
     def _grow(self, source: Source, seed: int) -> None:
         if not self.config.get("quantization"):

@@ -3,9 +3,9 @@
 import argparse
 import json
 import sys
-import threading
 import traceback
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
@@ -50,15 +50,16 @@ class Server(ThreadingHTTPServer):
 
     def __init__(self, port: int, twin: str, lens: Lens, options: argparse.Namespace) -> None:
         self.lens, self.options = lens, options
-        self.busy = threading.Lock()
+        # On one thread for good: what a model computes lazily belongs to the thread that asked.
+        self.model = ThreadPoolExecutor(1)
         found = [look(lens, asked, options) for asked in asked_questions(options)]
         self.page = page(lens, twin, found, is_live=True).encode("utf-8")
         super().__init__((HOST, port), Handler)
 
     def ask(self, question: str) -> dict[str, Any]:
         """What the page shows of a question. Raises UserError."""
-        with self.busy:
-            return page_item(look(self.lens, Asked(question), self.options))
+        answer = self.model.submit(look, self.lens, Asked(question), self.options)
+        return page_item(answer.result())
 
 
 def open_server(twin: str, make_backend: MakeBackend, options: argparse.Namespace) -> Server:
