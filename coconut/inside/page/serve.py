@@ -11,7 +11,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 from coconut.backend import MakeBackend
-from coconut.errors import UserError, guarded, typed
+from coconut.errors import UserError, guarded, machine_trouble, typed
 from coconut.inside.inspect import Asked, add_options, asked_questions, look
 from coconut.inside.lens import Lens
 from coconut.inside.page.page import page, page_item
@@ -114,9 +114,10 @@ class Handler(BaseHTTPRequestHandler):
             found = self.server.ask(question)
         except UserError as error:
             return self._fail(HTTPStatus.BAD_REQUEST, str(error))
-        except Exception:
+        except Exception as error:
             traceback.print_exc()
             message = "the model failed on this question; the server's terminal says how"
+            message = machine_trouble(error) or message
             return self._fail(HTTPStatus.INTERNAL_SERVER_ERROR, message)
         return self._send(HTTPStatus.OK, "application/json", json.dumps(found).encode())
 
