@@ -39,6 +39,8 @@ MACHINE = {
     "|Unable to allocate|Attempting to allocate": "out of memory: a smaller batch_size_training"
     " (with more gradient_accumulation_steps: the same update), gradient_checkpointing: True, or a"
     " smaller eval_batch_size takes less; --check estimates it",
+    "Cache thrashing": "MLX-CUDA keeps too few graphs for so many shapes; set"
+    " MLX_CUDA_GRAPH_CACHE_SIZE=2000 in the environment",
     "No Metal device|Metal GPU|no default Metal": "MLX finds no GPU that it can use: it needs"
     " macOS 14 or newer on Apple silicon and an arm64 Python; device: cpu computes without one",
 }

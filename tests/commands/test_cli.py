@@ -130,6 +130,7 @@ METAL = "[METAL] Command buffer execution failed: "
         (METAL + "Insufficient Memory (00000008:kIOGPUCommandBuffer…)", "gradient_checkpointing"),
         ("[metal::malloc] Attempting to allocate 48318382080 bytes", "out of memory"),
         ("CUDA out of memory. Tried to allocate 20.00 GiB", "eval_batch_size"),
+        ("Cache thrashing is happening, please set …", "MLX_CUDA_GRAPH_CACHE_SIZE=2000"),
         ("[metal::load_device] No Metal device available", "device: cpu"),
     ],
 )
