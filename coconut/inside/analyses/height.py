@@ -6,11 +6,11 @@ from typing import Any
 import numpy as np
 
 from coconut.inside.analyses.asking import Analysis, Options, Table
-from coconut.inside.analyses.axes import grid, png, say_lead, title
+from coconut.inside.analyses.axes import grid, say_lead, title
 from coconut.inside.analyses.trees import DRAWN, about_reading, read_trees
 from coconut.inside.graph import Graph, distances
 from coconut.inside.lens import Lens
-from coconut.reporting.drawing import figure_of
+from coconut.reporting.drawing import figure_of, png
 
 
 def measure(lens: Lens, options: Options, advance: Callable[[int], None]) -> dict[str, Any]:
