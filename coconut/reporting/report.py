@@ -19,7 +19,7 @@ from typing import Any
 import jinja2
 
 from coconut.config.keys import RunConfig
-from coconut.errors import UserError, guarded, typed
+from coconut.errors import UserError, guarded, options_of
 from coconut.files import write_text
 from coconut.reporting.console import Console
 from coconut.reporting.curves import RunHistory, read_history
@@ -258,10 +258,7 @@ class Reporter:
 
 def main(argv: Sequence[str] | None = None, twin: str = "mlx_coconut") -> None:
     """The command line; see the head of this file."""
-    parser = argparse.ArgumentParser(
-        prog=typed(twin, "report"),
-        description="Draw the curves of runs, side by side.",
-    )
+    parser = options_of(twin, "report", "Draw the curves of runs, side by side.")
     parser.add_argument("runs", nargs="+", metavar="RUN", help="run directory (save_path/name)")
     parser.add_argument(
         "--out", metavar="FILE", help=f"the page; RUN/{PAGE} for one run, else ./{PAGE}"
