@@ -8,9 +8,8 @@ import numpy as np
 
 from coconut.batches.batch import Batch, chunks, collate
 from coconut.batches.curriculum import Row, Sample
-from coconut.batches.dataset import SHOWN_PROBLEMS, read_items, tokenize
+from coconut.batches.dataset import raise_all, read_items, tokenize
 from coconut.config.keys import RunConfig
-from coconut.errors import UserError
 from coconut.files import shipped
 from coconut.tasks.generated import of_epoch, read_keys, write
 from coconut.tasks.makers import TASKS, maker
@@ -104,11 +103,8 @@ class TrainingData:
     def _prepared(self, items: list[dict[str, Any]], where: str) -> list[dict[str, Any]]:
         if self.config.method == "recall":
             items = [item | {"steps": sentences(item["question"])} for item in items]
-            empty = [
-                f"item {i}: no sentence to recall" for i, x in enumerate(items) if not x["steps"]
-            ]
-            if empty:
-                raise UserError(where, *empty[:SHOWN_PROBLEMS])
+            empty = (i for i, item in enumerate(items) if not item["steps"])
+            raise_all(where, [f"item {i}: no sentence to recall" for i in empty])
         return items
 
     def _generate(self, start: int, n_items: int, epoch: int) -> Any:

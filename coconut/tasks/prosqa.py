@@ -201,11 +201,3 @@ def _check(item: Any, where: str) -> None:
             raise UserError(where, f"node {leaf} cannot be reached from node {head}")
     if len(question.split(". ")) != len(edges) + 1:
         raise UserError(where, "field 'question' does not hold one sentence for each edge")
-
-
-# --- What an item looks like: statistics and shortcut rules ---------------------------------------
-
-
-def _hops(text: str) -> tuple[int, int]:
-    low, _, high = text.partition("-")
-    return int(low), int(high or low)

@@ -30,7 +30,7 @@ class Rollouts:
         prompts = [d.prompt(item) for item in items]
         decoding = Decoding(
             config.response_length,
-            d.questions.end_id,
+            d.end_id,
             config.temperature,
             config.seed,
             d.stops.ended,

@@ -39,11 +39,11 @@ class RationaleCheck:
         items: Sequence[Item],
         n_positions: int | None,
     ):
-        self.config, self.items, self.data = config, items, Data(config, tokenizer)
+        self.config, self.items, self.questions = config, items, Data(config, tokenizer)
         if len(items) < 2:
-            where = self.data.questions.path(config.split)
+            where = self.questions.path(config.split)
             raise UserError(where, "rationale_check: needs at least two questions to exchange")
-        check_room(self.data, {config.split: items}, n_positions)
+        check_room(self.questions, {config.split: items}, n_positions)
 
     def run(
         self, backend: Backend, outputs: Sequence[Sequence[int]], world: World | None = None
@@ -53,15 +53,14 @@ class RationaleCheck:
         outputs: what the model answered to each item, from which its rationale is cut. world: the
         processes that share the work.
         """
-        data, questions = self.data, self.data.questions
-        tokenizer = questions.tokenizer
-        prompts = [data.prompt(item) for item in self.items]
-        own = [data.rollout(*x) for x in zip(prompts, outputs, self.items, strict=True)]
+        questions, tokenizer = self.questions, self.questions.tokenizer
+        prompts = [questions.prompt(item) for item in self.items]
+        own = [questions.rollout(*x) for x in zip(prompts, outputs, self.items, strict=True)]
         openings = [tokenizer.encode(_opening(questions.data, item)) for item in self.items]
         # As long as the longest right answer: what follows is no answer to this question.
         n_new = max(len(item["response_ids"]) for item in self.items)
         found = {}
-        for kind, rollouts in exchanged(own, data.separator_ids).items():
+        for kind, rollouts in exchanged(own, questions.separator_ids).items():
             rows = [
                 replace(p, ids=r.prompt + r.shared + r.bridge + opening)
                 for p, r, opening in zip(prompts, rollouts, openings, strict=True)
