@@ -145,6 +145,11 @@ def chunks(order: np.ndarray, size: int) -> Iterator[np.ndarray]:
         yield order[start : start + size]
 
 
+def by_length(lengths: Sequence[int], size: int) -> Iterator[np.ndarray]:
+    """Batches of item numbers; like lengths go together, so that little is padded."""
+    return chunks(np.argsort(lengths, kind="stable"), size)
+
+
 def grouped(order: np.ndarray, size: int, n: int) -> list[list[tuple[int, np.ndarray]]]:
     """n micro-batches (number, item numbers) an update; the last update may have fewer."""
     numbered = list(enumerate(chunks(order, size)))

@@ -2,14 +2,14 @@
 
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from coconut.backend import Backend, Decoding
-from coconut.batches.batch import chunks, collate
+from coconut.batches.batch import by_length, chunks, collate
 from coconut.batches.curriculum import (
     Sample,
     item_rng,
@@ -98,9 +98,9 @@ def _answer(
     room = config.new_tokens if backend.n_positions is None else backend.n_positions - longest
     n_new = min(config.new_tokens, room)
     decoding = Decoding(n_new, tokenizer.eos_id, config.temperature, config.seed)
-    batches = list(_by_length([len(row.ids) for row in rows], config.eval_batch_size))
+    batches = list(by_length([len(row.ids) for row in rows], config.eval_batch_size))
 
-    def said(numbers: list[int]) -> list[list[int]]:
+    def said(numbers: np.ndarray) -> list[list[int]]:
         batch = collate([rows[i] for i in numbers], tokenizer.pad_id)
         return backend.generate(batch, decoding)
 
@@ -111,13 +111,6 @@ def _answer(
         | {"idx": row.idx, "prompt_tokens": len(row.ids), "n_latents": row.n_latents}
         for i, row in enumerate(rows)
     ]
-
-
-def _by_length(lengths: Sequence[int], size: int) -> Iterator[list[int]]:
-    """Batches of item numbers; like lengths go together, so that little is padded."""
-    order = np.argsort(lengths, kind="stable")
-    for start in range(0, len(order), size):
-        yield [int(i) for i in order[start : start + size]]
 
 
 def _judge(

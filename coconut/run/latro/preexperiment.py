@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from coconut.backend import Backend, MakeBackend
-from coconut.batches.batch import chunks
+from coconut.batches.batch import by_length
 from coconut.batches.dataset import check_lengths
 from coconut.batches.questions import Item, Questions
 from coconut.batches.rollouts import Rollout, collate_rollouts
@@ -141,15 +141,14 @@ def answer_logprobs(
 ) -> np.ndarray:
     """(B,) summed log-probability of every answer, nats. advance: told how many are done."""
     out = np.zeros(len(rollouts))
-    # Like lengths go together, so that little is padded.
-    order = np.argsort([len(r.prompt) + len(r.shared) for r in rollouts], kind="stable")
 
     def scored(part: np.ndarray) -> list[float]:
         chosen = [rollouts[i] for i in part]
         batch = collate_rollouts(chosen, pad_id, config.pad_multiple, config.reward_offset)
         return batch.sums(backend.score(batch).logprobs)[1].tolist()
 
-    parts = list(chunks(order, config.rollout_batch_size))
+    lengths = [len(r.prompt) + len(r.shared) for r in rollouts]
+    parts = list(by_length(lengths, config.rollout_batch_size))
     for part, nats in zip(parts, (world or World()).deal(parts, scored, advance), strict=True):
         out[part] = nats
     return out
