@@ -1,8 +1,9 @@
 """The training samples of each epoch: from a file, or generated, kept or fresh every epoch."""
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
@@ -22,15 +23,16 @@ N_FITTED = 512
 GENERATED = "generated training data"
 
 
-class TrainingSamples(Protocol):
-    """What the loop asks of its training data."""
+@dataclass(frozen=True)
+class WrittenSamples:
+    """Samples that are the same in every epoch, and the file they are from."""
 
-    @property
-    def where(self) -> str:
-        """The file the samples are from, for messages."""
+    where: str
+    kept: list[Sample]
 
     def samples(self, epoch: int) -> list[Sample]:
         """The samples of an epoch, tokenised."""
+        return self.kept
 
 
 class TrainingData:

@@ -22,8 +22,9 @@ from coconut.checkpoints.checkpoint import (
 )
 from coconut.checkpoints.hub import DESCRIPTION, http_error, status_and_reason
 from coconut.config.keys import DATASET_METHODS
+from coconut.config.reading import read_yaml
 from coconut.errors import UserError, guarded, options_of, typed
-from coconut.files import read_bytes, read_json
+from coconut.files import read_json
 
 CARD, SUMMARY = "README.md", "summary.json"
 ASKED = ("method", "c_thought", "max_latent_stage", "pad_latent_to_max", "stage")
@@ -143,15 +144,7 @@ _TERMS = "The weights follow the terms of base model and data."
 def _settings(directory: Path) -> dict[str, Any]:
     """The configuration of the run that a checkpoint lies in; {} if it lies in none."""
     path = directory.resolve().parent / "config.yaml"
-    if not path.is_file():
-        return {}
-    try:
-        settings = yaml.safe_load(read_bytes(path))
-    except yaml.YAMLError:
-        raise UserError(str(path), "not YAML; repair or move it") from None
-    if not isinstance(settings, dict):
-        raise UserError(str(path), "expected keys and values")
-    return settings
+    return read_yaml(path) if path.is_file() else {}
 
 
 def _base(settings: dict[str, Any]) -> str | None:

@@ -20,7 +20,7 @@ from coconut.inside.graph import read_graph
 from coconut.inside.known import strangeness
 from coconut.inside.lens import Lens
 from coconut.reporting.console import Console
-from coconut.tasks import prosqa_graph
+from coconut.tasks import prosqa, prosqa_graph
 from coconut.text.answers import exact_match
 from coconut.text.tokenizer import MARKERS
 
@@ -197,8 +197,6 @@ class Chat:
         self._table("read by the output head", ["thought", "most probable tokens"], rows)
 
     def _example(self, text: str) -> None:
-        from coconut.tasks import prosqa
-
         if text:
             if not (text.isascii() and text.isdigit()):
                 raise UserError("command", f"/example: a number of raw nodes, got {text!r}")

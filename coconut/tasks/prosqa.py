@@ -183,16 +183,10 @@ def _check(item: Any, where: str) -> None:
             raise UserError(where, f"field {name!r}: {value} is no such node")
     previous = 0
     for edge in edges:
-        if (
-            not isinstance(edge, list)
-            or len(edge) != 2
-            or not all(type(node) is int for node in edge)
-            or not 0 <= edge[0] < edge[1] < n_nodes
-            or edge[1] < previous
-        ):
-            raise UserError(
-                where, f"field 'edges': {edge!r} is not [parent, child], sorted by child"
-            )
+        is_pair = isinstance(edge, list) and [type(node) for node in edge] == [int, int]
+        if not is_pair or not 0 <= edge[0] < edge[1] < n_nodes or edge[1] < previous:
+            problem = f"field 'edges': {edge!r} is not [parent, child], sorted by child"
+            raise UserError(where, problem)
         previous = edge[1]
     root = item["root"]
     right, wrong = item["target"], item["neg_target"]

@@ -6,6 +6,7 @@ from dataclasses import asdict
 from coconut.tasks.generated import write
 from coconut.tasks.prosqa import generate, keys
 from coconut.tasks.prosqa_graph import STEPS, Options
+from coconut.tasks.prosqa_stats import print_stats
 
 
 def _hops(text: str) -> tuple[int, int]:
@@ -34,8 +35,6 @@ def main() -> None:
     add("--stats", nargs="+", metavar="FILE", help="compare files, write nothing")
     args = parser.parse_args()
     if args.stats:
-        from coconut.tasks.prosqa_stats import print_stats
-
         print_stats(args.stats)
         return
     missing = [f"--{name}" for name in ("items", "seed", "out") if getattr(args, name) is None]

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from coconut.backend import Backend, MakeBackend
+from coconut.backend import MakeBackend
 from coconut.batches.batch import by_length
 from coconut.batches.dataset import check_lengths
 from coconut.batches.questions import Item, Questions
@@ -47,10 +47,7 @@ def measure(
         backend.memory()
         start = time.perf_counter()
         with console.progress("scored", 2 * len(items)) as bar:
-            nats = [
-                answer_logprobs(backend, config, kind, run.tokenizer.pad_id, bar.advance, run.world)
-                for kind in (without, given)
-            ]
+            nats = [answer_logprobs(run, config, kind, bar.advance) for kind in (without, given)]
         seconds = time.perf_counter() - start
         n_tokens = np.array([len(item["response_ids"]) for item in items])
         rows = [
@@ -132,23 +129,19 @@ def scored(
 
 
 def answer_logprobs(
-    backend: Backend,
-    config: LatroConfig,
-    rollouts: Sequence[Rollout],
-    pad_id: int,
-    advance: Any = lambda n: None,
-    world: World | None = None,
+    run: Run, config: LatroConfig, rollouts: Sequence[Rollout], advance: Any = lambda n: None
 ) -> np.ndarray:
     """(B,) summed log-probability of every answer, nats. advance: told how many are done."""
     out = np.zeros(len(rollouts))
 
     def scored(part: np.ndarray) -> list[float]:
         chosen = [rollouts[i] for i in part]
-        batch = collate_rollouts(chosen, pad_id, config.pad_multiple, config.reward_offset)
-        return batch.sums(backend.score(batch).logprobs)[1].tolist()
+        layout = (run.tokenizer.pad_id, config.pad_multiple, config.reward_offset)
+        batch = collate_rollouts(chosen, *layout)
+        return batch.sums(run.backend.score(batch).logprobs)[1].tolist()
 
     lengths = [len(r.prompt) + len(r.shared) for r in rollouts]
     parts = list(by_length(lengths, config.rollout_batch_size))
-    for part, nats in zip(parts, (world or World()).deal(parts, scored, advance), strict=True):
+    for part, nats in zip(parts, run.world.deal(parts, scored, advance), strict=True):
         out[part] = nats
     return out
