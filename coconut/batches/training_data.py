@@ -81,17 +81,16 @@ class TrainingData:
             items = read_items(path)
             total = len(items)
         else:
-            total, start = self.n_items, self.config.resume * self.n_items if self.fresh else 0
+            total = self.n_items
             path = GENERATED if path is None or self.fresh else f"{path} (made on first use)"
-            items = list(self._generate(start, min(n, total), self.config.resume))
+            items = list(self._generate(min(n, total), self.config.resume))
         return self._prepared(items, path), path, min(total, self.limit or total)
 
     def _read(self, epoch: int) -> list[Sample]:
         assert self.tokenizer is not None, "given wherever samples are asked for"
         path = self.config.train_path
         if self.fresh or path is None:
-            start = epoch * self.n_items if self.fresh else 0
-            items, path = list(self._generate(start, self.n_items, epoch)), GENERATED
+            items, path = list(self._generate(self.n_items, epoch)), GENERATED
         else:
             if self.world.is_first and not Path(path).exists():
                 self._write(Path(path))
@@ -109,7 +108,8 @@ class TrainingData:
             raise_all(where, [f"item {i}: no sentence to recall" for i in empty])
         return items
 
-    def _generate(self, start: int, n_items: int, epoch: int) -> Any:
+    def _generate(self, n_items: int, epoch: int) -> Any:
+        start = epoch * self.n_items if self.fresh else 0
         exclude = {key for path in self._held_out() for key in read_keys(path, self.maker.keys)}
         return self.maker.generate(self._options(epoch), self.seed, n_items, start, exclude)
 

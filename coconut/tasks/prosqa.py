@@ -118,12 +118,6 @@ def generate(
     Raises UserError if seed, start or n_items is negative, or the options admit no further graph.
     """
     check_not_negative("ProsQA generator", seed=seed, start=start, n_items=n_items)
-    return _generate(options, seed, n_items, start, exclude)
-
-
-def _generate(
-    options: Options, seed: int, n_items: int, start: int, exclude: Collection[bytes]
-) -> Iterator[Item]:
     seen: set[bytes] = set()  # graphs alone: equal texts have equal graphs
 
     def is_taken(item: Item) -> bool:
@@ -133,8 +127,7 @@ def _generate(
         seen.add(graph)
         return False
 
-    for index in range(start, start + n_items):
-        yield _item(seed, index, options, is_taken)
+    return (_item(seed, index, options, is_taken) for index in range(start, start + n_items))
 
 
 def swap(item: Item) -> Item:

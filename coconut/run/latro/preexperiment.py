@@ -54,12 +54,10 @@ def measure(
             {"idx": i["idx"], "without": float(a), "with": float(b), "answer_tokens": int(n)}
             for i, a, b, n in zip(items, *nats, n_tokens, strict=True)
         ]
-        means = {
+        summary: dict[str, Any] = {
             "without": float(nats[0].mean()),
             "with": float(nats[1].mean()),
             "likelier_with": float((nats[1] > nats[0]).mean()),
-        }
-        summary = means | {
             "without_per_token": float(nats[0].sum() / n_tokens.sum()),
             "with_per_token": float(nats[1].sum() / n_tokens.sum()),
             "n": len(items),
@@ -78,8 +76,9 @@ def measure(
         write_results(run, summary, "likelihoods.jsonl", rows)
         console.record("preexperiment", **summary)
         console.say(
-            f"log p(answer), mean of {len(items):,}: {means['without']:.3f} nats without rationale,"
-            f" {means['with']:.3f} with; likelier with it {100 * means['likelier_with']:.1f}%"
+            f"log p(answer), mean of {len(items):,}: {summary['without']:.3f} nats without"
+            f" rationale, {summary['with']:.3f} with; likelier with it"
+            f" {100 * summary['likelier_with']:.1f}%"
         )
     return summary
 
