@@ -3,7 +3,7 @@
 import io
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -103,12 +103,11 @@ def panels_of(runs: Sequence[RunHistory]) -> list[Panel]:
         key = THOUGHTS.get(f"{event}/{title}", plain)
         others.setdefault(key, []).append((name, word or "value"))
     found = [Panel(title, unit, tuple(series)) for (title, unit), series in others.items()]
-    shown = []
-    for panel in (*PANELS, *found):
-        series = tuple((n, word) for n, word in panel.series if n in names)
-        if series:
-            shown.append(Panel(panel.title, panel.unit, series, panel.is_share, panel.is_log))
-    return shown
+    shown = [
+        replace(panel, series=tuple(pair for pair in panel.series if pair[0] in names))
+        for panel in (*PANELS, *found)
+    ]
+    return [panel for panel in shown if panel.series]
 
 
 def _natural(name: str) -> list[tuple[int, str]]:
