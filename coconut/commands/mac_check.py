@@ -19,7 +19,7 @@ from typing import Any
 from coconut import __version__
 from coconut.backend import MakeBackend
 from coconut.commands.checks import CHECKS, Bench
-from coconut.errors import UserError, guarded, typed
+from coconut.errors import UserError, guarded, options_of
 from coconut.files import read_json, write_json
 from coconut.reporting.console import silenced
 from coconut.world import wanted_device
@@ -27,10 +27,7 @@ from coconut.world import wanted_device
 
 def main(twin: str, make_backend: MakeBackend, argv: Sequence[str] | None = None) -> None:
     """Check this machine, or make a table of what was written on several."""
-    parser = argparse.ArgumentParser(
-        prog=typed(twin, "mac-check"),
-        description="Check that MLX computes and remembers as it should here; ten minutes at most.",
-    )
+    parser = options_of(twin, "mac-check", "Check that MLX computes as it should on this machine.")
     names = [check.__name__ for check in CHECKS]
     parser.add_argument("--only", nargs="+", choices=names, metavar="CHECK", help=", ".join(names))
     parser.add_argument("--out", default="mac-check.json", metavar="FILE", help="what is written")
