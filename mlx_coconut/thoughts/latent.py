@@ -13,11 +13,12 @@ import mlx.core as mx
 import numpy as np
 
 from coconut.batches.batch import Batch
+from coconut.feedback.attached import prepare
+from coconut.feedback.thinking import thinker_for
 from mlx_coconut.models.base import Key, split_key
 from mlx_coconut.models.cache import SegmentCache
-from mlx_coconut.thoughts.feedback import prepare
+from mlx_coconut.thoughts import arrays
 from mlx_coconut.thoughts.inputs import Inputs
-from mlx_coconut.thoughts.thinker import thinker_for
 
 
 @dataclass
@@ -59,7 +60,7 @@ def latent_forward(
     thoughts to feed back instead of the model's own. prepared: what `feedback.prepare` made of the
     batch, for rules that need it.
     """
-    thinker = thinker_for(model, replaced, prepared)
+    thinker = thinker_for(arrays, model, replaced, prepared)
     cache = SegmentCache(len(model.layers))
     keys = split_key(key, n_passes + 1)
     embedded = model.embed(inputs.ids)
