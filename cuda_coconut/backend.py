@@ -12,9 +12,9 @@ from coconut.checkpoints.source import Source
 from coconut.config.keys import RunConfig
 from coconut.world import World
 from cuda_coconut import models
-from cuda_coconut.models import adapters, weights
+from cuda_coconut.models import adapters, arrays, weights
 from cuda_coconut.models.cpu import keep_freed_memory
-from cuda_coconut.thoughts import arrays, feedback, generate, latent, look_inside
+from cuda_coconut.thoughts import feedback, generate, latent, look_inside
 from cuda_coconut.updates import latro, train
 
 

@@ -8,8 +8,8 @@ from coconut.checkpoints.source import Source
 from coconut.config.keys import RunConfig
 from coconut.world import World
 from mlx_coconut import blas, models
-from mlx_coconut.models import adapters, weights
-from mlx_coconut.thoughts import arrays, feedback, generate, latent, look_inside
+from mlx_coconut.models import adapters, arrays, weights
+from mlx_coconut.thoughts import feedback, generate, latent, look_inside
 from mlx_coconut.updates import latro, train
 
 

@@ -1,6 +1,6 @@
 """Sizes and entropies that several rules need.
 
-xp in this room: the array functions of a twin, its thoughts/arrays.py. What the arrays of both have
+xp in this room: the array functions of a twin, its models/arrays.py. What the arrays of both have
 as methods is written as one, with numpy's `axis` and `keepdims`.
 """
 

@@ -13,8 +13,8 @@ from torch import nn
 from coconut.batches.batch import Batch
 from coconut.feedback import attached
 from coconut.feedback.weights import RidgeSums
+from cuda_coconut.models import arrays
 from cuda_coconut.models.shard import spread_like
-from cuda_coconut.thoughts import arrays
 from cuda_coconut.thoughts.inputs import Inputs
 from cuda_coconut.thoughts.latent import latent_forward
 

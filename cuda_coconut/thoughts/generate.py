@@ -10,7 +10,7 @@ from coconut.batches.batch import Batch
 from coconut.batches.results import Sampled
 from coconut.blocks import NEVER
 from coconut.feedback.attached import prepare
-from cuda_coconut.models.base import to_device
+from cuda_coconut.models.arrays import to_device
 from cuda_coconut.models.cache import DecodeCache
 from cuda_coconut.thoughts.inputs import Inputs
 from cuda_coconut.thoughts.latent import LatentOutput, latent_forward

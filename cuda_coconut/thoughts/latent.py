@@ -15,9 +15,9 @@ import torch
 from coconut.batches.batch import Batch
 from coconut.feedback.attached import prepare
 from coconut.feedback.thinking import thinker_for
+from cuda_coconut.models import arrays
 from cuda_coconut.models.base import Key, split_key
 from cuda_coconut.models.cache import SegmentCache
-from cuda_coconut.thoughts import arrays
 from cuda_coconut.thoughts.inputs import Inputs
 
 

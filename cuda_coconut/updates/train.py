@@ -13,7 +13,8 @@ from coconut.feedback.attached import prepare
 from coconut.feedback.catalogue import GAINS
 from coconut.feedback.weights import RULE_PREFIX
 from coconut.world import World
-from cuda_coconut.models.base import Key, to_device
+from cuda_coconut.models.arrays import to_device
+from cuda_coconut.models.base import Key
 from cuda_coconut.models.shard import Shards, own_part
 from cuda_coconut.thoughts.inputs import Inputs
 from cuda_coconut.thoughts.latent import latent_forward

@@ -13,7 +13,7 @@ import mlx.nn as nn
 from coconut.batches.batch import Batch
 from coconut.feedback import attached
 from coconut.feedback.weights import RidgeSums
-from mlx_coconut.thoughts import arrays
+from mlx_coconut.models import arrays
 from mlx_coconut.thoughts.inputs import Inputs
 from mlx_coconut.thoughts.latent import latent_forward
 

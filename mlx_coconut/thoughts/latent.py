@@ -15,9 +15,9 @@ import numpy as np
 from coconut.batches.batch import Batch
 from coconut.feedback.attached import prepare
 from coconut.feedback.thinking import thinker_for
+from mlx_coconut.models import arrays
 from mlx_coconut.models.base import Key, split_key
 from mlx_coconut.models.cache import SegmentCache
-from mlx_coconut.thoughts import arrays
 from mlx_coconut.thoughts.inputs import Inputs
 
 

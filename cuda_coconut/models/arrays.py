@@ -1,16 +1,24 @@
-"""The array functions that formulas of feedback rules are written in; see coconut/feedback."""
+"""The array functions that code of both twins is written in; see coconut/feedback/sizes.py."""
 
 from contextlib import AbstractContextManager
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import amax, broadcast_to, clip, detach, sigmoid, softmax, stack, zeros_like  # noqa: F401
+from torch import amax, broadcast_to, clip, concatenate, detach, sigmoid, softmax, stack, zeros_like  # noqa: F401
 from torch import take_along_dim as take_along_axis  # noqa: F401
 from torch.nn.functional import gelu, silu  # noqa: F401
 
 from coconut.blocks import NEVER
-from cuda_coconut.models.base import to_device
+
+
+def to_device(array: np.ndarray, device: torch.device | str) -> torch.Tensor:
+    """A host array as a tensor, without waiting for the device."""
+    tensor = torch.from_numpy(array)
+    if torch.device(device).type == "cpu":
+        return tensor
+    # Only from pinned memory does the copy run beside the host.
+    return tensor.pin_memory().to(device, non_blocking=True)
 
 
 def from_host(array: np.ndarray, like: torch.Tensor) -> torch.Tensor:
@@ -21,6 +29,11 @@ def from_host(array: np.ndarray, like: torch.Tensor) -> torch.Tensor:
 def to_host(a: torch.Tensor) -> np.ndarray:
     """An array as numpy's."""
     return a.detach().cpu().numpy()
+
+
+def zeros(shape: tuple[int, ...], like: torch.Tensor) -> torch.Tensor:
+    """Zeros of another array's type."""
+    return like.new_zeros(shape)
 
 
 def cast(a: torch.Tensor, like: torch.Tensor) -> torch.Tensor:

@@ -1,10 +1,19 @@
-"""The array functions that formulas of feedback rules are written in; see coconut/feedback."""
+"""The array functions that code of both twins is written in; see coconut/feedback/sizes.py."""
 
 from contextlib import AbstractContextManager, nullcontext
 
 import mlx.core as mx
 import numpy as np
-from mlx.core import broadcast_to, clip, sigmoid, softmax, stack, take_along_axis, zeros_like  # noqa: F401
+from mlx.core import (  # noqa: F401
+    broadcast_to,
+    clip,
+    concatenate,
+    sigmoid,
+    softmax,
+    stack,
+    take_along_axis,
+    zeros_like,
+)
 from mlx.core import max as amax  # noqa: F401
 from mlx.core import stop_gradient as detach
 from mlx.nn import gelu, silu  # noqa: F401
@@ -20,6 +29,11 @@ def from_host(array: np.ndarray, like: mx.array) -> mx.array:
 def to_host(a: mx.array) -> np.ndarray:
     """An array as numpy's."""
     return np.array(a)
+
+
+def zeros(shape: tuple[int, ...], like: mx.array) -> mx.array:
+    """Zeros of another array's type."""
+    return mx.zeros(shape, like.dtype)
 
 
 def cast(a: mx.array, like: mx.array) -> mx.array:
