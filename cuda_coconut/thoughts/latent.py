@@ -57,7 +57,7 @@ def latent_forward(
     first_latent, n_passes: the batch's plan; n_passes 0 is the plain model, latents included as
     ordinary tokens. key: turns dropout on. Gradients flow through all passes and the cache.
     checkpointing: blocks are recomputed in the backward pass instead of kept. replaced (R, B, D):
-    thoughts to feed back instead of the model's own. prepared: what `feedback.prepare` made of the
+    thoughts to feed back instead of the model's own. prepared: what `attached.prepare` made of the
     batch, for rules that need it.
     """
     thinker = thinker_for(arrays, model, replaced, prepared)
