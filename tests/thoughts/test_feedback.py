@@ -80,6 +80,7 @@ RULES = [
     "token|rms",
     "zero",
     "random:3|detach",
+    "random:1+random:2",
     "last|linear:orthogonal",
     "last|mlp:24,norm_out",
     "last|mlp:phi=silu",
@@ -621,6 +622,16 @@ def test_suppressed_coordinates_are_those_found_by_hand(twin, options, expected)
 
 
 # ---- the pseudo-inverse
+
+
+@pytest.mark.skipif("cuda" not in CHOSEN, reason="TWINS does not name cuda")
+def test_the_inverse_is_not_rounded_where_torch_rounds_products():
+    import torch
+
+    model, _ = load(load_twin("cuda"), "suppressed:space=vocab")
+    with torch.autocast("cpu", torch.bfloat16):
+        inside = sources.inverse_of_head(model, 1e-6)
+    np.testing.assert_array_equal(inside, sources.inverse_of_head(model, 1e-6))
 
 
 def test_pseudo_inverse_equals_least_squares_and_undoes_full_rank_only():
