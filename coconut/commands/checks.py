@@ -24,6 +24,7 @@ from coconut.batches.batch import Batch, collate
 from coconut.batches.curriculum import Row
 from coconut.checkpoints.source import open_source
 from coconut.commands.run import start_run
+from coconut.config.keys import RunConfig
 from coconut.config.reading import load_config
 from coconut.files import here_or_shipped, read_json, shipped, write_json
 from coconut.inside.inspect import add_options
@@ -53,22 +54,24 @@ class Bench:
         """What is timed."""
         if self.on_gpu:
             return {"rows": 4, "tokens": 448, "question": 384, "new_tokens": 32}
-        return {"rows": 4, "tokens": 128, "question": 128, "new_tokens": 16}
+        return {"rows": 2, "tokens": 128, "question": 128, "new_tokens": 16}
 
-    def backend(self, **keys: Any) -> tuple[Backend, dict[str, Any]]:
-        """A random model of the size that is timed, ready to train, and its config.json."""
+    def backend(self, **keys: Any) -> tuple[Backend, RunConfig]:
+        """A random model of the size that is timed, ready to train, and its configuration."""
         model = json.loads(Path(here_or_shipped("args/models/prosqa_gpt2.json")).read_text())
         model |= GPT2_SMALL if self.on_gpu else {}
         path = self.folder / "model.json"
         write_json(path, model)
         config = self.tiny("timed", model_config_path=str(path), **keys)
         source = open_source(config).source
-        return self.make_backend(config, source), model | {"vocab_size": source.vocab_size}
+        return self.make_backend(config, source), config
 
-    def tiny(self, name: str, **keys: Any) -> Any:
+    def tiny(self, name: str, **keys: Any) -> RunConfig:
         """args/tiny_coconut.yaml, cut to N_UPDATES updates, with other keys."""
         given = yaml.safe_load(Path(here_or_shipped("args/tiny_coconut.yaml")).read_text())
-        given["generate"] |= {"items": 128 * N_UPDATES}
+                if not self.on_gpu:
+            given["batch_size_training"] = 32
+        given["generate"] |= {"items": given["batch_size_training"] * N_UPDATES}
         given |= {"save_path": str(self.folder), "name": name, "num_epochs": 1, "report": False}
         return load_config(given | keys)
 
@@ -169,7 +172,7 @@ def repeatable(bench: Bench) -> dict[str, Any]:
 
 def memory(bench: Bench) -> dict[str, Any]:
     """bytes over 50 updates: do they grow, and is the estimate of --check right"""
-    backend, model = bench.backend()
+    backend, config = bench.backend()
     rows, tokens = bench.shape["rows"], bench.shape["tokens"]
     batch = bench.batch(rows, tokens, labels=True)
     for update in range(50):
@@ -179,13 +182,15 @@ def memory(bench: Bench) -> dict[str, Any]:
         if update == 2:
             early = bench.probes.memory()
     late = bench.probes.memory()
+    shape = shape_of(backend.config, backend.config["vocab_size"], "model")
     estimate = training_bytes(
-        shape_of(model, model["vocab_size"], "model"), rows, tokens, batch.n_targets
+        shape, rows, tokens, batch.n_targets, config, n_behind=tokens - batch.first_latent
     )
     growth = late["active"] / early["active"] - 1
     ratio = early["peak"] / estimate
+    most = 1.2 if bench.on_gpu else 2.0  # of small shapes, what the estimate leaves out is as much
     return {
-        "ok": growth < 0.02 and 0.4 < ratio < 1.2, "growth": growth, "peak_over_estimate": ratio
+        "ok": growth < 0.02 and 0.4 < ratio < most, "growth": growth, "peak_over_estimate": ratio
     } | {f"{name}_bytes": n for name, n in late.items()}  # fmt: skip
 
 
@@ -241,7 +246,7 @@ def page(bench: Bench) -> dict[str, Any]:
 
 def processes(bench: Bench) -> dict[str, Any]:
     """two launched processes train what one does"""
-    keys = {"batch_size_training": 64, "num_epochs": 1}
+    keys: dict[str, Any] = {"batch_size_training": 16}
     one = bench.tiny("one", gradient_accumulation_steps=2, **keys)
     two = bench.tiny("two", **keys)
     start_run(one, bench.make_backend, bench.twin, World())

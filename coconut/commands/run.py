@@ -1,5 +1,6 @@
 """The command line of both twins: arguments, --check, exit codes."""
 
+import sys
 from collections.abc import Callable, Sequence
 from functools import partial
 
@@ -9,6 +10,8 @@ from coconut.config.latro_keys import LatroConfig
 from coconut.config.reading import load_config
 from coconut.config.reference import help_text
 from coconut.errors import UserError, guarded, options_of
+from coconut.plan.memory import gpu_memory
+from coconut.reporting.console import silenced
 from coconut.world import World, together
 
 
@@ -40,15 +43,20 @@ def main(
 
 def _check(config: RunConfig, twin: str, world: World) -> None:
     """Print the plan of a run."""
+    _refuse(config, twin, world.size, only_check=True)
+    if world.is_first:
+        _plan(config, twin, world.size)
+    world.wait()
+
+
+def _plan(config: RunConfig, twin: str, n: int) -> list[str]:
+    """Print the plan. Returns what was said of batches that this machine has no room for."""
     from coconut.plan.latro_plan import print_latro_plan
     from coconut.plan.plan import print_plan
 
-    _refuse(config, twin, world.size, only_check=True)
-    if world.is_first and isinstance(config, LatroConfig) and not config.only_eval:
-        print_latro_plan(config, twin, world.size)
-    elif world.is_first:
-        print_plan(config, twin, world.size)
-    world.wait()
+    if isinstance(config, LatroConfig) and not config.only_eval:
+        return print_latro_plan(config, twin, n)
+    return print_plan(config, twin, n)
 
 
 def start_run(
@@ -59,6 +67,11 @@ def start_run(
     make_backend: told the processes (`world`) too. Raises UserError for what does not fit.
     """
     _refuse(config, twin, world.size)
+    if world.is_first and gpu_memory() is not None:
+        with silenced():
+            large = _plan(config, twin, world.size)
+        for line in large:
+            print(line, file=sys.stderr)
     given = (config, partial(make_backend, world=world), twin, world)
     if isinstance(config, LatroConfig) and config.method == "preexperiment":
         from coconut.run.latro.preexperiment import measure
