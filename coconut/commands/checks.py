@@ -69,7 +69,7 @@ class Bench:
     def tiny(self, name: str, **keys: Any) -> RunConfig:
         """args/tiny_coconut.yaml, cut to N_UPDATES updates, with other keys."""
         given = yaml.safe_load(Path(here_or_shipped("args/tiny_coconut.yaml")).read_text())
-                if not self.on_gpu:
+        if not self.on_gpu:
             given["batch_size_training"] = 32
         given["generate"] |= {"items": given["batch_size_training"] * N_UPDATES}
         given |= {"save_path": str(self.folder), "name": name, "num_epochs": 1, "report": False}
