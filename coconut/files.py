@@ -1,8 +1,11 @@
 """Files read, written whole or not at all, and their digests; errors name file and place."""
 
+import errno
 import hashlib
 import json
 import os
+import platform
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -10,6 +13,8 @@ from typing import Any
 
 from coconut.errors import UserError
 
+HOST = re.sub(r"[^\w.]+", "_", platform.node(), flags=re.ASCII)[-48:] or "_"
+"""This machine, as the name of a file that is being written says it."""
 _PACKAGE = Path(__file__).resolve().parent
 SHIPPED = (
     *("args/**/*.yaml", "args/**/*.json", "docs/*.md", "docs/*.ipynb", "data/README.md"),
@@ -75,6 +80,7 @@ def writing(path: Path | str) -> Iterator[Path]:
         yield partial
         flush(partial)
         partial.replace(path)
+        flush(path.parent)
     except OSError as error:
         raise UserError(str(path), f"cannot be written: {error.strerror}") from error
     finally:
@@ -104,13 +110,29 @@ def sha256(path: Path) -> str:
 
 
 def hidden(path: Path, state: str) -> Path:
-    return path.parent / f".{path.name}.{state}-{os.getpid()}"
+    return path.parent / f".{path.name}.{state}-{HOST}-{os.getpid()}"
+
+
+def is_running(pid: int) -> bool:
+    """Whether there is a process of this number on this machine."""
+    try:
+        os.kill(pid, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:
+        pass
+    return True
 
 
 def flush(path: Path) -> None:
+    """Put a file, or the names in a folder, on the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
+    except OSError as error:
+        # Some network disks flush no folders.
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP) or not path.is_dir():
+            raise
     finally:
         os.close(descriptor)
 

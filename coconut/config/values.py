@@ -32,6 +32,7 @@ def key(
     group: str,
     *,
     read_by: tuple[str, ...] | None = None,
+    identity: bool = False,
     choices: tuple[Any, ...] = (),
     complaint: str = "",
     aliases: str = "",
@@ -42,7 +43,8 @@ def key(
 ) -> Any:
     """All that is said of a configuration key; what is made of it reads it from the field.
 
-    group: the heading it stands under. read_by: the methods that read it; None: all do.
+    group: the heading it stands under. read_by: the methods that read it; None: all do. identity:
+    with another value it is another run, and the checkpoints of this one are not gone on from.
     limits: of LIMITS. complaint: said of a number outside of its choices or upper limit, instead of
     the usual sentence. aliases: its published names. booleans: published meanings of False
     and True. any_text: line breaks and other characters that cannot be printed are meant.
