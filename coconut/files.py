@@ -67,6 +67,16 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 @contextmanager
+def library_writes(path: Path, kind: type[Exception]) -> Iterator[None]:
+    """What a library raises (kind) where the disk refuses, as the OSError that it is."""
+    try:
+        yield
+    except kind as error:
+        why = str(error).strip().split("\n")[0]
+        raise OSError(errno.EIO, f"{path.name}: {why}", str(path)) from error
+
+
+@contextmanager
 def writing(path: Path | str) -> Iterator[Path]:
     """A hidden sibling to write, which takes its place at `path` if the block ends well.
 

@@ -7,7 +7,7 @@ from typing import Any
 import tokenizers
 
 from coconut.errors import UserError
-from coconut.files import read_bytes, read_json
+from coconut.files import library_writes, read_bytes, read_json
 from coconut.text.tokenizer import (
     HF_COMPANIONS,
     HF_CONFIG_FILE,
@@ -76,7 +76,8 @@ class HuggingFaceTokenizer(Tokenizer):
         return HuggingFaceTokenizer(self.name, engine, self._eos, self._companions)
 
     def save(self, directory: Path) -> None:
-        self._engine.save(str(directory / HF_FILE))
+        with library_writes(directory / HF_FILE, Exception):
+            self._engine.save(str(directory / HF_FILE))
         for name, content in self._companions.items():
             (directory / name).write_bytes(content)
 

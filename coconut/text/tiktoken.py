@@ -13,7 +13,7 @@ import tiktoken
 import tokenizers
 
 from coconut.errors import UserError
-from coconut.files import read_bytes, read_json, write_json
+from coconut.files import library_writes, read_bytes, read_json, write_json
 from coconut.tasks.words import CONCEPTS, NAMES
 from coconut.text.tokenizer import (
     _BYTE_TO_CHAR,
@@ -91,7 +91,8 @@ class TiktokenTokenizer(Tokenizer):
             directory / ENCODING_FILE,
             {"name": self.name, "pat_str": self._pattern, "special_tokens": self._special_tokens},
         )
-        self._as_hugging_face().save(str(directory / HF_FILE))
+        with library_writes(directory / HF_FILE, Exception):
+            self._as_hugging_face().save(str(directory / HF_FILE))
         write_json(
             directory / HF_CONFIG_FILE,
             {

@@ -7,13 +7,16 @@ from typing import Any
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from coconut.checkpoints.adapters import check_twin
 from coconut.checkpoints.checkpoint import FEEDBACK, OPTIMIZER, weight_files
 from coconut.checkpoints.model_files import check_fits
+from coconut.checkpoints.safetensors import safetensors_header
 from coconut.errors import UserError
 from coconut.feedback.weights import RULE_PREFIX
+from coconut.files import library_writes
 from cuda_coconut import models
 from cuda_coconut.models.shard import spread_like, whole
 
@@ -32,7 +35,7 @@ def load_model(directory: Path) -> tuple[Any, Any, dict[str, Any]]:
     model, module = models.build(config, str(directory / "config.json"))
     raw: dict[str, torch.Tensor] = {}
     for name in weight_files(directory):
-        raw.update(load_file(directory / name))
+        raw.update(read_tensors(directory / name))
     set_weights(model, module.sanitize(raw), str(directory))
     return model, module, config
 
@@ -92,7 +95,7 @@ def save_feedback(model, directory: Path) -> None:
 def load_feedback(directory: Path) -> dict[str, torch.Tensor]:
     """The weights in feedback.safetensors without prefix; none if there is no such file."""
     path = directory / FEEDBACK
-    raw = load_file(path) if path.exists() else {}
+    raw = read_tensors(path) if path.exists() else {}
     return {n.removeprefix(RULE_PREFIX): w for n, w in raw.items()}
 
 
@@ -128,7 +131,7 @@ def load_moments(optimizer, model, module, directory: Path) -> None:
     path = directory / OPTIMIZER
     if not path.exists():
         raise UserError(str(path), "missing; this checkpoint cannot be resumed, only started from")
-    raw = load_file(path)
+    raw = read_tensors(path)
     step = raw.pop("step", None)
     trained = trained_weights(model)
     shapes = {name: w.shape for name, w in trained.items()}
@@ -153,7 +156,17 @@ def write_tensors(path: Path, arrays: dict[str, torch.Tensor]) -> None:
     """Write a safetensors file that other programs open."""
     # transformers refuses files that do not say which framework's layout they hold.
     contiguous = {name: w.contiguous() for name, w in arrays.items()}
-    save_file(contiguous, path, metadata={"format": "pt"})
+    with library_writes(path, SafetensorError):
+        save_file(contiguous, path, metadata={"format": "pt"})
+
+
+def read_tensors(path: Path) -> dict[str, torch.Tensor]:
+    """The arrays of a safetensors file. Raises UserError if it is damaged."""
+    safetensors_header(path)
+    try:
+        return load_file(path)
+    except SafetensorError as error:
+        raise UserError(str(path), f"cannot be read: {error}") from None
 
 
 def to_numpy(weights: dict[str, torch.Tensor]) -> dict[str, np.ndarray]:
