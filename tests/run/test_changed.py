@@ -92,10 +92,7 @@ def test_it_goes_on_if_that_is_wished_once(done, tmp_path, capsys):
 
 @pytest.mark.parametrize(
     ("make", "keys", "said"),
-    few(
-        [(sft, {"split_seed": 1}, "split_seed 0, not 1"), (latro, {"separator": " "}, "separator")],
-        2,
-    ),
+    [(sft, {"split_seed": 1}, "split_seed 0, not 1"), (latro, {"separator": " "}, "separator")],
 )
 def test_so_it_is_on_data_sets(make, keys, said, tmp_path):
     go(make, make(tmp_path))
