@@ -194,6 +194,7 @@ def runs_on_data_sets(twin: Any, folder: Path) -> None:
 def latro_with_another_batch(twin: Any, folder: Path) -> None:
     """Continues in an updates' size of four rows instead of eight."""
     keys = {"gradient_accumulation_steps": 1, "rloo_k": 2, "per_device_train_batch_size": 2}
+    keys |= {"warm_start_updates": 2}
     run(twin, latro_config(folder / "latro", run_name="latro-2", **keys))
 
 
