@@ -22,7 +22,7 @@ from coconut.checkpoints.checkpoint import (
 )
 from coconut.checkpoints.hub import DESCRIPTION, http_error, status_and_reason
 from coconut.config.keys import DATASET_METHODS
-from coconut.errors import UserError, guarded, typed
+from coconut.errors import UserError, guarded, options_of, typed
 from coconut.files import read_json
 from coconut.run.changed import settings_of
 
@@ -34,9 +34,7 @@ MEASURED = ("n", "accuracy", "swapped_accuracy", "both_accuracy", "maj_k", "maj_
 
 def main(twin: str, argv: Sequence[str] | None = None) -> None:
     """Publish one checkpoint; what the user can mend ends with one message and status 2."""
-    parser = argparse.ArgumentParser(
-        prog=typed(twin, "publish"), description="Upload a checkpoint with a model card."
-    )
+    parser = options_of(twin, "publish", "Upload a checkpoint with a model card.")
     parser.add_argument("directory", metavar="DIR", type=Path, help="checkpoint")
     parser.add_argument("--repo", required=True, metavar="OWNER/NAME", help="repository")
     parser.add_argument("--summary", metavar="FILE", type=Path, help="results (the run's own)")

@@ -5,9 +5,9 @@ from pathlib import Path
 from typing import Any
 
 from coconut.config.keys import NOT_KEPT, RunConfig
-from coconut.config.values import parse_yaml, shown
+from coconut.config.reading import read_yaml
+from coconut.config.values import shown
 from coconut.errors import UserError
-from coconut.files import read_bytes
 
 SETTINGS = "config.yaml"
 
@@ -15,20 +15,14 @@ SETTINGS = "config.yaml"
 def settings_of(run_dir: Path) -> dict[str, Any]:
     """What a run directory's config.yaml holds; {} if there is none. Raises UserError."""
     path = run_dir / SETTINGS
-    if not path.exists():
-        return {}
     try:
-        found = parse_yaml(read_bytes(path).decode())
-        if not isinstance(found, dict):
-            raise ValueError("expected `key: value` lines")
-    except (ValueError, UserError) as error:
-        problem = error.problems[0] if isinstance(error, UserError) else str(error)
+        return read_yaml(path) if path.exists() else {}
+    except UserError as error:
         raise UserError(
             str(path),
-            f"{problem}; put it back, or move it away: it is written anew, without telling which"
-            " keys have changed",
+            f"{error.problems[0]}; put it back, or move it away: it is written anew, without"
+            " telling which keys have changed",
         ) from None
-    return found
 
 
 def changed_keys(config: RunConfig, goes_on_from: Path | None) -> dict[str, dict[str, Any]]:

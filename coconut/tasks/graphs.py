@@ -1,20 +1,44 @@
-"""A ProsQA graph, edges sorted by child, parents before children: distances, paths, its keys."""
+"""Graphs of an item, edges (parent, child): distances, shortest paths, what may be wrong in one."""
 
 from bisect import bisect_right
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from itertools import accumulate
 from typing import Any
 
 
-def distances(edges: Sequence[Sequence[int]], sources: Iterable[int]) -> dict[int, int]:
-    """Hops from the nearest source to every node that can be reached."""
-    distance = dict.fromkeys(sources, 0)
+def distances(edges: Collection[Sequence[int]], sources: Iterable[int]) -> dict[int, int]:
+    """Hops from the nearest source to every node that can be reached, the nearest first."""
+    below: dict[int, list[int]] = {}
     for parent, child in edges:
-        if parent in distance:
-            reached = distance[parent] + 1
-            if reached < distance.get(child, reached + 1):
-                distance[child] = reached
-    return distance
+        below.setdefault(parent, []).append(child)
+    found: dict[int, int] = {}
+    reached, hops = set(sources), 0
+    while reached:
+        found |= dict.fromkeys(reached, hops)
+        reached = {c for node in reached for c in below.get(node, ()) if c not in found}
+        hops += 1
+    return found
+
+
+def upwards(edges: Collection[Sequence[int]], sources: Iterable[int]) -> dict[int, int]:
+    """Hops down to the nearest source from every node that leads to one."""
+    return distances([(child, parent) for parent, child in edges], sources)
+
+
+def ways(edges: Sequence[Sequence[int]], root: int) -> tuple[dict[int, list[int]], dict[int, int]]:
+    """(parents, number) of the shortest ways from the root to every node that can be reached.
+
+    A node's parents are those on a shortest way, in the edges' order.
+    """
+    distance = distances(edges, [root])
+    above: dict[int, list[int]] = {node: [] for node in distance}
+    for parent, child in edges:
+        if parent in distance and distance[child] == distance[parent] + 1:
+            above[child].append(parent)
+    number = {root: 1}
+    for node in list(distance)[1:]:
+        number[node] = sum(number[parent] for parent in above[node])
+    return above, number
 
 
 def shortest_path(
@@ -24,19 +48,7 @@ def shortest_path(
 
     Without `draw`: the one that, from the target upwards, takes the parent of least index.
     """
-    distance, ways = {root: 0}, {root: 1}
-    above: dict[int, list[int]] = {}
-    # Edges stand in the order of their children and parents come before children, so that a parent
-    # is finished when it is first read.
-    for parent, child in edges:
-        if parent not in distance:
-            continue
-        reached = distance[parent] + 1
-        if reached < distance.get(child, reached + 1):
-            distance[child], ways[child], above[child] = reached, ways[parent], [parent]
-        elif reached == distance[child]:
-            ways[child] += ways[parent]
-            above[child].append(parent)
+    above, number = ways(edges, root)
     path = [target]
     while path[-1] != root:
         choices = above[path[-1]]
@@ -45,7 +57,7 @@ def shortest_path(
         elif len(choices) == 1:
             path.append(choices[0])
         else:
-            weights = list(accumulate(ways[node] for node in choices))
+            weights = list(accumulate(number[node] for node in choices))
             path.append(choices[bisect_right(weights, draw() * weights[-1], 0, len(choices) - 1)])
     return path[::-1]
 
