@@ -46,23 +46,25 @@ def shipped_names(root: Path) -> list[str]:
     return sorted(path.relative_to(root).as_posix() for path in found)
 
 
-def read_bytes(path: Path) -> bytes:
-    """Content of a file. Raises UserError if it cannot be read."""
+def read_bytes(path: Path, remedy: str = "") -> bytes:
+    """Content of a file. Raises UserError, with the remedy, if it cannot be read."""
     try:
         return Path(path).read_bytes()
     except OSError as error:
-        raise UserError(str(path), f"cannot be read: {error.strerror}") from error
+        raise UserError(str(path), f"cannot be read: {error.strerror}{remedy}") from error
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """The JSON object in a file. Raises UserError if it is not there or not one."""
+def read_json(path: Path, remedy: str = "") -> dict[str, Any]:
+    """The JSON object in a file. Raises UserError, with the remedy, if there is none."""
+    remedy = remedy and f"; {remedy}"
     try:
-        content = json.loads(read_bytes(path))
+        content = json.loads(read_bytes(path, remedy))
     # RecursionError: brackets nested a thousand deep are damage too.
     except (ValueError, RecursionError) as error:
-        raise UserError(str(path), f"not JSON, the file is damaged ({error})") from error
+        raise UserError(str(path), f"not JSON, the file is damaged ({error}){remedy}") from error
     if not isinstance(content, dict):
-        raise UserError(str(path), f"expected a JSON object, got {type(content).__name__}")
+        kind = type(content).__name__
+        raise UserError(str(path), f"expected a JSON object, got {kind}{remedy}")
     return content
 
 

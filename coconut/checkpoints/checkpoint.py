@@ -39,6 +39,8 @@ ADAPTERS = "adapters.safetensors"
 FEEDBACK = "feedback.safetensors"
 OPTIMIZER = "optimizer.safetensors"
 """A feedback rule's own weights: beside the model's, so that other programs open these alone."""
+REMEDY = "copy the checkpoint again, or delete it: a run goes on from the one before it"
+"""Of one that is damaged."""
 
 _CHECKPOINT_NAME = re.compile(r"epoch_(\d{2,})", re.ASCII)
 _HIDDEN_NAME = re.compile(r"\.(.+)\.(partial|replaced|deleted)-(?:([\w.]*)-)?(\d+)", re.ASCII)
@@ -92,11 +94,10 @@ def verify(directory: Path) -> None:
             str(directory),
             f"no {CHECKSUMS}: not a finished checkpoint; delete it or name another one",
         )
-    files = read_json(directory / CHECKSUMS).get("files")
+    files = read_json(directory / CHECKSUMS, REMEDY).get("files")
     if not isinstance(files, dict) or not all(_is_entry(*item) for item in files.items()):
-        raise UserError(
-            str(directory / CHECKSUMS), "expected files with bytes and sha256; the file is damaged"
-        )
+        problem = f"expected files with bytes and sha256; the file is damaged; {REMEDY}"
+        raise UserError(str(directory / CHECKSUMS), problem)
     problems = []
     for name, entry in files.items():
         path = directory / name
@@ -112,9 +113,7 @@ def verify(directory: Path) -> None:
         except OSError as error:
             problems.append(f"{name} cannot be read: {error.strerror}")
     if problems:
-        problems[-1] += (
-            "; copy the checkpoint again, or delete it: a run goes on from the one before it"
-        )
+        problems[-1] += f"; {REMEDY}"
         raise UserError(str(directory), *problems)
 
 

@@ -12,6 +12,7 @@ from coconut.checkpoints.checkpoint import latest
 from coconut.errors import UserError
 from coconut.files import read_json, write_json
 from coconut.reporting.curves import Curve, read_history
+from coconut.reporting.log import LOG
 from coconut.run.start import Run
 
 STATE = "trainer_state.json"
@@ -82,13 +83,9 @@ def progress_of(directory: Path) -> tuple[int, int]:
 
 def state_of(directory: Path, *counts: str) -> dict[str, Any]:
     """What a checkpoint's trainer_state.json says, these whole numbers among it."""
-    remedy = f"delete {directory}: the run goes on from the checkpoint before it, if any"
-    try:
-        state = read_json(directory / STATE)
-    except UserError as error:
-        raise UserError(error.where, f"{error.problems[0]}; {remedy}") from None
+    state = read_json(directory / STATE, checkpoint.REMEDY)
     if not all(type(state.get(name)) is int and state[name] >= 0 for name in counts):
-        problem = f"expected {' and '.join(counts)}; the file is damaged; {remedy}"
+        problem = f"expected {' and '.join(counts)}; the file is damaged; {checkpoint.REMEDY}"
         raise UserError(str(directory / STATE), problem)
     return state
 
@@ -126,6 +123,8 @@ def read_evaluations(run_dir: Path) -> dict[str, Any]:
         found = read_json(path)
         if all(epoch.isdecimal() and _is_evaluation(e) for epoch, e in found.items()):
             return found
+    if not (run_dir / LOG).is_file():
+        raise UserError(str(path), f"damaged, and no {LOG} to make it anew from: put back either")
     curves = read_history(run_dir).curves
     answer, loss = (curves.get(f"eval/{name}", Curve()) for name in ("answer", "loss"))
     losses = dict(zip(loss.x, loss.y, strict=True))

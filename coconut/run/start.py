@@ -47,6 +47,8 @@ class Run:
         self.directory = config.run_dir
         before = goes_on_from or begins_with
         self.changed = changed_keys(config, before) if self.world.is_first else {}
+        if begins_with and not (begins_with / checkpoint.CHECKSUMS).exists():
+            checkpoint.verify(begins_with)  # it says so; where there are some, they are checked
         opened = open_source(config, begins_with)
         self.source, self.tokenizer, self.made_with = (
             opened.source,

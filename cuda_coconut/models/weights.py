@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 
 from coconut.checkpoints.adapters import check_twin
 from coconut.checkpoints.checkpoint import FEEDBACK, OPTIMIZER, weight_files
-from coconut.checkpoints.model_files import check_fits
+from coconut.checkpoints.model_files import check_fits, check_moments
 from coconut.checkpoints.safetensors import safetensors_header
 from coconut.errors import UserError
 from coconut.feedback.weights import RULE_PREFIX
@@ -129,10 +129,9 @@ def save_moments(optimizer, module, directory: Path | None) -> None:
 def load_moments(optimizer, model, module, directory: Path) -> None:
     """Read what `save_moments` of either twin wrote. Raises UserError on anything missing."""
     path = directory / OPTIMIZER
-    if not path.exists():
-        raise UserError(str(path), "missing; this checkpoint cannot be resumed, only started from")
+    check_moments(path)
     raw = read_tensors(path)
-    step = raw.pop("step", None)
+    step = raw.pop("step")
     trained = trained_weights(model)
     shapes = {name: w.shape for name, w in trained.items()}
     own = {}
@@ -140,8 +139,7 @@ def load_moments(optimizer, model, module, directory: Path) -> None:
         read = {n[2:]: w for n, w in raw.items() if n.startswith(f"{kind}.")}
         rule = {n: read.pop(n) for n in list(read) if n.startswith(RULE_PREFIX)}
         own[kind] = module.sanitize(read) | rule
-    if step is None or any({n: w.shape for n, w in o.items()} != shapes for o in own.values()):
-        raise UserError(str(path), "its moments do not fit the model; remove it to start anew")
+    check_moments(path, all({n: w.shape for n, w in o.items()} == shapes for o in own.values()))
     for name, p in trained.items():
         # The fused AdamW wants its step count as a float32 beside the parameter.
         state = {"step": torch.tensor(float(step.item()), device=p.device)}

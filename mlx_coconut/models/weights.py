@@ -11,7 +11,7 @@ import numpy as np
 from mlx.utils import tree_flatten, tree_unflatten
 
 from coconut.checkpoints.checkpoint import FEEDBACK, OPTIMIZER, weight_files
-from coconut.checkpoints.model_files import check_fits
+from coconut.checkpoints.model_files import check_fits, check_moments
 from coconut.checkpoints.safetensors import safetensors_header
 from coconut.errors import UserError
 from coconut.feedback.weights import RULE_PREFIX
@@ -141,10 +141,9 @@ def save_moments(optimizer, module, directory: Path | None) -> None:
 def load_moments(optimizer, model, module, directory: Path) -> None:
     """Read what `save_moments` of either twin wrote. Raises UserError on anything missing."""
     path = directory / OPTIMIZER
-    if not path.exists():
-        raise UserError(str(path), "missing; this checkpoint cannot be resumed, only started from")
+    check_moments(path)
     raw = read_tensors(path)
-    step = raw.pop("step", None)
+    step = raw.pop("step")
     optimizer.init(model.trainable_parameters())
     flat = dict(tree_flatten(optimizer.state))
     for kind in ("m", "v"):
@@ -152,8 +151,7 @@ def load_moments(optimizer, model, module, directory: Path) -> None:
         rule = {n: named.pop(n) for n in list(named) if n.startswith(RULE_PREFIX)}
         own = module.sanitize(named) | rule
         shapes = {n: w.shape for n, w in flat.items() if n.endswith(f".{kind}")}
-        if step is None or {f"{n}.{kind}": w.shape for n, w in own.items()} != shapes:
-            raise UserError(str(path), "its moments do not fit the model; remove it to start anew")
+        check_moments(path, {f"{n}.{kind}": w.shape for n, w in own.items()} == shapes)
         flat.update({f"{n}.{kind}": w for n, w in own.items()})
     flat["step"] = mx.array(int(step.item()), mx.uint64)
     optimizer.state = tree_unflatten(list(flat.items()))

@@ -334,7 +334,7 @@ class LatroRunner:
         self.backend.load_optimizer(directory)
         self.update = state["n_updates"]
         if own:  # what another run found best is not kept here
-            self.best = state["best_accuracy"]
+            self.best = float(state.get("best_accuracy", 0))
 
 
 def read_curve(run_dir: Path, event: str) -> list[dict[str, Any]]:
