@@ -3,6 +3,7 @@
 A sandbox keeps a template from the machine's files, not from its time and memory.
 """
 
+import atexit
 import datetime
 import functools
 import json
@@ -30,6 +31,7 @@ class Filler:
     def __init__(self) -> None:
         self._child: subprocess.Popen[bytes] | None = None
         self._lock = threading.Lock()
+        atexit.register(self.close)
 
     def fill(self, template: str, given: dict[str, Any]) -> str:
         """The text that a template makes of what it is given. Raises ValueError saying why not."""
@@ -39,16 +41,21 @@ class Filler:
                 kind, text = self._ask(json.dumps([template, given]).encode() + b"\n")
                 done = True
             finally:
-                if not done and self._child is not None:
-                    self._child.kill()  # an answer that nobody waits for must not become the next
-                    self._child.communicate()
-                    self._child = None
+                if not done:  # an answer that nobody waits for must not become the next
+                    self.close()
         if kind == "error":
             raise ValueError(text)
         return text
 
+    def close(self) -> None:
+        """End the process; the next request starts another."""
+        if self._child is not None:
+            self._child.kill()
+            self._child.communicate()
+            self._child = None
+
     def _ask(self, request: bytes) -> list[str]:
-        if self._child is None or self._child.poll() is not None:
+        if self._child is None:
             self._child = subprocess.Popen(
                 [sys.executable, "-c", _START, *sys.path],
                 stdin=subprocess.PIPE,
