@@ -278,6 +278,7 @@ F32 = {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}
         f'{{"a": {json.dumps(F32)}, "a": {json.dumps(F32)}}}'.encode(),
         {"a": 1},
         {"a": {**F32, "dtype": "F4"}},
+        {"a": {**F32, "shape": [1] * 70 + [2]}},
         {"a": {**F32, "shape": [3]}},
         {"a": {**F32, "shape": [-2]}},
         {"a": {**F32, "shape": [True, 2]}},
