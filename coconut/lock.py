@@ -7,6 +7,7 @@ disk without locks (`flock` refused) goes by what the file says.
 import errno
 import fcntl
 import os
+import re
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -83,27 +84,29 @@ def _taken(path: Path) -> int | None:
     return None
 
 
-def _written(file: int) -> list[str]:
-    """Host, process number and second of a lock; [] while its owner has written nothing."""
-    words = os.pread(file, 200, 0).decode("utf-8", "replace").split()
-    return words if len(words) == 3 and words[1].isdigit() and words[2].isdigit() else []
+def _owner(file: int) -> tuple[str, int, int] | None:
+    """Host, process and second that a lock file names; None while its owner has written nothing."""
+    text = os.pread(file, 200, 0).decode("utf-8", "replace")
+    found = re.fullmatch(r"(\S+) (\d{1,10}) (\d{1,11})\n", text, re.ASCII)
+    return (found[1], int(found[2]), int(found[3])) if found else None
 
 
 def _is_left_over(file: int) -> bool:
     """Whether, on a disk without locks, the owner was on this machine and runs no more."""
-    host, pid, _ = _written(file) or ("", "0", "0")
-    return host == HOST and (int(pid) == os.getpid() or not is_running(int(pid)))
+    host, pid, _ = _owner(file) or ("", 0, 0)
+    return host == HOST and (pid == os.getpid() or not is_running(pid))
 
 
 def _refusal(path: Path, file: int, has_locks: bool) -> UserError:
     for _ in range(20):
-        if words := _written(file):
+        if owner := _owner(file):
             break
         time.sleep(0.05)
-    host, pid, since = words or ("?", "?", "0")
-    when = time.strftime(" since %Y-%m-%d %H:%M", time.localtime(int(since))) if words else ""
+    who = "another process"
+    if owner:
+        when = time.strftime("%Y-%m-%d %H:%M", time.localtime(owner[2]))
+        who = f"process {owner[1]} on {owner[0]} since {when}"
     remedy = "wait for it, or choose another name for this run"
     if not has_locks:
         remedy += f"; this disk has no locks: if that process has ended, delete {path}"
-    who = f"is written by process {pid} on {host}{when}"
-    return UserError(str(path.parent), f"{who}; {remedy}")
+    return UserError(str(path.parent), f"is written by {who}; {remedy}")

@@ -7,9 +7,7 @@ import atexit
 import datetime
 import functools
 import json
-import os
 import resource
-import select
 import subprocess
 import sys
 import threading
@@ -36,25 +34,17 @@ class Filler:
     def fill(self, template: str, given: dict[str, Any]) -> str:
         """The text that a template makes of what it is given. Raises ValueError saying why not."""
         with self._lock:
-            done = False
+            kind, text = "", ""
             try:
-                kind, text = self._ask(json.dumps([template, given]).encode() + b"\n")
-                done = True
+                kind, text = json.loads(self._answer(json.dumps([template, given]).encode()))
             finally:
-                if not done:  # an answer that nobody waits for must not become the next
+                if not kind:  # an answer that nobody waits for must not become the next
                     self.close()
         if kind == "error":
             raise ValueError(text)
         return text
 
-    def close(self) -> None:
-        """End the process; the next request starts another."""
-        if self._child is not None:
-            self._child.kill()
-            self._child.communicate()
-            self._child = None
-
-    def _ask(self, request: bytes) -> list[str]:
+    def _answer(self, request: bytes) -> bytes:
         if self._child is None:
             self._child = subprocess.Popen(
                 [sys.executable, "-c", _START, *sys.path],
@@ -63,23 +53,29 @@ class Filler:
                 stderr=subprocess.DEVNULL,
                 start_new_session=True,  # Ctrl-C is for the run
             )
-            self._line(60)  # it is there; on a busy machine that takes a while
-        assert self._child.stdin is not None
-        with suppress(BrokenPipeError):  # said below
-            self._child.stdin.write(request)
-            self._child.stdin.flush()
-        return json.loads(self._line(SECONDS))
+            assert self._child.stdout
+            self._child.stdout.readline()  # it is there; on a busy machine that takes a while
+        child, begin = self._child, time.monotonic()
+        assert child.stdin and child.stdout
+        patience = threading.Timer(SECONDS, child.kill)
+        patience.start()
+        try:
+            with suppress(BrokenPipeError):  # said below
+                child.stdin.write(request + b"\n")
+                child.stdin.flush()
+            if line := child.stdout.readline():
+                return line
+        finally:
+            patience.cancel()
+        is_late = time.monotonic() - begin > SECONDS
+        raise ValueError(f"takes more than {SECONDS} s" if is_late else "its process died")
 
-    def _line(self, seconds: float) -> bytes:
-        assert self._child is not None and self._child.stdout is not None
-        file, line, end = self._child.stdout.fileno(), b"", time.monotonic() + seconds
-        while not line.endswith(b"\n"):
-            if not select.select([file], [], [], max(0.0, end - time.monotonic()))[0]:
-                raise ValueError(f"takes more than {seconds} s")
-            if not (piece := os.read(file, 1 << 16)):
-                raise ValueError("its process died")
-            line += piece
-        return line
+    def close(self) -> None:
+        """End the process; the next request starts another."""
+        if self._child is not None:
+            self._child.kill()
+            self._child.communicate()
+            self._child = None
 
 
 def serve() -> None:

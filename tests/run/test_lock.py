@@ -94,11 +94,12 @@ def test_a_lock_that_is_taken_away_while_one_waits_for_it_is_opened_anew(tmp_pat
 @pytest.mark.parametrize(
     ("owner", "is_taken"),
     [
-        (f"{HOST} {NO_PROCESS} 1700000000", False),
-        (f"{HOST} {os.getppid()} 1700000000", True),
-        (f"another_host {NO_PROCESS} 1700000000", True),
+        (f"{HOST} {NO_PROCESS} 1700000000\n", False),
+        (f"{HOST} {os.getppid()} 1700000000\n", True),
+        (f"another_host {NO_PROCESS} 1700000000\n", True),
         ("", True),
         ("what is this", True),
+        (f"{HOST} ² 9{'9' * 30}\n", True),
     ],
 )
 def test_a_disk_without_locks_goes_by_what_the_file_says(tmp_path, monkeypatch, owner, is_taken):

@@ -157,13 +157,13 @@ def test_a_template_that_fails_or_never_ends_is_one_line(good, monkeypatch, temp
 def test_an_interrupted_answer_is_not_the_next_ones(monkeypatch):
     filler = filling.Filler()
     assert filler.fill("{{ a }}", {"a": 1}) == "1"
-    line = filler._line
+    answer = filler._answer
 
-    def interrupted(seconds):
-        line(seconds)
+    def interrupted(request):
+        answer(request)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(filler, "_line", interrupted)
+    monkeypatch.setattr(filler, "_answer", interrupted)
     with pytest.raises(KeyboardInterrupt):
         filler.fill("{{ a }}", {"a": 2})
     monkeypatch.undo()
