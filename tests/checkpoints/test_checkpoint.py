@@ -238,6 +238,24 @@ def test_numbers_that_are_not_json_never_reach_a_file(tmp_path):
     assert files.read_json(tmp_path / "a.json") == {"best": 1} and names(tmp_path) == ["a.json"]
 
 
+def test_a_file_is_on_the_disk_before_it_has_its_name_and_its_name_then(tmp_path, monkeypatch):
+    done: list[str] = []
+    flush, replace = files.flush, Path.replace
+
+    def flushed(path):
+        done.append("folder" if path.is_dir() else "file")
+        flush(path)
+
+    def replaced(path, target):
+        done.append("name")
+        return replace(path, target)
+
+    monkeypatch.setattr(files, "flush", flushed)
+    monkeypatch.setattr(Path, "replace", replaced)
+    files.write_json(tmp_path / "a.json", {})
+    assert done == ["file", "name", "folder"]
+
+
 # --- safetensors and describe
 
 
