@@ -10,6 +10,7 @@ import argparse
 import html
 import json
 import tempfile
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -171,7 +172,11 @@ def generate(
     given |= {"seed": seed, "batch_size": batch_size}
     _check(latents=latents, **given)
     asked = [questions] if isinstance(questions, str) else list(questions)
-    texts = [answer.text for answer in answers(model.with_thoughts(latents), asked, **given)]
+    found = list(answers(model.with_thoughts(latents), asked, **given))
+    if cut := sum(answer.cut for answer in found):
+        n = model.backend.n_positions
+        warnings.warn(f"answers cut where the model's {n} positions end: {cut}", stacklevel=2)
+    texts = [answer.text for answer in found]
     return texts[0] if isinstance(questions, str) else texts
 
 

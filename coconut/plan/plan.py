@@ -200,10 +200,9 @@ def _say_memory(
     console.table(title, ("in", "rows", "tokens", "GB"), table)
     room = shape.n_positions - longest
     if room < config.new_tokens and config.method != "preexperiment":
-        name = "response_length" if config.method in DATASET_METHODS else "max_new_tokens"
         console.say(
-            f"note: the longest question leaves {room} of {shape.n_positions} positions, fewer"
-            f" than the {config.new_tokens} new tokens allowed; set {name}: {room}"
+            f"note: the longest question leaves {room} of {shape.n_positions} positions, fewer than"
+            f" the {config.new_tokens} new tokens allowed: its answer is cut there, and counted"
         )
 
 

@@ -45,6 +45,15 @@ def _plain(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
+def say_cut(run: Run, n: int) -> None:
+    """Say how many answers the model had no further position for, if any were cut so."""
+    if n:
+        run.console.say(
+            f"note: answers cut where the model's {run.source.n_positions} positions end: {n}"
+            " (out_of_positions in predictions.jsonl)"
+        )
+
+
 def check_finite(run: Run, remedy: str, where: dict[str, Any], **values: float) -> None:
     """Raise UserError, and log the event, for a loss, reward or gradient that is not finite.
 

@@ -1,6 +1,5 @@
 """Several outputs of every prompt: greedy answers, votes, answers after a given beginning."""
 
-import math
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -11,6 +10,19 @@ from coconut.batches.curriculum import Row
 from coconut.batches.questions import Questions
 from coconut.config.keys import RunConfig
 from coconut.world import World
+
+
+def decoding_of(
+    config: RunConfig, questions: Questions, temperature: float = 0.0, most: int | None = None
+) -> Decoding:
+    """How outputs of a data set are drawn, until a turn or a stop token ends them."""
+    return Decoding(
+        most or config.new_tokens,
+        questions.end_id,
+        temperature,
+        config.seed,
+        lambda tokens: tokens[-1] in questions.stop_ids,
+    )
 
 
 def decode_rows(
@@ -25,15 +37,7 @@ def decode_rows(
     world: World | None = None,
 ) -> list[list[list[int]]]:
     """k outputs of every prompt, which is read once for all of them. most: tokens of an output."""
-    longest = max(len(prompt.ids) for prompt in prompts)
-    room = math.inf if backend.n_positions is None else backend.n_positions - longest
-    decoding = Decoding(
-        int(min(most or config.new_tokens, room)),
-        questions.end_id,
-        temperature,
-        config.seed,
-        lambda tokens: tokens[-1] in questions.stop_ids,
-    )
+    decoding = decoding_of(config, questions, temperature, most)
     # Like lengths go together, so that little is padded.
     order = np.argsort([len(prompt.ids) for prompt in prompts], kind="stable")
     source, sample = np.repeat(order, k), np.tile(np.arange(k), len(order))

@@ -342,7 +342,7 @@ def test_what_a_run_starts_from_is_said_in_words(tmp_path: Path) -> None:
 def test_a_question_that_leaves_too_little_room_for_its_answer_is_noted(keys: dict, capsys) -> None:
     lines = printed(keys | {"max_new_tokens": 10_000}, capsys)
     (note,) = [line for line in lines if line.startswith("note: the longest question leaves")]
-    assert "of 256 positions, fewer than the 10000 new tokens allowed; set max_new_tokens: " in note
+    assert "of 256 positions, fewer than the 10000 new tokens allowed: its answer is cut" in note
 
 
 # ---- memory
