@@ -1,4 +1,4 @@
-"""Reads and checks the data: JSON list of {question, answer, steps} -> tokenised samples."""
+"""Reads and checks the data: items of question, answer and steps -> tokenised samples."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -7,6 +7,7 @@ from typing import Any
 
 from coconut.batches.curriculum import Sample
 from coconut.errors import UserError
+from coconut.tasks.files import read_records, split_chain
 from coconut.text.tokenizer import Tokenizer
 
 CHECKED_ITEMS = 50_000
@@ -17,21 +18,21 @@ SHOWN_PROBLEMS = 5
 def read_items(path: str | Path) -> list[dict[str, Any]]:
     """Items of a data file, checked. Extra keys are kept. Raises UserError naming file and item."""
     where = str(path)
-    try:
-        items = json.loads(Path(path).read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(where, "no such file; data/README.md says how to make it") from None
-    except json.JSONDecodeError as error:
-        raise UserError(where, f"line {error.lineno}: not valid JSON: {error.msg}") from None
-    except (OSError, ValueError, RecursionError) as error:
-        raise UserError(where, f"cannot be read as JSON: {error}") from None
-    if not isinstance(items, list):
-        raise UserError(where, "expected a JSON list of items with question, answer and steps")
+    if not Path(path).exists():
+        raise UserError(where, "no such file; data/README.md says how to make it")
+    items = [_with_steps(item) for _, item in read_records(path)]
     if not items:
         raise UserError(where, "holds no items")
     problems = [f"item {i}: {text}" for i, item in enumerate(items) for text in _complaints(item)]
     raise_all(where, problems)
     return items
+
+
+def _with_steps(item: Any) -> Any:
+    """An item whose chain of thought is one text, `cot`, with its steps."""
+    if isinstance(item, dict) and "steps" not in item and isinstance(item.get("cot"), str):
+        return item | {"steps": split_chain(item["cot"])}
+    return item
 
 
 def _complaints(item: Any) -> list[str]:
@@ -47,11 +48,11 @@ def _complaints(item: Any) -> list[str]:
             found.append(f"{name} is empty")
     steps = item.get("steps")
     if "steps" not in item:
-        found.append("steps is missing (an empty list is allowed)")
+        published = "####" in str(item.get("answer"))
+        remedy = "python data/gsm8k.py makes items of GSM8K" if published else "or a text cot"
+        found.append(f"steps is missing (an empty list is allowed; {remedy})")
     elif not isinstance(steps, list) or not all(isinstance(step, str) for step in steps):
         found.append("steps must be a list of texts")
-    else:
-        found += [f"step {i} is empty" for i, step in enumerate(steps) if not step.strip()]
     latents = item.get("latents", 0)
     if type(latents) is not int or latents < 0:
         found.append(f"latents must be a number of latents, got {latents!r}")
@@ -87,8 +88,12 @@ def tokenize(
         steps = [tokenizer.encode(step + "\n") for step in item["steps"]]
         answer = tokenizer.encode("### " + item["answer"])
         if i % stride == 0:
-            whole = "\n".join([item["question"], *item["steps"], "### " + item["answer"]])
-            parts = [*question, *(token for step in steps for token in step), *answer]
+            # An empty step, as the published conversion of GSM8K leaves behind, is a bare line end,
+            # which many vocabularies join to the one before it.
+            written = [step for step in item["steps"] if step]
+            whole = "\n".join([item["question"], *written, "### " + item["answer"]])
+            of_steps = [step for text, step in zip(item["steps"], steps, strict=True) if text]
+            parts = [*question, *(token for step in of_steps for token in step), *answer]
             if tokenizer.encode_question(whole) != parts:
                 problems.append(
                     f"item {idx}: its parts, tokenised alone, are not the tokens of the whole text;"

@@ -1,6 +1,12 @@
 """Reading and writing data files: every error names the file and the place in it."""
 
+import bz2
+import codecs
+import gzip
 import json
+import lzma
+import re
+import zlib
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,12 +18,63 @@ from coconut.files import writing
 Item = dict[str, Any]
 
 
-def read_text(path: Path | str) -> str:
-    """The file as UTF-8 text, line ends untouched. Raises UserError if that cannot be had."""
+_PACKED: dict[bytes, Callable[[bytes], bytes]] = {
+    b"\x1f\x8b": gzip.decompress,
+    b"BZh": bz2.decompress,
+    b"\xfd7zXZ\x00": lzma.decompress,
+}
+_MARKED = {
+    codecs.BOM_UTF8: "utf-8-sig",
+    # Before UTF-16, whose mark these begin with.
+    codecs.BOM_UTF32_LE: "utf-32",
+    codecs.BOM_UTF32_BE: "utf-32",
+    codecs.BOM_UTF16_LE: "utf-16",
+    codecs.BOM_UTF16_BE: "utf-16",
+}
+_PARQUET = b"PAR1"
+_NOT_TEXT = {
+    _PARQUET: "a parquet file, which only a run's items may be; write it as JSON lines",
+    b"PK\x03\x04": "a zip archive; unpack it and name the file",
+    b"\x28\xb5\x2f\xfd": "compressed by zstd; unpack it (zstd -d)",
+    b"\x89HDF": "an HDF5 file; write it as JSON lines",
+    b"\x93NUMPY": "a numpy file; write it as JSON lines",
+    b"version https://git-lfs": "a Git LFS pointer, not the data; fetch that (git lfs pull)",
+    b"<": "a page or markup, not data; download the raw file",
+}
+"""How files begin: of what is unpacked, of other encodings than UTF-8, of what is not read."""
+
+
+def _of_beginning(content: bytes, known: dict[bytes, Any]) -> Any:
+    """What is known of a file that begins so, None if nothing is."""
+    return next((known[start] for start in known if content.startswith(start)), None)
+
+
+def _read(path: Path | str) -> bytes:
+    """A file's bytes, unpacked if they are gz, bz2 or xz."""
     try:
-        return Path(path).read_bytes().decode("utf-8")
+        content = Path(path).read_bytes()
     except OSError as error:
         raise UserError(str(path), f"cannot be read: {error.strerror}; check the path") from None
+    unpack = _of_beginning(content, _PACKED)
+    try:
+        return unpack(content) if unpack else content
+    except (EOFError, OSError, ValueError, zlib.error, lzma.LZMAError) as error:
+        raise UserError(str(path), f"cannot be unpacked ({error}); is it whole?") from None
+
+
+def read_text(path: Path | str) -> str:
+    """The file as text, line ends untouched. Raises UserError if that cannot be had.
+
+    UTF-8, or what a byte order mark says; gz, bz2 and xz are unpacked.
+    """
+    return _decoded(_read(path), path)
+
+
+def _decoded(content: bytes, path: Path | str) -> str:
+    if is_what := _of_beginning(content, _NOT_TEXT):
+        raise UserError(str(path), f"is {is_what}")
+    try:
+        return content.decode(_of_beginning(content, _MARKED) or "utf-8")
     except UnicodeDecodeError as error:
         raise UserError(
             str(path), f"not UTF-8 text (byte {error.start}); is it the right file?"
@@ -37,13 +94,69 @@ def read_lines(path: Path | str) -> Iterator[tuple[str, str]]:
 
     Lines end at \\n only: a GSM8K question holds U+2028, at which str.splitlines would cut it.
     """
+    yield from _lines(read_text(path), path)
+
+
+def _lines(text: str, path: Path | str) -> Iterator[tuple[str, str]]:
     empty = True
-    for number, line in enumerate(read_text(path).split("\n"), 1):
+    for number, line in enumerate(text.split("\n"), 1):
         if line.strip():
             empty = False
             yield f"{path} line {number}", line.removesuffix("\r")
     if empty:
         raise UserError(str(path), "holds no items")
+
+
+def read_records(path: Path | str) -> Iterator[tuple[str, Any]]:
+    """Pairs (`FILE line N` or `FILE item N`, value) of a file of items, whichever way it holds them.
+
+    A JSON list, JSON lines, or parquet if the package datasets is installed. Raises UserError.
+    """
+    content = _read(path)
+    if content.startswith(_PARQUET):
+        for i, row in enumerate(_parquet(path)):
+            yield f"{path} row {i}", row
+        return
+    text = _decoded(content, path)
+    if text.lstrip()[:1] in ("{", ""):
+        lines = list(_lines(text, path))
+        if len(lines) > 1 or "question" in text:  # else one object that is no item
+            for where, line in lines:
+                yield where, parse_json(line, where)
+            return
+    items = parse_json(text, str(path))
+    if not isinstance(items, list):
+        raise UserError(str(path), "expected a JSON list of items, or an item a line")
+    for i, item in enumerate(items):
+        yield f"{path} item {i}", item
+
+
+def _parquet(path: Path | str) -> Iterable[Any]:
+    try:
+        import datasets
+    except ImportError:
+        raise UserError(
+            str(path), "is a parquet file; pip install datasets, or write it as JSON lines"
+        ) from None
+    try:
+        return datasets.Dataset.from_parquet(str(path))  # type: ignore[no-any-return]
+    # The library and those below it raise whatever a broken file makes them stumble over.
+    except Exception as error:
+        raise UserError(str(path), f"datasets cannot read it: {error}".splitlines()[0]) from None
+
+
+def split_chain(text: str) -> list[str]:
+    """The steps of a chain of thought that is one text: its lines, else annotations, else sentences.
+
+    Annotations `<<2+3=5>>` stand apart by single spaces, as iCoT and GSM8K-Aug write them.
+    """
+    lines = [line.strip() for line in text.split("\n") if line.strip()]
+    if len(lines) != 1:
+        return lines
+    pieces = lines[0].split(" ")
+    if all(piece.startswith("<<") and piece.endswith(">>") for piece in pieces):
+        return pieces
+    return re.split(r"(?<=[.!?]) +", lines[0])
 
 
 def field(

@@ -9,7 +9,7 @@ from fractions import Fraction
 from pathlib import Path
 
 from coconut.errors import UserError
-from coconut.tasks.files import Item, field, parse_json, read_lines, read_text
+from coconut.tasks.files import Item, field, read_records, read_text, split_chain
 
 FILES = {"train": "data/cache/gsm8k_train.jsonl", "test": "data/cache/gsm8k_test.jsonl"}
 HOW = "python data/download.py gsm8k-train gsm8k-test"
@@ -30,16 +30,32 @@ _NUMBER = re.compile(
 
 
 def read(path: Path | str) -> list[Item]:
-    """Items of an original JSONL file; rationales is the solution up to the answer."""
+    """Items of an original file, whose rationales are the solutions up to the answers, or with steps.
+
+    Those are GSM8K-Aug's and what Coconut reads: a list `steps` or a text `cot` beside the answer.
+    """
     items = []
-    for where, line in read_lines(path):
-        raw = parse_json(line, where)
+    for where, raw in read_records(path):
         question, solution = (field(raw, name, str, where) for name in ("question", "answer"))
+        if "steps" in raw or "cot" in raw:
+            items.append(_with_steps(raw, question, solution, where))
+            continue
         rationale, mark, groundtruth = solution.partition(_MARK)
         if not mark or not groundtruth.strip():
             raise UserError(where, f"field 'answer' must end in '{_MARK}' and the answer")
         items.append({"question": question, "groundtruth": groundtruth, "rationales": rationale})
     return items
+
+
+def _with_steps(raw: Item, question: str, answer: str, where: str) -> Item:
+    steps = raw.get("steps")
+    if steps is None:
+        steps = split_chain(field(raw, "cot", str, where))
+    if not isinstance(steps, list) or not all(isinstance(step, str) for step in steps):
+        raise UserError(where, "field 'steps' must be a list of strings")
+    rationale = "".join(f"{step}\n" for step in steps if step.strip())
+    item = {"question": question, "groundtruth": answer}
+    return item | ({"rationales": rationale} if rationale else {})
 
 
 def prompt(item: Item, chat: bool) -> str:
@@ -59,7 +75,7 @@ def sft_prompt(item: Item, chat: bool) -> str:
 
 def sft_response(item: Item) -> str:
     """The solution, calculator marks kept, and the answer without a full stop, as published."""
-    return f"{item['rationales']}The answer is {item['groundtruth']}"
+    return f"{item.get('rationales', '')}The answer is {item['groundtruth']}"
 
 
 def sft_published_prompt(item: Item, chat: bool) -> str:
