@@ -103,8 +103,21 @@ def tokenize(
         # A thought is one position: it is taught the first token of its text.
         thoughts = tuple(tokenizer.encode(text)[0] for text in item.get("thoughts", []))
         samples.append(Sample(idx, question, steps, [*answer, tokenizer.eos_id], latents, thoughts))
+    if problems and not _joins(tokenizer):
+        raise UserError(
+            f"tokenizer {tokenizer.name}",
+            "reads a line alone as other tokens than within a text, so no item can be made of parts;"
+            " choose another (key tokenizer)",
+        )
     raise_all(where, problems)
     return samples
+
+
+def _joins(tokenizer: Tokenizer) -> bool:
+    """Whether plain lines, encoded one by one, are the tokens of the text that they make."""
+    first, *others = lines = ["a b\n", "c d\n", "### e"]
+    parts = [*tokenizer.encode_question(first), *(t for x in others for t in tokenizer.encode(x))]
+    return parts == tokenizer.encode_question("".join(lines))
 
 
 def check_lengths(lengths: Mapping[int, int], n_positions: int | None, where: str) -> None:

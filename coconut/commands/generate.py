@@ -84,7 +84,7 @@ def answers(
             )
         rows.append(row)
     raise_all("questions", problems)
-    decoding = Decoding(max_new_tokens, tokenizer.eos_id, temperature, seed)
+    decoding = Decoding(max_new_tokens, tokenizer.eos_id, temperature, seed, tokenizer.ended)
 
     def answered() -> Iterator[Answer]:
         for part in chunks(np.arange(len(rows)), batch_size):

@@ -96,7 +96,8 @@ def _answer(
 ) -> list[dict[str, Any]]:
     markers = markers_of(tokenizer)
     rows = [question_row(config, sample, stage, markers, config.n_latents) for sample in samples]
-    decoding = Decoding(config.new_tokens, tokenizer.eos_id, config.temperature, config.seed)
+    how = (config.temperature, config.seed, tokenizer.ended)
+    decoding = Decoding(config.new_tokens, tokenizer.eos_id, *how)
     batches = list(_by_length([len(row.ids) for row in rows], config.eval_batch_size))
 
     def said(numbers: list[int]) -> list[list[int]]:
@@ -139,7 +140,7 @@ def _judge(
         "correct_as_number": numeric_match(answer, item["answer"]),
         "cot_match": cot_match(chain, expected) if expected else None,
         "new_tokens": len(new_tokens),
-        "ended": bool(new_tokens) and new_tokens[-1] == tokenizer.eos_id,
+        "ended": tokenizer.ended(new_tokens),
     }
     if "edges" in item and kept == len(item["steps"]):
         # Only a chain that should be whole can be held against the graph.
