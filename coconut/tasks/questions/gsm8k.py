@@ -5,6 +5,7 @@ Prompting Elicits Reasoning in Large Language Models" (arXiv 2201.11903, appendi
 """
 
 import re
+import unicodedata
 from fractions import Fraction
 from pathlib import Path
 
@@ -18,15 +19,41 @@ N_SHOTS = 8
 
 _MARK = "#### "
 _DELIMITER = re.compile("the answer is", re.IGNORECASE)
-_WHOLE = r"(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)"
+_BOXED = re.compile(r"\\boxed\b")
+_WHOLE = r"(?:\d{1,3}(?:,\d{3})+(?!\d)|\d{1,2}(?:,\d{2})+,\d{3}(?!\d)|\d+)"
 _NUMBER = re.compile(
     # A hyphen behind a word, a bracket or another hyphen is no sign: 10-5 ends in 5.
-    r"(?P<sign>(?<![\w)\]-])[-−]\$?)?"
+    r"(?P<sign>(?<![\w)\]-])-[$€£¥₹₩₽]?)?"
     r"(?:"
     rf"(?:(?P<whole>{_WHOLE}) )?(?<![/\d])(?P<over>{_WHOLE})/(?P<under>{_WHOLE})(?![/\d])"
     rf"|(?P<decimal>(?:{_WHOLE}(?:\.\d+)?|\.\d+)(?:[eE][+-]?\d{{1,2}}(?!\w))?)"
     r")"
 )
+
+
+_REWRITTEN = [
+    (re.compile(pattern), replacement)
+    for pattern, replacement in (
+        ("[\u2010-\u2013\u2212\ufe63\uff0d]", "-"),
+        # A whole number before a fraction is a part of it.
+        ("(?<=\\d)(?=[\u00bc-\u00be\u2150-\u215e]|\\\\[dt]?frac)", " "),
+        ("[\u00bc-\u00be\u2150-\u215e]", lambda found: _spelled(found[0])),
+        (r"\\[dt]?frac\s*\{([^{}]*)\}\s*\{([^{}]*)\}", r"\1/\2"),
+        (r"\\([$%])", r"\1"),
+        (r"\{,\}|,\\!", ","),
+        # Between groups of three digits: LaTeX's and typographers' spaces, 1'000, 1_000.
+        (
+            r"(?<=\d)(?:\\[,;:! ]|\\thinspace *|[\u00a0\u2009\u202f'\u2019_])(?=\d{3}(?!\d))",
+            ",",
+        ),
+        (r"(?<=\d)\s*(?:\\times|\\cdot|×|⋅)\s*10\s*\^\s*\{?\s*([-+]?\d+)\s*\}?", r"e\1"),
+    )
+]
+"""What people and models write numbers with, and the plain form of it that `_NUMBER` reads."""
+
+
+def _spelled(fraction: str) -> str:
+    return unicodedata.normalize("NFKC", fraction).replace("\u2044", "/")
 
 
 def read(path: Path | str) -> list[Item]:
@@ -87,11 +114,15 @@ def answer(output: str, item: Item) -> str:
     """The number an output states, as a fraction in lowest terms; "" if there is none.
 
     The first number after the last "the answer is", in any case of letters; if there is none, the
-    last number of all. 1/2 is one number, and units, $ and % do not count.
+    first in the last \\boxed, else the last number of all. 1/2 is one number, and units, currencies
+    and % do not count.
     """
+    for pattern, plain in _REWRITTEN:
+        output = pattern.sub(plain, output)
     found = None
-    if _DELIMITER.search(output):
-        found = _NUMBER.search(_DELIMITER.split(output)[-1])
+    for delimiter in (_DELIMITER, _BOXED):
+        if found is None and delimiter.search(output):
+            found = _NUMBER.search(delimiter.split(output)[-1])
     if found is None:
         found = next(reversed([*_NUMBER.finditer(output)]), None)
     return "" if found is None else _value(found)
