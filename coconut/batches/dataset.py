@@ -7,6 +7,7 @@ from typing import Any
 
 from coconut.batches.curriculum import Sample
 from coconut.errors import UserError
+from coconut.tasks import official
 from coconut.tasks.files import read_records, split_chain
 from coconut.text.tokenizer import Tokenizer
 
@@ -19,7 +20,8 @@ def read_items(path: str | Path) -> list[dict[str, Any]]:
     """Items of a data file, checked. Extra keys are kept. Raises UserError naming file and item."""
     where = str(path)
     if not Path(path).exists():
-        raise UserError(where, "no such file; data/README.md says how to make it")
+        how = f"`{official.HOW}` fetches it" if official.absent(path) else ""
+        raise UserError(where, f"no such file; {how or 'data/README.md says how to make it'}")
     items = [_with_steps(item) for _, item in read_records(path)]
     if not items:
         raise UserError(where, "holds no items")
@@ -106,8 +108,8 @@ def tokenize(
     if problems and not _joins(tokenizer):
         raise UserError(
             f"tokenizer {tokenizer.name}",
-            "reads a line alone as other tokens than within a text, so no item can be made of parts;"
-            " choose another (key tokenizer)",
+            "reads a line alone as other tokens than within a text, so no item can be made of"
+            " parts; choose another (key tokenizer)",
         )
     raise_all(where, problems)
     return samples

@@ -49,7 +49,8 @@ class TrainingData:
     ):
         self.config, self.tokenizer = config, tokenizer
         self.world = world or World()
-        self.limit = DEBUG_ITEMS if config.debug else None
+        limits = [DEBUG_ITEMS] * config.debug + [config.max_size] * bool(config.max_size)
+        self.limit = min(filter(None, limits), default=None)
         self.generated = dict(config.generate)
         self.fresh = self.generated.pop("fresh", False)
         self.n_items = int(self.generated.pop("items", 0))

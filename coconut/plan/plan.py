@@ -39,7 +39,7 @@ def print_plan(config: RunConfig, twin: str, n_processes: int = 1) -> None:
 
     console = Console()
     console.say(_headline(config, twin, model))
-    for line in filter(None, (model.note, to_fetch(config, newest))):
+    for line in filter(None, (model.note, *config.notes, to_fetch(config, newest))):
         console.say(line)
     if train is None and config.method in DATASET_METHODS:
         console.say(f"evaluates {model.name} once on {config.split}: {asked_for(config)}")
@@ -49,9 +49,11 @@ def print_plan(config: RunConfig, twin: str, n_processes: int = 1) -> None:
     if train is not None:
         console.say(resume_in_words(config, newest))
         _say_adapter(console, model)
-        rows = _say_stages(console, config, train, model, n_processes)
-    _say_evaluation(console, val, prompts, model)
-    if shape and model.tokenizer:
+        # Of an official file that is not there yet the notes say how it comes.
+        rows = _say_stages(console, config, train, model, n_processes) if train.samples else []
+    if val.samples:
+        _say_evaluation(console, val, prompts, model)
+    if shape and model.tokenizer and val.samples:
         _say_memory(console, config, shape, rows, prompts, model.source)
     console.say("checked: no model was built, no weights were downloaded, nothing was written")
 

@@ -94,7 +94,9 @@ class Run:
             f"{self.twin} | {b.model_type} {b.n_params / 1e6:.1f}M params{trained} | {b.device}"
             f" {b.dtype} | run {config.name} | method {config.method}{about} | seed {config.seed}"
         )
-        for line in filter(None, [b.note, *lines, continuing and f"continuing {continuing}"]):
+        for line in filter(
+            None, [b.note, *config.notes, *lines, continuing and f"continuing {continuing}"]
+        ):
             self.console.say(line)
 
     def write(self, name: str, text: str) -> None:

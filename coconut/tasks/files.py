@@ -108,7 +108,7 @@ def _lines(text: str, path: Path | str) -> Iterator[tuple[str, str]]:
 
 
 def read_records(path: Path | str) -> Iterator[tuple[str, Any]]:
-    """Pairs (`FILE line N` or `FILE item N`, value) of a file of items, whichever way it holds them.
+    """Pairs (`FILE line N` or `FILE item N`, value) of a file of items, however it holds them.
 
     A JSON list, JSON lines, or parquet if the package datasets is installed. Raises UserError.
     """
@@ -146,7 +146,7 @@ def _parquet(path: Path | str) -> Iterable[Any]:
 
 
 def split_chain(text: str) -> list[str]:
-    """The steps of a chain of thought that is one text: its lines, else annotations, else sentences.
+    """The steps of a chain of thought in one text: its lines, else annotations, else sentences.
 
     Annotations `<<2+3=5>>` stand apart by single spaces, as iCoT and GSM8K-Aug write them.
     """

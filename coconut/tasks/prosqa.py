@@ -1,7 +1,7 @@
 """ProsQA: fresh items from a seed, the swap test, shortcut rules, and statistics of files.
 
-    python data/prosqa.py --items 17886 --seed 1 --out data/prosqa_train.json
-    python data/prosqa.py --stats data/prosqa_valid.json data/prosqa_test.json
+    python data/prosqa.py --items 17886 --seed 1 --out data/prosqa_made_train.json
+    python data/prosqa.py --stats data/prosqa_made_valid.json data/prosqa_made_test.json
 
 The construction was fitted to the official validation and test files; `data/README.md` tells it
 step by step. Item i of a run depends on (seed, i) alone, so a run of any size is a prefix of a

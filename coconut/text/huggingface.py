@@ -97,9 +97,7 @@ class HuggingFaceTokenizer(Tokenizer):
         for marker in MARKERS:
             if engine.token_to_id(marker) is None:
                 _add_token(engine, marker, special=False)
-        return HuggingFaceTokenizer(
-            self.name, engine, self._eos, self._companions, self.end_ids
-        )
+        return HuggingFaceTokenizer(self.name, engine, self._eos, self._companions, self.end_ids)
 
     def save(self, directory: Path) -> None:
         self._engine.save(str(directory / HF_FILE))

@@ -25,7 +25,7 @@ from coconut.text.tiktoken import TiktokenTokenizer, gpt2_encoding, prosqa_encod
 GOOD = {"question": "Tom is a wumpus. Is Tom a wumpus or impus?", "answer": "yes", "steps": ["a."]}
 TOKENIZER = prosqa_encoding()
 CASES = Path(__file__).parents[1] / "cases"
-VALID = Path(__file__).parents[2] / "data/prosqa_valid.json"
+VALID = Path(__file__).parents[2] / "data/prosqa_made_valid.json"
 
 
 def file_of(tmp_path: Path, content: object) -> Path:
@@ -160,7 +160,10 @@ def test_parquet_is_read_by_the_package_datasets(tmp_path: Path, monkeypatch) ->
     [
         ("<<2+3=5>> <<5*2=10>>", ["<<2+3=5>>", "<<5*2=10>>"]),
         ("<<600*30/100=180>>", ["<<600*30/100=180>>"]),
-        ("She gets 3. That makes 2.5 or so! Right?", ["She gets 3.", "That makes 2.5 or so!", "Right?"]),
+        (
+            "She gets 3. That makes 2.5 or so! Right?",
+            ["She gets 3.", "That makes 2.5 or so!", "Right?"],
+        ),
         ("one\n\n two \n", ["one", "two"]),
         ("", []),
     ],

@@ -306,8 +306,8 @@ def test_more_graphs_than_there_are_is_an_error(monkeypatch):
 
 
 def test_shipped_files_share_no_item_and_no_graph_with_each_other():
-    valid = read_keys(ROOT / "data" / "prosqa_valid.json", keys)
-    test = read_keys(ROOT / "data" / "prosqa_test.json", keys)
+    valid = read_keys(ROOT / "data" / "prosqa_made_valid.json", keys)
+    test = read_keys(ROOT / "data" / "prosqa_made_test.json", keys)
     assert (len(valid), len(test)) == (600, 1000)
     assert not valid & test
 
@@ -550,7 +550,7 @@ def test_command_keeps_a_new_file_disjoint_from_given_ones(tmp_path):
     assert not read_keys(first, keys) & read_keys(second, keys)
 
 
-STATS_FILES = (HERE / "prosqa_official.json", ROOT / "data" / "prosqa_valid.json")
+STATS_FILES = (HERE / "prosqa_official.json", ROOT / "data" / "prosqa_made_valid.json")
 
 
 def test_command_compares_two_files():

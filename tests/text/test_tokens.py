@@ -25,7 +25,7 @@ from coconut.text.opening import load_tokenizer
 from coconut.text.tiktoken import prosqa_encoding
 from coconut.text.tokenizer import MARKERS, Tokenizer
 
-PROSQA = json.loads((Path(__file__).parents[2] / "data" / "prosqa_valid.json").read_text())
+PROSQA = json.loads((Path(__file__).parents[2] / "data" / "prosqa_made_valid.json").read_text())
 TEXTS = [
     "Tom has 37 pens and buys 33.  How many? \n",
     "<<48/2=24>>\n### 1,450",
@@ -445,14 +445,18 @@ def word_start(directory: Path, kind: str) -> Tokenizer:
     spec = json.loads((directory / "tokenizer.json").read_text())
     pieces = {
         "metaspace": ("Metaspace", {"replacement": "▁", "prepend_scheme": "first", "split": False}),
-        "every word": ("Metaspace", {"replacement": "▁", "prepend_scheme": "always", "split": True}),
+        "every word": (
+            "Metaspace",
+            {"replacement": "▁", "prepend_scheme": "always", "split": True},
+        ),
     }
     if kind in pieces:
         name, options = pieces[kind]
         spec |= {"normalizer": None, "pre_tokenizer": {"type": name, **options}}
     if kind == "framed":
         ids = {
-            name: {"id": name, "ids": [i], "tokens": [name]} for name, i in (("<s>", 1), ("</s>", 2))
+            name: {"id": name, "ids": [i], "tokens": [name]}
+            for name, i in (("<s>", 1), ("</s>", 2))
         }
         text = {"Sequence": {"id": "A", "type_id": 0}}
         frame = [{"SpecialToken": {"id": name, "type_id": 0}} for name in ids]
@@ -467,7 +471,10 @@ def word_start(directory: Path, kind: str) -> Tokenizer:
 def test_parts_of_a_text_join_whatever_marks_its_beginning(tmp_path: Path, kind: str) -> None:
     for tokenizer in (made := word_start(tmp_path / "made", kind), made.with_latents()):
         first, *others = LINES
-        parts = [*tokenizer.encode_question(first), *(t for x in others for t in tokenizer.encode(x))]
+        parts = [
+            *tokenizer.encode_question(first),
+            *(t for x in others for t in tokenizer.encode(x)),
+        ]
         assert parts == tokenizer.encode_question("".join(LINES))
         assert tokenizer.decode(parts) == "".join(LINES)
         assert [tokenizer.spelled(i) for i in tokenizer.encode("7")] == ["7"]

@@ -57,7 +57,7 @@ def _spelled(fraction: str) -> str:
 
 
 def read(path: Path | str) -> list[Item]:
-    """Items of an original file, whose rationales are the solutions up to the answers, or with steps.
+    """Items of an original file (rationales: the solutions up to the answers), or with steps.
 
     Those are GSM8K-Aug's and what Coconut reads: a list `steps` or a text `cot` beside the answer.
     """
