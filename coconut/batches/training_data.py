@@ -125,7 +125,7 @@ class TrainingData:
 
     def _held_out(self) -> list[Path]:
         """Files that no training item may come from: those that ship, and val_path."""
-        paths = [shipped(f"data/prosqa_{split}.json") for split in ("valid", "test")]
+        paths = [shipped(f"data/prosqa_made_{split}.json") for split in ("valid", "test")]
         return [*paths, Path(str(self.config.val_path))]
 
 

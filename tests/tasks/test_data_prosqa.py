@@ -250,7 +250,7 @@ def test_swap_makes_the_wrong_concept_right_and_keeps_the_facts(sample, official
 
 def test_same_seed_gives_the_same_bytes_as_the_shipped_files():
     for name, n, seed in (("valid", 300, 2), ("test", 500, 3)):
-        shipped = json.loads((ROOT / "data" / f"prosqa_{name}.json").read_text())
+        shipped = json.loads((ROOT / "data" / f"prosqa_made_{name}.json").read_text())
         assert list(generate(Options(), seed, n)) == shipped
 
 
@@ -318,7 +318,7 @@ def test_training_set_shares_nothing_with_the_official_validation_file():
     train = generate(Options(), TRAIN_SEED, 17_886)
     assert not official & {key for item in train for key in keys(item)}
     for name in ("valid", "test"):
-        assert not official & read_keys(ROOT / "data" / f"prosqa_{name}.json", keys)
+        assert not official & read_keys(ROOT / "data" / f"prosqa_made_{name}.json", keys)
 
 
 def test_swapped_share_asks_the_other_head_on_the_same_graphs():
