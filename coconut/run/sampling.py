@@ -4,40 +4,38 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from coconut.backend import Backend, Decoding
+from coconut.backend import Decoding
 from coconut.batches.batch import chunks, collate
 from coconut.batches.curriculum import Row
 from coconut.batches.questions import Questions
-from coconut.config.keys import RunConfig
-from coconut.world import World
+from coconut.run.start import Run
 
 
 def decoding_of(
-    config: RunConfig, questions: Questions, temperature: float = 0.0, most: int | None = None
+    questions: Questions, temperature: float = 0.0, most: int | None = None
 ) -> Decoding:
     """How outputs of a data set are drawn, until a turn or a stop token ends them."""
     return Decoding(
-        most or config.new_tokens,
+        most or questions.config.new_tokens,
         questions.end_id,
         temperature,
-        config.seed,
+        questions.config.seed,
         lambda tokens: tokens[-1] in questions.stop_ids,
     )
 
 
 def decode_rows(
-    backend: Backend,
-    config: RunConfig,
+    run: Run,
     prompts: Sequence[Row],
     questions: Questions,
     k: int,
     temperature: float,
     most: int | None = None,
     advance: Callable[[int], None] = lambda n: None,
-    world: World | None = None,
 ) -> list[list[list[int]]]:
     """k outputs of every prompt, which is read once for all of them. most: tokens of an output."""
-    decoding = decoding_of(config, questions, temperature, most)
+    config, backend = run.config, run.backend
+    decoding = decoding_of(questions, temperature, most)
     # Like lengths go together, so that little is padded.
     order = np.argsort([len(prompt.ids) for prompt in prompts], kind="stable")
     source, sample = np.repeat(order, k), np.tile(np.arange(k), len(order))
@@ -51,7 +49,7 @@ def decode_rows(
         return [row.tokens for row in backend.sample(batch, decoding, of_row, streams)]
 
     parts = list(chunks(np.arange(len(source)), config.eval_batch_size))
-    for part, rows in zip(parts, (world or World()).deal(parts, said, advance), strict=True):
+    for part, rows in zip(parts, run.world.deal(parts, said, advance), strict=True):
         for r, tokens in zip(part, rows, strict=True):
             out[source[r]][sample[r]] = tokens
     return out

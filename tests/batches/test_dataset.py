@@ -309,7 +309,9 @@ def test_no_generated_item_is_one_of_the_shipped_sets() -> None:
     # Seed 3 made the shipped test set.
     made = data(generate={"items": 30, "seed": 3}).samples(0)
     shipped = {
-        q for name in ("valid", "test") for q in questions(VALID.with_name(f"prosqa_made_{name}.json"))
+        q
+        for name in ("valid", "test")
+        for q in questions(VALID.with_name(f"prosqa_made_{name}.json"))
     }
     assert not shipped & {text.strip() for text in texts(made)}
 
