@@ -83,9 +83,9 @@ SOURCES = {
     # Where the published YAML files look for them.
     **{
         name.removesuffix(".json").replace("_", "-"): Source(
-            f"{official.AT}/{name}", name, known.sha256, "MIT", folder="data"
+            f"{official.AT}/{name}", name, known, "MIT", folder="data"
         )
-        for name, known in official.PROSQA.items()
+        for name, (_, known) in official.PROSQA.items()
     },
 }
 GROUPS = {"prosqa": ("prosqa-train", "prosqa-valid", "prosqa-test")}

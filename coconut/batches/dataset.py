@@ -8,7 +8,7 @@ from typing import Any
 from coconut.batches.curriculum import Sample
 from coconut.errors import UserError
 from coconut.tasks import official
-from coconut.tasks.files import read_records, split_chain
+from coconut.tasks.files import read_records
 from coconut.text.tokenizer import Tokenizer
 
 CHECKED_ITEMS = 50_000
@@ -22,19 +22,12 @@ def read_items(path: str | Path) -> list[dict[str, Any]]:
     if not Path(path).exists():
         how = f"`{official.HOW}` fetches it" if official.absent(path) else ""
         raise UserError(where, f"no such file; {how or 'data/README.md says how to make it'}")
-    items = [_with_steps(item) for _, item in read_records(path)]
+    items = [item for _, item in read_records(path)]
     if not items:
         raise UserError(where, "holds no items")
     problems = [f"item {i}: {text}" for i, item in enumerate(items) for text in _complaints(item)]
     raise_all(where, problems)
     return items
-
-
-def _with_steps(item: Any) -> Any:
-    """An item whose chain of thought is one text, `cot`, with its steps."""
-    if isinstance(item, dict) and "steps" not in item and isinstance(item.get("cot"), str):
-        return item | {"steps": split_chain(item["cot"])}
-    return item
 
 
 def _complaints(item: Any) -> list[str]:

@@ -97,6 +97,8 @@ def answers(
 def _answer(make_backend: MakeBackend, options: argparse.Namespace) -> None:
     if problems := too_low(options, **LEAST):
         raise UserError("command line", *problems)
+    if not options.question and sys.stdin.isatty():
+        print("questions, one a line; Ctrl-D ends them", file=sys.stderr)
     questions = options.question or [line.rstrip("\n") for line in sys.stdin]
     questions = [question for question in questions if question.strip()]
     if not questions:

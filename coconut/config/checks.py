@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import stat
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -30,9 +31,9 @@ def problems_together(config: RunConfig, given: Mapping[Any, Any]) -> list[str]:
     Sets `method` from the published switches, and where a model is described if that was said in
     another way.
     """
+    _resolve_model(config)
     return [
         *_resolve_method(config),
-        *_resolve_model(config),
         *_resolve_tracker(config),
         *_combinations(config),
         *_data_set_problems(config),
@@ -61,7 +62,7 @@ def _resolve_method(config: RunConfig) -> Iterator[str]:
         setattr(config, switch, switch == config.method)
 
 
-def _resolve_model(config: RunConfig) -> Iterator[str]:
+def _resolve_model(config: RunConfig) -> None:
     """A `model_id` that is a config.json is `model_config_path`; with GPT-2's words, its tokenizer.
 
     So the published runs that start from random weights say it.
@@ -72,13 +73,10 @@ def _resolve_model(config: RunConfig) -> Iterator[str]:
     path = config.model_config_path
     if not path or config.load_model_path or config.tokenizer or not os.path.isfile(path):
         return
-    try:
+    with suppress(UserError):  # said where the model is opened
         model = read_json(Path(path))
-    except UserError as error:
-        yield f"model_config_path: {error}"
-        return
-    if model.get("model_type") in ("gpt2", None) and model.get("vocab_size") in GPT2_ROWS:
-        config.tokenizer = "gpt2"
+        if model.get("model_type") in ("gpt2", None) and model.get("vocab_size") in GPT2_ROWS:
+            config.tokenizer = "gpt2"
 
 
 def _resolve_tracker(config: RunConfig) -> Iterator[str]:

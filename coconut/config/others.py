@@ -16,10 +16,6 @@ INSTEAD: dict[str, tuple[tuple[Any, ...], str]] = {
     "warmup_ratio": ((0, *_NOTHING), "set warmup_updates; --check says how many updates there are"),
     "save_strategy": (("epoch",), "every epoch is saved; save_every adds checkpoints inside one"),
     "save_steps": (_NOTHING, "set save_every, updates between checkpoints inside an epoch"),
-    "eval_strategy": (("epoch",), "set eval_every, epochs between evaluations"),
-    "evaluation_strategy": (("epoch",), "set eval_every, epochs between evaluations"),
-    "eval_steps": (_NOTHING, "set eval_every, epochs between evaluations"),
-    "max_steps": ((-1, *_NOTHING), "set num_epochs (latro: total_updates)"),
     "adam_beta1": ((0.9,), "AdamW's first beta is 0.9 here; remove it, or set adam_beta2"),
     "adam_epsilon": ((1e-8,), "AdamW's epsilon is 1e-8 here; remove it"),
     "optim": (_ADAMW, "AdamW is the optimizer here; remove it"),
@@ -31,7 +27,6 @@ INSTEAD: dict[str, tuple[tuple[Any, ...], str]] = {
     ),
     "push_to_hub": (_NOTHING, "upload a checkpoint with `publish` when it is trained"),
     "deepspeed": (_NOTHING, "set shard: True (torch), or train an adapter (lora: {rank: 8})"),
-    "fsdp": (_NOTHING, "set shard: True (torch)"),
     "use_lora": (_NOTHING, "give the adapter's keys: lora: {rank: 8}"),
     # The Qwen fork of Coconut
     "system_prompt": (_NOTHING, "no prompt is put before questions; write it into the data"),
@@ -39,15 +34,12 @@ INSTEAD: dict[str, tuple[tuple[Any, ...], str]] = {
         (0, *_NOTHING),
         "train method: cot for so many epochs, then start from its checkpoint (load_model_path)",
     ),
-    "bf16_weight": (_NOTHING, ""),
-    "opt_8b": (_NOTHING, ""),
+    "bf16_weight": (_NOTHING, "weights stay float32; bf16: True computes in bfloat16"),
+    "opt_8b": (_NOTHING, "AdamW's moments stay float32"),
 }
 """Key -> (values that say what holds here anyway, what to use instead of others)."""
 
-NOTED = {
-    "bf16_weight": "weights stay float32; bf16: True computes in bfloat16",
-    "opt_8b": "AdamW's moments stay float32",
-}
+NOTED = ("bf16_weight", "opt_8b")
 """Keys that only save memory: without them a run computes the same, more exactly. Only said."""
 
 
@@ -58,13 +50,13 @@ def without_others(
 
     known: keys of this run's class, which come first.
     """
-    kept, problems, notes = {}, [], []
+    kept: dict[Any, Any] = {}
+    problems: list[str] = []
+    notes: list[str] = []
     for name, value in values.items():
         if name in known or name not in INSTEAD:
             kept[name] = value
         elif isinstance(value, (list, dict)) or value not in INSTEAD[name][0]:
-            if name in NOTED and value is True:
-                notes.append(f"{name}: {NOTED[name]}")
-            else:
-                problems.append(f"{name}: {INSTEAD[name][1] or 'expected True or False'}")
+            said = notes if name in NOTED and value is True else problems
+            said.append(f"{name}: {INSTEAD[name][1]}")
     return kept, problems, tuple(notes)

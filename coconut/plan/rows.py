@@ -50,8 +50,8 @@ def read_data(config: RunConfig, model: Model) -> tuple[Data | None, Data]:
     if config.method in DATASET_METHODS:
         return _data_set(config, model)
     assert config.val_path is not None, "checked with the configuration"
-    if official := absent(config.val_path):
-        val = Data(config.val_path, official.items, [])
+    if n_absent := absent(config.val_path):
+        val = Data(config.val_path, n_absent, [])
     else:
         val_items = read_items(config.val_path)
         if config.debug:
@@ -59,8 +59,8 @@ def read_data(config: RunConfig, model: Model) -> tuple[Data | None, Data]:
         val = _tokenised(config.val_path, val_items, len(val_items), model.tokenizer)
     if config.only_eval:
         return None, val
-    if (official := absent(config.train_path)) and not config.generate:
-        return Data(str(config.train_path), official.items, []), val
+    if (n_absent := absent(config.train_path)) and not config.generate:
+        return Data(str(config.train_path), n_absent, []), val
     items, where, total = TrainingData(config, model.tokenizer).preview(SPREAD)
     return _tokenised(where, items[:total], total, model.tokenizer), val
 

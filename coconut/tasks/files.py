@@ -1,7 +1,6 @@
 """Reading and writing data files: every error names the file and the place in it."""
 
 import bz2
-import codecs
 import gzip
 import json
 import lzma
@@ -23,30 +22,15 @@ _PACKED: dict[bytes, Callable[[bytes], bytes]] = {
     b"BZh": bz2.decompress,
     b"\xfd7zXZ\x00": lzma.decompress,
 }
-_MARKED = {
-    codecs.BOM_UTF8: "utf-8-sig",
-    # Before UTF-16, whose mark these begin with.
-    codecs.BOM_UTF32_LE: "utf-32",
-    codecs.BOM_UTF32_BE: "utf-32",
-    codecs.BOM_UTF16_LE: "utf-16",
-    codecs.BOM_UTF16_BE: "utf-16",
-}
 _PARQUET = b"PAR1"
 _NOT_TEXT = {
     _PARQUET: "a parquet file, which only a run's items may be; write it as JSON lines",
     b"PK\x03\x04": "a zip archive; unpack it and name the file",
     b"\x28\xb5\x2f\xfd": "compressed by zstd; unpack it (zstd -d)",
-    b"\x89HDF": "an HDF5 file; write it as JSON lines",
-    b"\x93NUMPY": "a numpy file; write it as JSON lines",
     b"version https://git-lfs": "a Git LFS pointer, not the data; fetch that (git lfs pull)",
     b"<": "a page or markup, not data; download the raw file",
 }
-"""How files begin: of what is unpacked, of other encodings than UTF-8, of what is not read."""
-
-
-def _of_beginning(content: bytes, known: dict[bytes, Any]) -> Any:
-    """What is known of a file that begins so, None if nothing is."""
-    return next((known[start] for start in known if content.startswith(start)), None)
+"""How files begin: of what is unpacked, and of what is not read."""
 
 
 def _read(path: Path | str) -> bytes:
@@ -55,26 +39,22 @@ def _read(path: Path | str) -> bytes:
         content = Path(path).read_bytes()
     except OSError as error:
         raise UserError(str(path), f"cannot be read: {error.strerror}; check the path") from None
-    unpack = _of_beginning(content, _PACKED)
     try:
-        return unpack(content) if unpack else content
+        return next((_PACKED[b](content) for b in _PACKED if content.startswith(b)), content)
     except (EOFError, OSError, ValueError, zlib.error, lzma.LZMAError) as error:
         raise UserError(str(path), f"cannot be unpacked ({error}); is it whole?") from None
 
 
-def read_text(path: Path | str) -> str:
+def read_text(path: Path | str, content: bytes | None = None) -> str:
     """The file as text, line ends untouched. Raises UserError if that cannot be had.
 
-    UTF-8, or what a byte order mark says; gz, bz2 and xz are unpacked.
+    UTF-8, UTF-16 or UTF-32; gz, bz2 and xz are unpacked. content: its bytes, if they were read.
     """
-    return _decoded(_read(path), path)
-
-
-def _decoded(content: bytes, path: Path | str) -> str:
-    if is_what := _of_beginning(content, _NOT_TEXT):
+    content = _read(path) if content is None else content
+    if is_what := next((_NOT_TEXT[b] for b in _NOT_TEXT if content.startswith(b)), None):
         raise UserError(str(path), f"is {is_what}")
     try:
-        return content.decode(_of_beginning(content, _MARKED) or "utf-8")
+        return content.decode(json.detect_encoding(content))
     except UnicodeDecodeError as error:
         raise UserError(
             str(path), f"not UTF-8 text (byte {error.start}); is it the right file?"
@@ -89,17 +69,14 @@ def parse_json(text: str, where: str) -> Any:
         raise UserError(where, f"not JSON ({error}); is it the right, whole file?") from None
 
 
-def read_lines(path: Path | str) -> Iterator[tuple[str, str]]:
+def read_lines(path: Path | str, text: str | None = None) -> Iterator[tuple[str, str]]:
     """Pairs (`FILE line N`, text) of the file's lines that are not empty.
 
     Lines end at \\n only: a GSM8K question holds U+2028, at which str.splitlines would cut it.
+    text: the file's, if it was read.
     """
-    yield from _lines(read_text(path), path)
-
-
-def _lines(text: str, path: Path | str) -> Iterator[tuple[str, str]]:
     empty = True
-    for number, line in enumerate(text.split("\n"), 1):
+    for number, line in enumerate((read_text(path) if text is None else text).split("\n"), 1):
         if line.strip():
             empty = False
             yield f"{path} line {number}", line.removesuffix("\r")
@@ -110,25 +87,30 @@ def _lines(text: str, path: Path | str) -> Iterator[tuple[str, str]]:
 def read_records(path: Path | str) -> Iterator[tuple[str, Any]]:
     """Pairs (`FILE line N` or `FILE item N`, value) of a file of items, however it holds them.
 
-    A JSON list, JSON lines, or parquet if the package datasets is installed. Raises UserError.
+    A JSON list, JSON lines, or parquet if the package datasets is installed. An item whose chain of
+    thought is one text, `cot`, gets its steps. Raises UserError.
     """
+    for where, item in _records(path):
+        if isinstance(item, dict) and "steps" not in item and isinstance(item.get("cot"), str):
+            item = item | {"steps": split_chain(item["cot"])}
+        yield where, item
+
+
+def _records(path: Path | str) -> Iterator[tuple[str, Any]]:
     content = _read(path)
     if content.startswith(_PARQUET):
-        for i, row in enumerate(_parquet(path)):
-            yield f"{path} row {i}", row
-        return
-    text = _decoded(content, path)
-    if text.lstrip()[:1] in ("{", ""):
-        lines = list(_lines(text, path))
-        if len(lines) > 1 or "question" in text:  # else one object that is no item
-            for where, line in lines:
-                yield where, parse_json(line, where)
-            return
-    items = parse_json(text, str(path))
-    if not isinstance(items, list):
-        raise UserError(str(path), "expected a JSON list of items, or an item a line")
-    for i, item in enumerate(items):
-        yield f"{path} item {i}", item
+        items = _parquet(path)
+    else:
+        text = read_text(path, content)
+        if text.lstrip()[:1] in ("{", ""):
+            lines = list(read_lines(path, text))
+            if len(lines) > 1 or "question" in text:  # else one object that is no item
+                yield from ((where, parse_json(line, where)) for where, line in lines)
+                return
+        items = parse_json(text, str(path))
+        if not isinstance(items, list):
+            raise UserError(str(path), "expected a JSON list of items, or an item a line")
+    yield from ((f"{path} item {i}", item) for i, item in enumerate(items))
 
 
 def _parquet(path: Path | str) -> Iterable[Any]:

@@ -94,6 +94,7 @@ FORMS = {
     "bom.json": LIST.encode("utf-8-sig"),
     "utf16.jsonl": LINES.encode("utf-16"),
     "utf32.json": LIST.encode("utf-32"),
+    "unmarked.json": LIST.encode("utf-16-le"),
     "big_endian.json": codecs.BOM_UTF16_BE + LIST.encode("utf-16-be"),
     # The content says what a file is, whatever its name.
     "gz.json": gzip.compress(LINES.encode()),
@@ -124,8 +125,6 @@ def test_one_line_is_one_item_and_an_item_is_named_by_its_number(tmp_path: Path)
         (b"\x28\xb5\x2f\xfd\x00", "is compressed by zstd; unpack it (zstd -d)"),
         (b"version https://git-lfs.github.com/spec/v1\n", "is a Git LFS pointer, not the data;"),
         (b"<!doctype html>", "is a page or markup, not data; download the raw file"),
-        (b"\x89HDF\r\n", "is an HDF5 file; write it as JSON lines"),
-        (b"\x93NUMPY\x01", "is a numpy file; write it as JSON lines"),
         (gzip.compress(b"[]" * 99)[:20], "cannot be unpacked (Compressed file ended before"),
         (lzma.compress(b"[]" * 99)[:50], "cannot be unpacked ("),
         (bz2.compress(b"[]")[:9] + b"x" * 20, "cannot be unpacked ("),

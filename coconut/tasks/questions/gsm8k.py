@@ -10,7 +10,7 @@ from fractions import Fraction
 from pathlib import Path
 
 from coconut.errors import UserError
-from coconut.tasks.files import Item, field, read_records, read_text, split_chain
+from coconut.tasks.files import Item, field, read_records, read_text
 
 FILES = {"train": "data/cache/gsm8k_train.jsonl", "test": "data/cache/gsm8k_test.jsonl"}
 HOW = "python data/download.py gsm8k-train gsm8k-test"
@@ -37,7 +37,10 @@ _REWRITTEN = [
         ("[\u2010-\u2013\u2212\ufe63\uff0d]", "-"),
         # A whole number before a fraction is a part of it.
         ("(?<=\\d)(?=[\u00bc-\u00be\u2150-\u215e]|\\\\[dt]?frac)", " "),
-        ("[\u00bc-\u00be\u2150-\u215e]", lambda found: _spelled(found[0])),
+        (
+            "[\u00bc-\u00be\u2150-\u215e]",
+            lambda found: unicodedata.normalize("NFKC", found[0]).replace("\u2044", "/"),
+        ),
         (r"\\[dt]?frac\s*\{([^{}]*)\}\s*\{([^{}]*)\}", r"\1/\2"),
         (r"\\([$%])", r"\1"),
         (r"\{,\}|,\\!", ","),
@@ -52,10 +55,6 @@ _REWRITTEN = [
 """What people and models write numbers with, and the plain form of it that `_NUMBER` reads."""
 
 
-def _spelled(fraction: str) -> str:
-    return unicodedata.normalize("NFKC", fraction).replace("\u2044", "/")
-
-
 def read(path: Path | str) -> list[Item]:
     """Items of an original file (rationales: the solutions up to the answers), or with steps.
 
@@ -64,25 +63,19 @@ def read(path: Path | str) -> list[Item]:
     items = []
     for where, raw in read_records(path):
         question, solution = (field(raw, name, str, where) for name in ("question", "answer"))
-        if "steps" in raw or "cot" in raw:
-            items.append(_with_steps(raw, question, solution, where))
+        if "steps" in raw:
+            steps = raw["steps"]
+            if not isinstance(steps, list) or not all(isinstance(step, str) for step in steps):
+                raise UserError(where, "field 'steps' must be a list of strings")
+            rationale, groundtruth = "".join(f"{step}\n" for step in steps if step), solution
+            written = {"rationales": rationale} if rationale else {}
+            items.append({"question": question, "groundtruth": groundtruth} | written)
             continue
         rationale, mark, groundtruth = solution.partition(_MARK)
         if not mark or not groundtruth.strip():
             raise UserError(where, f"field 'answer' must end in '{_MARK}' and the answer")
         items.append({"question": question, "groundtruth": groundtruth, "rationales": rationale})
     return items
-
-
-def _with_steps(raw: Item, question: str, answer: str, where: str) -> Item:
-    steps = raw.get("steps")
-    if steps is None:
-        steps = split_chain(field(raw, "cot", str, where))
-    if not isinstance(steps, list) or not all(isinstance(step, str) for step in steps):
-        raise UserError(where, "field 'steps' must be a list of strings")
-    rationale = "".join(f"{step}\n" for step in steps if step.strip())
-    item = {"question": question, "groundtruth": answer}
-    return item | ({"rationales": rationale} if rationale else {})
 
 
 def prompt(item: Item, chat: bool) -> str:
