@@ -5,7 +5,8 @@ from collections.abc import Callable, Sequence
 import mlx.core as mx
 
 from coconut.blocks import NEVER, RECORD
-from mlx_coconut.models.cache import Segment, SegmentCache, Shared
+from coconut.caches import Shared
+from mlx_coconut.models.cache import Segment, SegmentCache
 from mlx_coconut.models.cpu import replaces, softmax
 
 Mask = mx.array | None
