@@ -44,9 +44,8 @@ class Decoding:
 
     def room(self, lengths: np.ndarray) -> np.ndarray:
         """New tokens (R,) that each row may have behind a prompt of so many positions (R,)."""
-        if self.n_positions is None:
-            return np.full(len(lengths), self.max_new_tokens)
-        return np.minimum(self.max_new_tokens, self.n_positions - lengths)
+        limit = math.inf if self.n_positions is None else self.n_positions
+        return np.minimum(self.max_new_tokens, limit - lengths)
 
     def ran_out(self, tokens: list[int]) -> bool:
         """Whether a row's new tokens stop because the model has no further position for it."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import shutil
 from pathlib import Path
@@ -133,3 +134,13 @@ def test_one_long_question_takes_no_room_from_the_others(twin, tmp_path, capsys)
         generate(lens, ["1+" * 24 + "1=", "2+2="], max_new_tokens=20)
     said = refusal(capsys, twin, *asked, "--prompt", "2+2=", "--prompt", "1+" * 30)
     assert "number 1: 61 tokens, but the model has 60 positions" in said
+
+
+def test_questions_awaited_at_a_terminal_are_asked_for(twin, tmp_path, monkeypatch, capsys) -> None:
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    monkeypatch.setattr("sys.stdin", Terminal("\n"))
+    said = refusal(capsys, twin, "--model", tmp_path)
+    assert said.startswith("questions, one a line; Ctrl-D ends them\ncommand line: no question;")
