@@ -165,7 +165,7 @@ def generate(
     """Answer questions, as `generate` does: a text gives a text, a sequence a list in its order.
 
     latents: thoughts; None as the model was loaded. temperature: 0 is greedy. seed: of the draws.
-    Warns of answers cut where the model's positions end. Raises UserError: a number that is too low,
+    Warns of answers cut where the model's positions end. Raises UserError: a number too low,
     a question that is empty or too long.
     """
     from coconut.commands.generate import answers
