@@ -7,7 +7,6 @@ from typing import Any
 
 from coconut.batches.curriculum import Sample
 from coconut.errors import UserError
-from coconut.tasks import official
 from coconut.tasks.files import read_records
 from coconut.text.tokenizer import Tokenizer
 
@@ -20,8 +19,7 @@ def read_items(path: str | Path) -> list[dict[str, Any]]:
     """Items of a data file, checked. Extra keys are kept. Raises UserError naming file and item."""
     where = str(path)
     if not Path(path).exists():
-        how = f"`{official.HOW}` fetches it" if official.absent(path) else ""
-        raise UserError(where, f"no such file; {how or 'data/README.md says how to make it'}")
+        raise UserError(where, "no such file; data/README.md says how to make it")
     items = [item for _, item in read_records(path)]
     if not items:
         raise UserError(where, "holds no items")

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from tiny import random_gpt2, start
+from tiny import random_gpt2
 
 from coconut.commands.run import main
 from coconut.config.keys import RunConfig
@@ -194,14 +194,17 @@ def test_the_tokenizer_is_only_guessed_where_the_rows_are_gpt2s(least, folder) -
 # ---- official data files
 
 
-def test_a_run_says_how_an_official_file_is_fetched_and_writes_nothing(twin, least) -> None:
+def test_a_run_says_how_an_official_file_is_fetched_and_writes_nothing(twin, least, capsys) -> None:
     values = least | {"val_path": "data/prosqa_valid.json", "model_id": "config.json"}
-    config = check_config(values | {"save_path": "made"})
-    with pytest.raises(UserError) as caught:
-        start(twin, config)
-    assert str(caught.value) == (
-        "data/prosqa_valid.json: no such file; `python data/download.py prosqa` fetches it"
-    )
+    Path("run.yaml").write_text(json.dumps(values | {"save_path": "made", "model_id": "not/here"}))
+    # Before a model is looked for.
+    for absent, other in (("val_path", "train_path"), ("train_path", "val_path")):
+        keys = [f"{absent}=data/prosqa_valid.json", f"{other}=data/gsm_valid.json"]
+        with pytest.raises(SystemExit):
+            main(twin.__name__, twin.run.make_backend, ["run.yaml", *keys])
+        assert capsys.readouterr().err == (
+            "data/prosqa_valid.json: no such file; `python data/download.py prosqa` fetches it\n"
+        )
     assert not Path("made").exists()
 
 
