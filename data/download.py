@@ -2,13 +2,15 @@
 
     python data/download.py gsm8k-train gsm8k-test
     python data/download.py prosqa
-    python data/download.py --repo OWNER/NAME --file PATH [--revision REV] [--sha256 HEX]
+    python data/download.py --repo OWNER/NAME --file PATH [--revision COMMIT] [--sha256 HEX]
 
 The second form takes any file of a data set on the Hugging Face hub (HF_ENDPOINT and HF_TOKEN
-count). A transfer that is cut leaves `NAME.part`; the next run asks the server for the rest only.
+count), named by a commit or by its checksum: what a branch holds may change. A transfer that is cut
+leaves `NAME.part`; the next run asks the server for the rest only.
 """
 
 import argparse
+import re
 import sys
 import time
 from collections.abc import Callable
@@ -222,13 +224,15 @@ def main() -> None:
     parser.add_argument("names", nargs="*", metavar="NAME", help=names)
     parser.add_argument("--repo", metavar="OWNER/NAME", help="a data set on the Hugging Face hub")
     parser.add_argument("--file", metavar="PATH", help="a file of that repository")
-    parser.add_argument("--revision", default="main", help="branch, tag or commit (%(default)s)")
+    parser.add_argument("--revision", default="main", help="a commit; with --sha256 a branch too")
     parser.add_argument("--sha256", metavar="HEX", help="what its checksum must be")
     help = "(data/cache; ProsQA: data)"
     parser.add_argument("--out-dir", metavar="DIR", help=help)
     args = parser.parse_args()
     if bool(args.repo) != bool(args.file) or not (args.names or args.repo):
         parser.error("give one or more NAMEs, or --repo with --file")
+    if args.repo and not args.sha256 and not re.fullmatch("[0-9a-f]{40}", args.revision):
+        parser.error("--repo needs --revision COMMIT (40 digits), or --sha256: a branch may change")
     wanted = [one for name in args.names for one in GROUPS.get(name, (name,))]
     unknown = [name for name in wanted if name not in SOURCES]
     if unknown:
