@@ -53,7 +53,7 @@ bench: setup
 
 # MODEL and DATA choose another checkpoint and its questions, ARGS adds options.
 MODEL ?= data/checkpoints/prosqa
-DATA ?= data/prosqa_test.json
+DATA ?= data/prosqa_made_test.json
 
 analyses: setup
 	$(BIN)/python -m mlx_coconut analyse all --model $(MODEL) --data $(DATA) --items 300 --out docs/analyses $(ARGS)

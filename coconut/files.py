@@ -18,8 +18,8 @@ HOST = re.sub(r"[^\w.]+", "_", platform.node(), flags=re.ASCII)[-48:] or "_"
 _PACKAGE = Path(__file__).resolve().parent
 SHIPPED = (
     *("args/**/*.yaml", "args/**/*.json", "docs/*.md", "docs/*.ipynb", "data/README.md"),
-    *("data/prosqa_tiny.json", "data/prosqa_small_*.json", "data/prosqa_valid.json"),
-    *("data/prosqa_test.json", "data/hops_valid.json", "data/chains_*.jsonl"),
+    *("data/prosqa_tiny.json", "data/prosqa_small_*.json", "data/prosqa_made_valid.json"),
+    *("data/prosqa_made_test.json", "data/hops_valid.json", "data/chains_*.jsonl"),
     "data/checkpoints/*/*",
 )
 """What an installed project has beside its code; setup.py copies it into `coconut/shipped/`."""
@@ -28,7 +28,7 @@ SHIPPED = (
 def shipped(name: str) -> Path:
     """Where a file of SHIPPED lies: in a checkout, or in what the build put into the package.
 
-    name: its path in the checkout, `data/prosqa_test.json`.
+    name: its path in the checkout, `data/prosqa_made_test.json`.
     """
     installed = _PACKAGE / "shipped"
     return (installed if installed.is_dir() else _PACKAGE.parent) / name

@@ -14,6 +14,7 @@ from coconut.errors import UserError, guarded, options_of
 from coconut.lock import held
 from coconut.plan.memory import gpu_memory
 from coconut.reporting.console import silenced
+from coconut.tasks import official
 from coconut.world import World, together
 
 
@@ -110,7 +111,14 @@ def _start(
 
 
 def _refuse(config: RunConfig, twin: str, n: int, only_check: bool = False) -> None:
-    """Raise UserError for what is wrong with running in n processes, or the keys about them."""
+    """Raise UserError for what is wrong with running in n processes, or the keys about them.
+
+    Also for official data that is not there, before a model is fetched; a check goes on without.
+    """
+    reads_train = not config.only_eval and not config.generate
+    for path in (config.val_path, config.train_path if reads_train else None):
+        if not only_check and official.absent(path):
+            raise UserError(str(path), f"no such file; `{official.HOW}` fetches it")
     if config.shard and twin == "mlx_coconut":
         problem = "MLX has no sharding of weights; train with cuda_coconut, or set shard: False"
     elif config.shard and n == 1 and not only_check:

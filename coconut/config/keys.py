@@ -62,7 +62,7 @@ class RunConfig:
     """One run. What the published code has too keeps its name and meaning."""
 
     project: str = run("coconut", "project name for the tracker")
-    save_path: str = run("runs", "folder that holds the run directories")
+    save_path: str = run("runs", "folder that holds the run directories", aliases="output_dir")
     name: str = run("run", "name of the run; its directory is save_path/name", aliases="run_name")
     seed: int = what(0, "seed of weights, order, curriculum draws and dropout", low=0)
     method: str | None = what(None, "what to train; replaces the four switches", choices=METHODS)
@@ -80,7 +80,7 @@ class RunConfig:
 
     model_id: str | None = model(
         None,
-        "Hugging Face model, or a directory in its layout",
+        "Hugging Face model, or a directory in its layout; a config.json: random weights",
         aliases="base_model_name_or_path model_name_or_path",
     )
     model_revision: str | None = model(
@@ -110,8 +110,11 @@ class RunConfig:
         identity=False,
     )
 
-    train_path: str | None = data(None, "training data, JSON (see data/README.md)")
-    val_path: str | None = data(None, "validation data, JSON")
+    train_path: str | None = data(None, "training data, JSON or JSON lines (see data/README.md)")
+    val_path: str | None = data(None, "validation data, JSON or JSON lines")
+    max_size: int | None = data(
+        None, "train on the first so many items only", low=1, read_by=CURRICULUM
+    )
     generate: dict[str, Any] = data(
         {}, "training data made as it is needed; the keys of `generate` below", read_by=CURRICULUM
     )
@@ -152,7 +155,9 @@ class RunConfig:
         None, "evaluate with exactly this many latents", low=0, identity=False
     )
     feedback: str | None = fed(
-        None, "what a latent receives (docs/feedback.md); otherwise the checkpoint's rule, or last"
+        None,
+        "what a latent receives (docs/feedback.md); otherwise the checkpoint's rule, or last",
+        aliases="replacement_method",
     )
     replace_feedback: bool = fed(
         False, "use feedback though the checkpoint was trained with another rule"
@@ -179,12 +184,18 @@ class RunConfig:
     gradient_accumulation_steps: int = fit(1, "micro-batches of one update, of each process", low=1)
     lr: float = fit(1e-4, "learning rate of AdamW", low=0, aliases="learning_rate")
     lr_schedule: str = fit(
-        "constant", "after the warm-up", choices=("constant", "linear", "cosine")
+        "constant",
+        "after the warm-up",
+        choices=("constant", "linear", "cosine"),
+        synonyms={"constant_with_warmup": "constant"},
+        aliases="lr_scheduler_type",
     )
-    warmup_updates: int = fit(0, "updates of linear warm-up", low=0)
+    warmup_updates: int = fit(0, "updates of linear warm-up", low=0, aliases="warmup_steps")
     weight_decay: float = fit(0.01, "decoupled weight decay, on every parameter", low=0)
     adam_beta2: float = fit(0.999, "AdamW's second beta; 0.99 forgets sooner", low=0, below=1)
-    max_grad_norm: float = fit(0.0, "clip the gradient to this norm; 0: never", low=0)
+    max_grad_norm: float = fit(
+        0.0, "clip the gradient to this norm; 0: never", low=0, aliases="grad_clip"
+    )
     reset_optimizer: str = fit(
         "stage",
         "when AdamW's moments are cleared; the published True means epoch, False never",
@@ -226,8 +237,15 @@ class RunConfig:
     save_every: int = file(
         0, "updates between checkpoints inside an epoch; 0: none", low=0, read_by=EPOCHS
     )
-    keep_checkpoints: int = file(0, "checkpoints kept, the newest; 0: all", low=0)
-    log_every: int = file(50, "updates between lines on the terminal; log.jsonl has all", low=1)
+    keep_checkpoints: int = file(
+        0, "checkpoints kept, the newest; 0: all", low=0, aliases="save_total_limit"
+    )
+    log_every: int = file(
+        50,
+        "updates between lines on the terminal; log.jsonl has all",
+        low=1,
+        aliases="logging_steps",
+    )
     report: bool = file(True, "draw the curves into the run's report.html and .png as it trains")
     wandb: bool = file(False, "the same as report_to: wandb", read_by=None)
     report_to: str = file(
@@ -283,6 +301,8 @@ class RunConfig:
 
     where = "configuration"
     """What a message about a key names: the file it was read from."""
+    notes = tuple[str, ...]()
+    """What is to be said of keys that change nothing here, and of files that are not there yet."""
 
     @property
     def run_dir(self) -> Path:
@@ -327,4 +347,4 @@ contradict an override; and what was allowed once is asked again."""
 PUBLISHED_NAMES = {
     name: f.name for f in fields(RunConfig) for name in f.metadata["aliases"].split()
 }
-"""LaTRO's published argument -> the key it stands for."""
+"""A name that other programs have for a key -> the key."""

@@ -106,7 +106,7 @@ def keys_markdown() -> str:
         "",
         f"## {own[0].metadata['group']}",
         "",
-        "LaTRO's published names of keys are taken as well: "
+        "Other programs' names of keys are taken as well: "
         + ", ".join(f"`{theirs}` ({ours})" for theirs, ours in of_runs.PUBLISHED_NAMES.items())
         + ".",
         "",
@@ -166,7 +166,7 @@ def schema() -> dict[str, Any]:
         required = [] if task == Generate.task else ["task"]
         tasks.append({"properties": inner, "additionalProperties": False, "required": required})
     for theirs, ours in of_runs.PUBLISHED_NAMES.items():
-        keys[theirs] = {"$ref": f"#/properties/{ours}", "description": f"published name of {ours}"}
+        keys[theirs] = {"$ref": f"#/properties/{ours}", "description": f"another name of {ours}"}
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         "title": "A run of mlx-coconut",
@@ -186,7 +186,7 @@ def _properties(kind: type[Any]) -> dict[str, Any]:
             about["default"] = default
         if said["choices"]:
             booleans = [False, True] if said["booleans"] else []
-            about["enum"] = [*said["choices"], *booleans, *nothing]
+            about["enum"] = [*said["choices"], *said["synonyms"], *booleans, *nothing]
             continue
         names = [_TYPES[typing.get_origin(plain) or plain], *("null" for _ in nothing)]
         if names[0] == "array":

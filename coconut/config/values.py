@@ -37,6 +37,7 @@ def key(
     complaint: str = "",
     aliases: str = "",
     booleans: tuple[str, ...] = (),
+    synonyms: Mapping[str, str] = types.MappingProxyType({}),
     any_text: bool = False,
     released: Any = None,
     **limits: float,
@@ -46,9 +47,10 @@ def key(
     group: the heading it stands under. read_by: the methods that read it; None: all do. identity:
     with another value it is another run, and the checkpoints of this one are not gone on from.
     limits: of LIMITS. complaint: said of a number outside of its choices or upper limit, instead of
-    the usual sentence. aliases: its published names. booleans: published meanings of False
-    and True. any_text: line breaks and other characters that cannot be printed are meant.
-    released: its value in LaTRO's released code, where that differs from the paper.
+    the usual sentence. aliases: the names that other programs have for it. booleans: published
+    meanings of False and True. synonyms: other programs' names of its choices. any_text: line
+    breaks and other characters that cannot be printed are meant. released: its value in LaTRO's
+    released code, where that differs from the paper.
     """
     metadata = {name: value for name, value in locals().items() if name != "default"}
     if isinstance(default, (list, dict)):
@@ -138,6 +140,7 @@ def _convert(value: Any, hint: Any, metadata: Mapping[str, Any]) -> Any:
             raise ValueError(f"expected a list, got {shown(value)}")
         return [_CONVERTERS[hint.__args__[0]](inner) for inner in value]
     value = _CONVERTERS[typing.get_origin(hint) or hint](value)
+    value = metadata["synonyms"].get(value, value) if metadata["synonyms"] else value
     choices, complaint = metadata["choices"], metadata["complaint"]
     if choices and value not in choices:
         *most, last = map(str, choices)

@@ -25,7 +25,9 @@ def print_latro_plan(config: LatroConfig, twin: str, n_processes: int = 1) -> li
     large: list[str | None] = []
     size = f"{shape.n_params / 1e6:.1f}M params" if shape else "size unknown"
     lines = [f"{twin} | {model.name} | {size} | run {config.name} | latro, preset {config.preset}"]
-    lines += filter(None, (model.note, to_fetch(config, last), *changed_lines(changed)))
+    lines += filter(
+        None, (model.note, *config.notes, to_fetch(config, last), *changed_lines(changed))
+    )
     if model.tokenizer is None:
         lines += plan_lines(config, len(DataSet(config).numbered("train")), n_processes)
     else:

@@ -41,7 +41,7 @@ def print_plan(config: RunConfig, twin: str, n_processes: int = 1) -> list[str]:
 
     console = Console()
     console.say(_headline(config, twin, model))
-    for line in filter(None, (model.note, to_fetch(config, newest))):
+    for line in filter(None, (model.note, *config.notes, to_fetch(config, newest))):
         console.say(line)
     if train is None and config.method in DATASET_METHODS:
         console.say(f"evaluates {model.name} once on {config.split}: {asked_for(config)}")
@@ -52,10 +52,12 @@ def print_plan(config: RunConfig, twin: str, n_processes: int = 1) -> list[str]:
         for line in (resume_in_words(config, newest), *changed_lines(changed)):
             console.say(line)
         _say_adapter(console, model)
-        rows = _say_stages(console, config, train, model, n_processes)
-    _say_evaluation(console, val, prompts, model)
+        # Of an official file that is not there yet the notes say how it comes.
+        rows = _say_stages(console, config, train, model, n_processes) if train.samples else []
+    if val.samples:
+        _say_evaluation(console, val, prompts, model)
     large = []
-    if shape and model.tokenizer:
+    if shape and model.tokenizer and val.samples:
         large = _say_memory(console, config, shape, rows, prompts, model.source)
     console.say("checked: no model was built, no weights were downloaded, nothing was written")
     return large
@@ -218,10 +220,9 @@ def _say_memory(
         console.say(line)
     room = shape.n_positions - longest
     if room < config.new_tokens and config.method != "preexperiment":
-        name = "response_length" if config.method in DATASET_METHODS else "max_new_tokens"
         console.say(
-            f"note: the longest question leaves {room} of {shape.n_positions} positions, fewer"
-            f" than the {config.new_tokens} new tokens allowed; set {name}: {room}"
+            f"note: the longest question leaves {room} of {shape.n_positions} positions, fewer than"
+            f" the {config.new_tokens} new tokens allowed: its answer is cut there, and counted"
         )
     return found
 

@@ -118,7 +118,8 @@ class Run:
             f" {b.dtype} | run {config.name} | method {config.method}{about} | seed {config.seed}"
         )
         goes_on = continuing and f"continuing {continuing}"
-        for line in filter(None, [b.note, *lines, goes_on, *changed_lines(self.changed)]):
+        changed = changed_lines(self.changed)
+        for line in filter(None, [b.note, *config.notes, *lines, goes_on, *changed]):
             self.console.say(line)
 
     def write(self, name: str, text: str) -> None:

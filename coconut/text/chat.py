@@ -95,7 +95,7 @@ def stop_tokens(config: RunConfig, tokenizer: Tokenizer, uses_template: bool) ->
             )
         return frozenset(stops | set(config.stop_token_ids))
     if config.stop_token in ("eos", "both"):
-        stops.add(tokenizer.eos_id)
+        stops |= tokenizer.end_ids
     if config.stop_token in ("pad", "both"):
         stops.add(pad_token(config, tokenizer))
     return frozenset(stops)

@@ -261,7 +261,7 @@ def test_ill_typed_values_are_named(valid: dict, key: str, value: object, compla
         ({"name": "a/b"}, "name: must be a plain directory name, got 'a/b'"),
         ({"name": ".."}, "name: must be a plain directory name, got '..'"),
         ({"save_path": ""}, "save_path: must not be empty"),
-        ({"train_path": "prosqa_train.json"}, "train_path: no such file: prosqa_train.json (data/"),
+        ({"train_path": "prosqa_made.json"}, "train_path: no such file: prosqa_made.json (data/"),
         ({"load_model_path": "nowhere"}, "load_model_path: no such checkpoint: nowhere"),
         ({"val_path": "x" * 5000}, "val_path: no such file: xxx"),
         ({"name": "é" * 101}, "name: longer than 200 bytes: 'éé"),

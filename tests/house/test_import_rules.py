@@ -80,7 +80,7 @@ LIBRARIES: dict[str, dict[str, set[str]]] = {
         "anywhere": {"numpy", "safetensors"},
         "inside functions": {"torch", "mlx", "transformers", "mlx_lm"},
     },
-    "coconut.tasks": {"anywhere": {"rich"}, "inside functions": set()},
+    "coconut.tasks": {"anywhere": {"rich"}, "inside functions": {"datasets"}},
     "mlx_coconut": {"anywhere": {"mlx", "mlx_lm", "numpy"}, "inside functions": {"transformers"}},
     "cuda_coconut": {
         "anywhere": {"torch", "safetensors", "numpy"},

@@ -128,7 +128,7 @@ def test_every_kind_of_run_has_a_plan(keys: dict, capsys, more: dict) -> None:
 
 
 def test_data_still_to_be_made_are_sampled_and_not_written(keys: dict, capsys) -> None:
-    path = Path(keys["save_path"]).parent / "prosqa_train.json"
+    path = Path(keys["save_path"]).parent / "prosqa_made_train.json"
     generate = {"items": SPREAD + LONGEST + 800, "nodes": 12}
     lines = printed(keys | {"train_path": str(path), "generate": generate}, capsys)
     assert f"training on {path} (made on first use):" in lines
@@ -141,7 +141,7 @@ def test_of_a_large_file_a_sample_with_the_longest_items_is_tokenised(keys: dict
     long = {"question": "x" * 100, "answer": "b", "steps": []}
     items = [ITEMS[0]] * 1500 + [long] + [ITEMS[0]] * 1500
     Path(keys["train_path"]).write_text(json.dumps(items))
-    keys["val_path"] = str(ROOT / "data" / "prosqa_valid.json")
+    keys["val_path"] = str(ROOT / "data" / "prosqa_made_valid.json")
     lines = printed(keys | {"method": "cot"}, capsys)
     row = table(lines, "training on")[0]
     assert row[4] == "3001" and row[-1] == str(100 + 1 + len(MARKED.encode("### b")) + 1)
@@ -152,7 +152,7 @@ def test_a_broken_item_of_a_sample_keeps_its_number(keys: dict) -> None:
     items = [ITEMS[0]] * 3000
     items[1234] = {"question": "x" * 300, "answer": "b", "steps": []}
     Path(keys["train_path"]).write_text(json.dumps(items))
-    keys["val_path"] = str(ROOT / "data" / "prosqa_valid.json")
+    keys["val_path"] = str(ROOT / "data" / "prosqa_made_valid.json")
     with pytest.raises(
         UserError, match=r"data.json: item 1234: up to 3\d\d tokens .* 256 positions"
     ):
@@ -346,7 +346,7 @@ def test_what_a_run_starts_from_is_said_in_words(tmp_path: Path) -> None:
 def test_a_question_that_leaves_too_little_room_for_its_answer_is_noted(keys: dict, capsys) -> None:
     lines = printed(keys | {"max_new_tokens": 10_000}, capsys)
     (note,) = [line for line in lines if line.startswith("note: the longest question leaves")]
-    assert "of 256 positions, fewer than the 10000 new tokens allowed; set max_new_tokens: " in note
+    assert "of 256 positions, fewer than the 10000 new tokens allowed: its answer is cut" in note
 
 
 # ---- memory
