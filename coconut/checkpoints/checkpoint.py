@@ -17,8 +17,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from coconut.checkpoints.architectures import check_architecture, resolved
-from coconut.checkpoints.safetensors import TensorEntry, _is_entry, safetensors_header
+from coconut.checkpoints.model_args import FORK_IDS
+from coconut.checkpoints.safetensors import TensorEntry, _is_entry, differing, safetensors_header
+from coconut.checkpoints.verdict import check_tensors, judged
 from coconut.errors import UserError
 from coconut.files import flush, hidden, is_file_name, read_json, sha256, write_json
 
@@ -170,10 +171,21 @@ def clean(run_dir: Path) -> None:
 def weight_files(directory: Path) -> dict[str, dict[str, TensorEntry]]:
     """Header of each weight file of a checkpoint, by file name: one, or the shards of an index.
 
-    Of a checkpoint that holds an adapter, the adapter's.
-    Raises UserError if a file is missing or damaged, or a shard lacks a tensor of the index.
+    Of a checkpoint that holds an adapter, the adapter's. A single file beside an index, which
+    transformers would read, is taken if it holds the same.
+    Raises UserError if a file is missing or damaged, a shard lacks a tensor of the index, or there
+    are two sets of weights.
     """
     directory = Path(directory)
+    single, is_both = directory / WEIGHTS, False
+    if (directory / WEIGHTS_INDEX).exists() and single.exists():
+        is_both = True
+        gone = [n for n in index_files(directory / WEIGHTS_INDEX) if not (directory / n).exists()]
+        if gone:
+            raise UserError(
+                str(directory / WEIGHTS_INDEX),
+                f"names {gone[0]}, which is gone; {WEIGHTS} beside it is whole: remove this index",
+            )
     if not (directory / WEIGHTS_INDEX).exists():
         if not (directory / WEIGHTS).exists() and (directory / ADAPTERS).exists():
             return {ADAPTERS: safetensors_header(directory / ADAPTERS)}
@@ -189,6 +201,15 @@ def weight_files(directory: Path) -> dict[str, dict[str, TensorEntry]]:
     if lost:
         more = [f"and {len(lost) - 5} more"] if len(lost) > 5 else []
         raise UserError(str(where), *lost[:5], *more)
+    if is_both:
+        shards = [directory / name for name in headers]
+        if (name := differing([single], shards)) is not None:
+            raise UserError(
+                str(directory),
+                f"two sets of weights, which differ in {name}: {WEIGHTS}, which transformers reads,"
+                f" and the files of {WEIGHTS_INDEX}; remove the wrong one",
+            )
+        return {WEIGHTS: safetensors_header(single)}
     return headers
 
 
@@ -220,12 +241,7 @@ def describe(directory: Path, with_weights: bool = True) -> dict[str, Any]:
         raise UserError(str(directory), f"{problem}; expected a checkpoint directory")
     if not (directory / CONFIG).exists():
         raise UserError(str(directory), f"no {CONFIG}: not a checkpoint directory")
-    config = read_json(directory / CONFIG)
-    check_architecture(config, str(directory / CONFIG))
-    try:
-        config = resolved(config)
-    except ValueError as error:
-        raise UserError(str(directory / CONFIG), f"{error}: not supported") from None
+    config = judged(read_json(directory / CONFIG), str(directory / CONFIG))
     coconut = None
     if (directory / COCONUT).exists():
         coconut = read_json(directory / COCONUT)
@@ -240,12 +256,21 @@ def describe(directory: Path, with_weights: bool = True) -> dict[str, Any]:
                 f"format_version {version} is newer than this program's {FORMAT_VERSION}; "
                 "update the program",
             )
+    elif all(name in config for name in FORK_IDS):
+        raise UserError(
+            str(directory),
+            "a folder of the Qwen fork, whose latents only convert reads: python"
+            f" convert/torch_to_mlx.py {directory} DIRECTORY",
+        )
     headers = weight_files(directory) if with_weights else {}
+    tensors = {name: entry for header in headers.values() for name, entry in header.items()}
+    if headers and ADAPTERS not in headers:
+        check_tensors(config, tensors, str(directory))
     return {
         "config": config,
         "coconut": coconut,
         "model_type": config["model_type"],
-        "tensors": {name: entry for header in headers.values() for name, entry in header.items()},
+        "tensors": tensors,
         "bytes": sum((directory / name).stat().st_size for name in headers),
     }
 

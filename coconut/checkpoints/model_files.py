@@ -1,12 +1,11 @@
 """The files of a whole model, whatever arrays they are written from: config.json and weights."""
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from coconut.checkpoints.checkpoint import WEIGHTS, WEIGHTS_INDEX
-from coconut.errors import UserError
 
 SHARD_BYTES = 5 * 2**30
 WRITTEN_OUT = ("num_key_value_heads", "rope_theta", "tie_word_embeddings")
@@ -48,21 +47,3 @@ def save_weights(
     total = sum(w.nbytes for w in weights.values())
     index = {"metadata": {"total_size": total}, "weight_map": where}
     (directory / WEIGHTS_INDEX).write_text(json.dumps(index, indent=1))
-
-
-def check_fits(
-    weights: Mapping[str, Sequence[int]], model: Mapping[str, Sequence[int]], where: str
-) -> None:
-    """Raise UserError unless weights have the names and shapes of a model's, listing what differs.
-
-    Both: name -> shape.
-    """
-    problems = [f"{name}: missing" for name in model if name not in weights]
-    problems += [f"{name}: not a tensor of this model" for name in weights if name not in model]
-    problems += [
-        f"{name}: shape {tuple(shape)}, expected {tuple(model[name])}"
-        for name, shape in weights.items()
-        if name in model and tuple(shape) != tuple(model[name])
-    ]
-    if problems:
-        raise UserError(where, *problems)

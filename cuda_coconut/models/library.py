@@ -31,7 +31,7 @@ class Naming:
 
     def sanitize(self, weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """Hugging Face names -> ours; applied twice equals applied once."""
-        return {n: w for n, w in weights.items() if not n.endswith("rotary_emb.inv_freq")}
+        return dict(weights)
 
     def to_hf(self, weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """Our names -> Hugging Face names: the same."""

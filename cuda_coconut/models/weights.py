@@ -1,6 +1,5 @@
 """Checkpoint directories in and out: config.json, weights in Hugging Face layout, moments."""
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,9 +9,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from coconut.checkpoints.adapters import check_twin
-from coconut.checkpoints.checkpoint import FEEDBACK, OPTIMIZER, weight_files
-from coconut.checkpoints.model_files import check_fits
-from coconut.errors import UserError
+from coconut.checkpoints.checkpoint import FEEDBACK, OPTIMIZER, describe, weight_files
+from coconut.checkpoints.verdict import NOT_FINITE, check_fits, without_constants
+from coconut.errors import UserError, some
 from coconut.feedback.weights import RULE_PREFIX
 from cuda_coconut import models
 from cuda_coconut.models.shard import spread_like, whole
@@ -27,14 +26,23 @@ def load_model(directory: Path) -> tuple[Any, Any, dict[str, Any]]:
 
     Every parameter is set exactly once with its own shape, or UserError lists what does not fit.
     """
-    config = json.loads((directory / "config.json").read_text())
+    config = describe(directory)["config"]
     check_twin("cuda_coconut", None, config, str(directory))
     model, module = models.build(config, str(directory / "config.json"))
     raw: dict[str, torch.Tensor] = {}
     for name in weight_files(directory):
         raw.update(load_file(directory / name))
+    raw = without_constants(config, raw, to_numpy, str(directory))
     set_weights(model, module.sanitize(raw), str(directory))
     return model, module, config
+
+
+def check_finite(weights: Mapping[str, torch.Tensor], where: str) -> None:
+    """Raise UserError naming the tensors that hold NaN or infinity."""
+    # One reduction a tensor: a sum is finite where all of it is, if it is not too large.
+    odd = [n for n, w in weights.items() if not w.sum().isfinite() and not w.isfinite().all()]
+    if odd:
+        raise UserError(where, *some(f"{name}: {NOT_FINITE}" for name in odd))
 
 
 def set_weights(model, weights: dict[str, torch.Tensor], where: str) -> None:
@@ -55,6 +63,7 @@ def set_weights(model, weights: dict[str, torch.Tensor], where: str) -> None:
     check_fits({name: w.shape for name, w in weights.items()}, shapes, where)
     # Copies: the file's tensors are views into it, turned ones are not contiguous.
     own = {k: w.float().clone(memory_format=torch.contiguous_format) for k, w in weights.items()}
+    check_finite(own, where)
     model.load_state_dict(own, assign=True)
     if hasattr(model, "check"):  # a borrowed model, held against its library's own forward
         model.check(where)

@@ -32,7 +32,7 @@ class Naming:
         Raises UserError where mlx_lm renames or reshapes what it reads: it could not be written
         back.
         """
-        own = {n: w for n, w in weights.items() if not n.endswith("rotary_emb.inv_freq")}
+        own = dict(weights)
         if not hasattr(self._model, "sanitize") or EMBEDDING not in own:
             return own  # moments of an adapter's
         theirs = self._model.sanitize({HEAD: own[EMBEDDING]} | own)

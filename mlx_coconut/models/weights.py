@@ -1,6 +1,5 @@
 """Checkpoint directories in and out: config.json, weights in Hugging Face layout, moments."""
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,9 +9,10 @@ import mlx.nn as nn
 import numpy as np
 from mlx.utils import tree_flatten, tree_unflatten
 
-from coconut.checkpoints.checkpoint import FEEDBACK, OPTIMIZER, weight_files
-from coconut.checkpoints.model_files import check_fits
-from coconut.errors import UserError
+from coconut.checkpoints.checkpoint import FEEDBACK, OPTIMIZER, describe, weight_files
+from coconut.checkpoints.safetensors import read_safetensors, safetensors_header
+from coconut.checkpoints.verdict import NOT_FINITE, check_fits, without_constants
+from coconut.errors import UserError, some
 from coconut.feedback.weights import RULE_PREFIX
 from mlx_coconut import models
 
@@ -24,16 +24,35 @@ def load_model(directory: Path) -> tuple[Any, Any, dict[str, Any]]:
 
     Every parameter is set exactly once with its own shape, or UserError lists what does not fit.
     """
-    config = json.loads((directory / "config.json").read_text())
+    config = describe(directory)["config"]
     model, module = models.build(config, str(directory / "config.json"))
     raw: dict[str, mx.array] = {}
     for name in weight_files(directory):
-        raw.update(mx.load(str(directory / name)))
-    own = module.sanitize(raw)
+        raw.update(read_tensors(directory / name))
+    own = module.sanitize(without_constants(config, raw, to_numpy, str(directory)))
     if config.get("quantization"):
         _quantize_as(model, config["quantization"], own, str(directory / "config.json"))
     set_weights(model, own, str(directory))
     return model, module, config
+
+
+def read_tensors(path: Path) -> dict[str, mx.array]:
+    """The tensors of a safetensors file; float64, which MLX does not read, as float32."""
+    # twin: torch reads float64 itself.
+    if any(entry.dtype == "F64" for entry in safetensors_header(path).values()):
+        return {name: mx.array(t.float32()) for name, t in read_safetensors(path).items()}
+    return mx.load(str(path))
+
+
+def check_finite(weights: Mapping[str, mx.array], where: str) -> None:
+    """Raise UserError naming the tensors that hold NaN or infinity."""
+    # One reduction a tensor: a sum is finite where all of it is, if it is not too large.
+    sums = {name: w.sum() for name, w in weights.items() if mx.issubdtype(w.dtype, mx.floating)}
+    mx.eval(sums)
+    odd = [n for n, s in sums.items() if not mx.isfinite(s).item()]
+    odd = [n for n in odd if not mx.isfinite(weights[n]).all().item()]
+    if odd:
+        raise UserError(where, *some(f"{name}: {NOT_FINITE}" for name in odd))
 
 
 def _quantize_as(model, quantization: dict[str, Any], own: dict[str, mx.array], where: str) -> None:
@@ -77,6 +96,7 @@ def set_weights(model, weights: dict[str, mx.array], where: str) -> None:
         name: w.astype(mx.float32) if mx.issubdtype(w.dtype, mx.floating) else w
         for name, w in weights.items()
     }
+    check_finite(own, where)
     model.update(tree_unflatten(list(own.items())))
     mx.eval(model.parameters())
     if hasattr(model, "check"):  # a borrowed model, held against its library's own forward

@@ -11,13 +11,13 @@ from pathlib import Path
 import pytest
 from test_source import IDS, MARKED, checkpoint
 
+from coconut.checkpoints.model_args import PUBLISHED_SHAPES
 from coconut.config.keys import RunConfig
 from coconut.config.reading import check_config
 from coconut.errors import UserError
 from coconut.plan.memory import evaluation_bytes, shape_of, training_bytes
 from coconut.plan.plan import print_plan, resume_in_words
 from coconut.plan.rows import LONGEST, SPREAD
-from coconut.plan.unbuilt import PUBLISHED_SHAPES
 
 ROOT = Path(__file__).parents[2]
 TINY = ROOT / "args" / "models" / "tiny_gpt2.json"
