@@ -54,7 +54,7 @@ def judged(config: Mapping[str, Any], where: str) -> dict[str, Any]:
 
     Nothing is built. Raises UserError listing every field that is missing, of a wrong type, beyond
     a limit, computed otherwise than it says, or unknown. Of a borrowed model that no test holds,
-    the twin that builds it judges unknown fields: see `unread`.
+    the twin that builds it judges unknown fields: see `check_borrowed`.
     """
     check_architecture(config, where)
     try:
@@ -78,7 +78,7 @@ def judged(config: Mapping[str, Any], where: str) -> dict[str, Any]:
     if not is_borrowed(config):
         problems += _quantization(config)
     if not is_borrowed(config) or model_type in TRIED:
-        problems += unread(config, limits, only)
+        problems += _unread(config, limits, only)
     if problems:
         raise UserError(where, *problems)
     _check_size(config, where)
@@ -90,7 +90,14 @@ def judged(config: Mapping[str, Any], where: str) -> dict[str, Any]:
     return dict(config)
 
 
-def unread(config: Mapping[str, Any], *known: Collection[str]) -> list[str]:
+def check_borrowed(config: Mapping[str, Any], declared: Collection[str], where: str) -> None:
+    """Raise UserError for fields of a borrowed model that its library, too, does not declare."""
+    further = BORROWED_OF_TYPE.get(config["model_type"], ())
+    if problems := _unread(config, BORROWED, ONLY, further, declared):
+        raise UserError(where, *problems)
+
+
+def _unread(config: Mapping[str, Any], *known: Collection[str]) -> list[str]:
     """What to say of the fields that are neither known nor without effect in any model."""
     return [
         f"{shown(name)}: not known here, so it may change what the model computes; remove it if it"

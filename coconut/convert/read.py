@@ -27,6 +27,7 @@ from coconut.checkpoints.checkpoint import (
     WEIGHTS,
     WEIGHTS_INDEX,
     describe,
+    index_files,
     verify,
     weight_files,
 )
@@ -177,7 +178,7 @@ def _directory_weights(source: Path, notes: list[str]) -> tuple[dict[str, Tensor
             f"two sets of weights: {PICKLED} and the files of {PICKLED_INDEX}; remove one",
         )
     elif (source / PICKLED_INDEX).exists():
-        files = _pickled_shards(source / PICKLED_INDEX)
+        files = [source / name for name in index_files(source / PICKLED_INDEX)]
     elif (source / PICKLED).exists():
         files = [source / PICKLED]
     elif (source / ADAPTER_CONFIG).exists():
@@ -201,16 +202,6 @@ def _directory_weights(source: Path, notes: list[str]) -> tuple[dict[str, Tensor
         raw.update(part)
     how = [f"{len(files)} shards"] * (len(files) > 1) + ["pickled"] * (not is_safe)
     return raw, f" ({', '.join(how)})" if how else ""
-
-
-def _pickled_shards(index: Path) -> list[Path]:
-    weight_map = read_json(index).get("weight_map")
-    names = set(weight_map.values()) if isinstance(weight_map, dict) else set()
-    if not names or not all(
-        isinstance(n, str) and Path(n).name == n and "\0" not in n for n in names
-    ):
-        raise UserError(str(index), "weight_map must map each tensor to a file of this directory")
-    return [index.parent / name for name in sorted(names)]
 
 
 def _named(

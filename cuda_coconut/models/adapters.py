@@ -18,7 +18,13 @@ from coconut.errors import UserError
 from coconut.feedback.weights import RULE_PREFIX
 from coconut.files import write_json
 from cuda_coconut.models.base import as_linear, dropout
-from cuda_coconut.models.weights import from_numpy, to_numpy, trained_weights, write_tensors
+from cuda_coconut.models.weights import (
+    check_finite,
+    from_numpy,
+    to_numpy,
+    trained_weights,
+    write_tensors,
+)
 
 LEAVES = {
     "lora_A.default.weight": "lora_a",
@@ -170,6 +176,7 @@ def load(model, config: Mapping[str, Any], adapter: Adapter) -> None:
     arrays = adapter_files.from_mlx_lm(adapter, config, load_file(adapter.directory / ADAPTERS))
     arrays |= load_file(adapter.directory / files.TRAINED)
     adapter_files.check_arrays({n: w.shape for n, w in arrays.items()}, config, adapter)
+    check_finite(arrays, str(adapter.directory))
     _set(model, arrays)
 
 

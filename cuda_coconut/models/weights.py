@@ -102,6 +102,7 @@ def load_feedback(directory: Path) -> dict[str, torch.Tensor]:
     """The weights in feedback.safetensors without prefix; none if there is no such file."""
     path = directory / FEEDBACK
     raw = load_file(path) if path.exists() else {}
+    check_finite(raw, str(path))
     return {n.removeprefix(RULE_PREFIX): w for n, w in raw.items()}
 
 

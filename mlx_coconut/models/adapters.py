@@ -19,7 +19,13 @@ from coconut.checkpoints.initial import grown_rows
 from coconut.feedback.weights import RULE_PREFIX
 from coconut.files import write_json
 from mlx_coconut.models.base import dropout
-from mlx_coconut.models.weights import from_numpy, to_numpy, trained_weights, write_tensors
+from mlx_coconut.models.weights import (
+    check_finite,
+    from_numpy,
+    to_numpy,
+    trained_weights,
+    write_tensors,
+)
 
 QUANTIZED = (nn.QuantizedLinear, nn.QuantizedEmbedding)
 
@@ -203,6 +209,7 @@ def load(model, config: Mapping[str, Any], adapter: Adapter) -> None:
     arrays = adapter_files.from_mlx_lm(adapter, config, mx.load(str(adapter.directory / ADAPTERS)))
     arrays |= mx.load(str(adapter.directory / files.TRAINED))
     adapter_files.check_arrays({n: w.shape for n, w in arrays.items()}, config, adapter)
+    check_finite(arrays, str(adapter.directory))
     model.update(tree_unflatten([(n, w.astype(mx.float32)) for n, w in arrays.items()]))
     mx.eval(model.parameters())
 

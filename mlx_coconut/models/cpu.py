@@ -105,10 +105,10 @@ def gelu_new(x: mx.array) -> mx.array:
     return _gelu(x) if replaces(x.dtype, x.size) else nn.gelu_approx(x)
 
 
-Elementwise = Callable[[mx.array], mx.array]
+_Elementwise = Callable[[mx.array], mx.array]
 
 
-def linear_of(function: Elementwise, x: mx.array, layer: nn.Module) -> mx.array:
+def linear_of(function: _Elementwise, x: mx.array, layer: nn.Module) -> mx.array:
     """Linear layer of function(x), (..., I) -> (..., O).
 
     The backward pass computes function(x) anew instead of keeping it: a step of GPT-2 small on
@@ -120,7 +120,7 @@ def linear_of(function: Elementwise, x: mx.array, layer: nn.Module) -> mx.array:
 
 
 @cache
-def _linear_of(function: Elementwise) -> Callable[..., mx.array]:
+def _linear_of(function: _Elementwise) -> Callable[..., mx.array]:
     @mx.checkpoint
     def run(x: mx.array, weight: mx.array, bias: mx.array) -> mx.array:
         return mx.addmm(bias, function(x), weight.T)

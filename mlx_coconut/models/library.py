@@ -2,6 +2,7 @@
 
 import importlib
 import inspect
+from dataclasses import fields
 from typing import Any
 
 import mlx.core as mx
@@ -9,7 +10,7 @@ import numpy as np
 from mlx.utils import tree_flatten
 
 from coconut.blocks import first_line
-from coconut.checkpoints.architectures import resolved
+from coconut.checkpoints.verdict import check_borrowed
 from coconut.errors import UserError
 from mlx_coconut.models.borrowed import Borrowed
 from mlx_coconut.models.stand_ins import Behind, LayerCache, Rotary
@@ -59,7 +60,7 @@ def build(config: dict[str, Any], where: str) -> tuple[Any, Any]:
     """
     arch = _architecture(config["model_type"], where)
     try:
-        config = resolved(config)
+        check_borrowed(config, [f.name for f in fields(arch.ModelArgs)], where)
         kind = type("Model", (Borrowed, arch.Model), {})
         model = kind(arch.ModelArgs.from_dict(config))
         model.feedback = None  # ĥ itself; feedback.py puts other rules here

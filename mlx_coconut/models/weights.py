@@ -28,7 +28,7 @@ def load_model(directory: Path) -> tuple[Any, Any, dict[str, Any]]:
     model, module = models.build(config, str(directory / "config.json"))
     raw: dict[str, mx.array] = {}
     for name in weight_files(directory):
-        raw.update(read_tensors(directory / name))
+        raw.update(_read(directory / name))
     own = module.sanitize(without_constants(config, raw, to_numpy, str(directory)))
     if config.get("quantization"):
         _quantize_as(model, config["quantization"], own, str(directory / "config.json"))
@@ -36,7 +36,7 @@ def load_model(directory: Path) -> tuple[Any, Any, dict[str, Any]]:
     return model, module, config
 
 
-def read_tensors(path: Path) -> dict[str, mx.array]:
+def _read(path: Path) -> dict[str, mx.array]:
     """The tensors of a safetensors file; float64, which MLX does not read, as float32."""
     # twin: torch reads float64 itself.
     if any(entry.dtype == "F64" for entry in safetensors_header(path).values()):
@@ -135,6 +135,7 @@ def load_feedback(directory: Path) -> dict[str, mx.array]:
     """The weights in feedback.safetensors without prefix; none if there is no such file."""
     path = directory / FEEDBACK
     raw = mx.load(str(path)) if path.exists() else {}
+    check_finite(raw, str(path))
     return {n.removeprefix(RULE_PREFIX): w for n, w in raw.items()}
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from test_source import IDS, MARKED, checkpoint
+from tiny import zero_model
 
 from coconut.checkpoints.model_args import PUBLISHED_SHAPES
 from coconut.config.keys import RunConfig
@@ -282,9 +283,7 @@ def trained(tmp_path: Path, **fields) -> Path:
     directory = checkpoint(
         tmp_path / "trained", len(MARKED), method="coconut", latent_ids=IDS, **fields
     )
-    model = json.loads(TINY.read_text()) | {"vocab_size": len(MARKED)}
-    (directory / "config.json").write_text(json.dumps(model))
-    return directory
+    return zero_model(directory, **json.loads(TINY.read_text()) | {"vocab_size": len(MARKED)})
 
 
 @pytest.mark.parametrize(
