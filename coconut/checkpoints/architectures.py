@@ -143,10 +143,10 @@ def resolved(config: Mapping[str, Any]) -> dict[str, Any]:
     most of mlx_lm ignores without a word. Raises ValueError for what cannot be spelled otherwise.
     """
     if config.get("model_type") == "gpt2":
-        out = {_OTHER_NAMES.get(name, name): value for name, value in config.items()}
-        if odd := [n for n, own in _OTHER_NAMES.items() if n in config and config[n] != out[own]]:
-            raise ValueError(f"{odd[0]} and {_OTHER_NAMES[odd[0]]} differ")
-        return out
+        for name, own in _OTHER_NAMES.items():
+            if name in config and config.get(own, config[name]) != config[name]:
+                raise ValueError(f"{name} and {own} differ")
+        return {_OTHER_NAMES.get(name, name): value for name, value in config.items()}
     out = dict(config)
     if not is_borrowed(config):
         return out

@@ -284,7 +284,7 @@ _SOFTCAPS += ("hidden_activation", "use_bidirectional_attention")
 BORROWED_OF_TYPE = {
     "llama": ("pretraining_tp",),
     "gemma2": (*_SOFTCAPS, "sliding_window_size"),
-    "gemma3_text": (*_SOFTCAPS, "sliding_window_pattern"),
+    "gemma3_text": (*_SOFTCAPS, "sliding_window_pattern", "_sliding_window_pattern"),
     "phi3": (
         *("original_max_position_embeddings", "partial_rotary_factor"),
         *("embd_pdrop", "resid_pdrop"),

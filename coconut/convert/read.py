@@ -270,6 +270,10 @@ def _fit(
             where, f"{n_layers} layers in the config, {found.n_layers(hub)} in the file"
         )
     config = judged(config, config_where)
+    if config.get("quantization"):
+        raise UserError(
+            config_where, "quantised weights are not converted; mlx-coconut fuse makes them float"
+        )
     expected = shapes_of(config, config_where)
     tensors: dict[str, Tensor] = {}
     copies: list[tuple[str, Tensor]] = []
