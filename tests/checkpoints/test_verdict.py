@@ -15,7 +15,7 @@ import pytest
 from conftest import CHOSEN, few, load_twin
 from golden_models import MODELS, as_row, run_model, to_numpy
 from safetensors.numpy import load_file, save_file
-from tiny import MODEL, assert_same_gradients, model_directory, random_gpt2
+from tiny import MODEL, assert_same_gradients, model_directory, random_gpt2, write_items
 
 from coconut.batches.batch import collate
 from coconut.checkpoints import verdict
@@ -283,7 +283,8 @@ def test_a_config_is_refused_in_one_line_before_anything_is_built(
 def test_each_command_gives_the_same_verdict(twin, tmp_path, capsys):
     path = model_directory(tmp_path / "model", attention_temperature=0.5)
     asked = ["--model", str(path), "--question", "x"]
-    run = {"method": "cot", "only_eval": True, "load_model_path": str(path), "val_path": "x.json"}
+    run = {"method": "cot", "only_eval": True, "load_model_path": str(path)}
+    run["val_path"] = str(write_items(tmp_path / "items.json", 2))
     write_json(tmp_path / "run.yaml", run)
     commands = (
         ["run", str(tmp_path / "run.yaml"), f"save_path={tmp_path}", "name=x"],
