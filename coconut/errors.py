@@ -1,5 +1,6 @@
-"""The one exception for input that the user can mend, and what a command makes of it."""
+"""The one exception for input that the user can mend, and how a command begins and ends."""
 
+import argparse
 import difflib
 import os
 import sys
@@ -62,6 +63,14 @@ def guarded(
     except KeyboardInterrupt:
         print(stopped, file=sys.stderr)
         sys.exit(130)
+
+
+def options_of(twin: str, verb: str, about: str, below: str = "") -> argparse.ArgumentParser:
+    """The parser of a verb's options, none yet. below: what its help ends with, line by line."""
+    as_written = argparse.RawDescriptionHelpFormatter
+    return argparse.ArgumentParser(
+        prog=typed(twin, verb), description=about, epilog=below, formatter_class=as_written
+    )
 
 
 def typed(twin: str, verb: str) -> str:

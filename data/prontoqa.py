@@ -10,6 +10,7 @@ thought are joined two by two to make the steps.
 
 import argparse
 import sys
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -29,20 +30,14 @@ def convert(raw: Any, where: str) -> list[Item]:
     """
     if not isinstance(raw, dict) or not raw:
         raise UserError(where, "expected an object of example1, example2, … that is not empty")
-    return [
-        _convert_one(raw[name], f"{where} {name}")
-        if name in raw
-        else _missing(where, name, len(raw))
-        for name in (f"example{number}" for number in range(1, len(raw) + 1))
-    ]
-
-
-def _missing(where: str, name: str, n_examples: int) -> Item:
-    raise UserError(
-        where,
-        f"{name} is missing: its {n_examples} examples must be numbered 1 to {n_examples}; "
-        "is it the raw output of the generator?",
-    )
+    names = [f"example{number}" for number in range(1, len(raw) + 1)]
+    if missing := [name for name in names if name not in raw]:
+        raise UserError(
+            where,
+            f"{missing[0]} is missing: its {len(raw)} examples must be numbered 1 to {len(raw)}; "
+            "is it the raw output of the generator?",
+        )
+    return [_convert_one(raw[name], f"{where} {name}") for name in names]
 
 
 def _convert_one(example: Any, where: str) -> Item:
@@ -70,11 +65,8 @@ def split(items: list[Item], sizes: dict[str, int], where: str) -> dict[str, lis
         raise UserError(
             where, f"holds {len(items):,} items, the split needs {needed:,}; give --split"
         )
-    parts, begin = {}, 0
-    for name, size in sizes.items():
-        parts[name] = items[begin : begin + size]
-        begin += size
-    return parts
+    rest = iter(items)
+    return {name: list(islice(rest, size)) for name, size in sizes.items()}
 
 
 def _sizes(text: str) -> dict[str, int]:

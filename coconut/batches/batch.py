@@ -68,10 +68,10 @@ def collate(rows: Sequence[Row], pad_id: int, pad_multiple: int = 1) -> Batch:
     latent_rows = [row for row in rows if row.n_latents]
     column = max((row.first_latent for row in latent_rows), default=0)
     if latent_rows:
-        column = _round_up(column, pad_multiple)
+        column = round_up(column, pad_multiple)
     lefts = [column - row.first_latent if row.n_latents else 0 for row in rows]
     width = max(left + len(row.ids) for left, row in zip(lefts, rows, strict=True))
-    width = column + _round_up(width - column, pad_multiple)
+    width = column + round_up(width - column, pad_multiple)
 
     shape = (len(rows), width)
     ids = np.full(shape, pad_id, np.int32)
@@ -90,7 +90,7 @@ def collate(rows: Sequence[Row], pad_id: int, pad_multiple: int = 1) -> Batch:
             is_latent[r, column : column + row.n_latents] = True
 
     where, targets = _targets(labels)
-    n = _round_up(len(where), TARGET_MULTIPLE if pad_multiple > 1 else 1)
+    n = round_up(len(where), TARGET_MULTIPLE if pad_multiple > 1 else 1)
     weight = np.zeros(n, np.float32)
     weight[: len(where)] = 1
     return Batch(
@@ -115,7 +115,7 @@ def _targets(labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return flat.astype(np.int32), labels[rows, columns + 1].astype(np.int32)
 
 
-def _round_up(n: int, multiple: int) -> int:
+def round_up(n: int, multiple: int) -> int:
     return -(-n // multiple) * multiple
 
 
@@ -143,6 +143,11 @@ def chunks(order: np.ndarray, size: int) -> Iterator[np.ndarray]:
     """Successive micro-batches of item numbers; the last may be short."""
     for start in range(0, len(order), size):
         yield order[start : start + size]
+
+
+def by_length(lengths: Sequence[int], size: int) -> Iterator[np.ndarray]:
+    """Batches of item numbers; like lengths go together, so that little is padded."""
+    return chunks(np.argsort(lengths, kind="stable"), size)
 
 
 def grouped(order: np.ndarray, size: int, n: int) -> list[list[tuple[int, np.ndarray]]]:

@@ -7,7 +7,7 @@ beyond M  question <start> L .. L <end> ### answer          (M = max_latent_stag
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -139,20 +139,13 @@ def training_row(
     rest = [token for step in sample.steps[skipped:] for token in step]
     if config.method == "icot":
         rest = rest[_icot_removed(config, len(rest), progress, rng) :]
-    thoughts = _latent_run(config, n_latents, markers)
     targets = rest + sample.answer
-    prompt = sample.question + thoughts
-    labels = [IGNORED] * len(prompt)
+    prompt = question_row(config, sample, stage, markers, n_latents)
+    labels = [IGNORED] * len(prompt.ids)
     # A thought is the state before its latent, so the head reads it as a prediction of the latent.
     for i, token in enumerate(sample.thoughts[:n_latents], len(sample.question) + 1):
         labels[i] = token
-    return Row(
-        sample.idx,
-        prompt + targets,
-        labels + targets,
-        len(sample.question) + 1 if n_latents else -1,
-        n_latents,
-    )
+    return replace(prompt, ids=prompt.ids + targets, labels=labels + targets)
 
 
 def question_row(

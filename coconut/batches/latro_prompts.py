@@ -14,16 +14,17 @@ from coconut.config.latro_keys import LatroConfig
 from coconut.errors import UserError
 
 
-class Data:
-    """The items of a run, their prompts, and where a rationale ends."""
+class Data(Questions):
+    """The questions of a run, and where a rationale ends."""
+
+    config: LatroConfig
 
     def __init__(self, config: LatroConfig, tokenizer: Any):
-        self.config, self.tokenizer = config, tokenizer
-        self.questions = Questions(config, tokenizer)
+        super().__init__(config, tokenizer)
         by_text = config.stop_matching == "text"
         sequences = () if by_text else tuple(tuple(tokenizer.encode(s)) for s in config.stop_seqs)
         self.stops = Stops(
-            self.questions.stop_ids,
+            self.stop_ids,
             tokenizer.decode,
             tuple(config.stop_seqs) if by_text else (),
             sequences,
@@ -36,7 +37,7 @@ class Data:
         items, wanted = self.items("train"), self.config.n_prompts
         if len(items) < wanted:
             raise UserError(
-                self.questions.path("train"),
+                self.path("train"),
                 f"{len(items)} prompts are fewer than the {wanted} of one update; lower"
                 " batch_size_training or gradient_accumulation_steps, or raise rloo_k",
             )
@@ -58,14 +59,6 @@ class Data:
         read = {"train": self.train, "validation": self.validation}
         return read | ({"test": self.test} if self.config.test_at_end else {})
 
-    def items(self, split: str) -> list[dict[str, Any]]:
-        """The items of a split."""
-        return self.questions.items(split)
-
-    def prompt(self, item: dict[str, Any]) -> Row:
-        """The prompt's tokens, thoughts behind them if the run has any."""
-        return self.questions.prompt(item)
-
     def rollout(self, prompt: Row, tokens: Sequence[int], item: dict[str, Any]) -> Rollout:
         """A sampled rationale with the item's answer behind it."""
         config = self.config
@@ -80,19 +73,16 @@ class Data:
         )
 
     def prompts_of(self, u: int) -> list[dict[str, Any]]:
-        """The items of an update: passes over train in shuffled order, joined end to end."""
-        n, size = len(self.train), self.config.n_prompts
-        first, stop = passes(u, size, n)
-        order = [i for e in range(first, stop) for i in epoch_order(n, self.config.seed, e)]
-        start = u * size - first * n
-        return [self.train[i] for i in order[start : start + size]]
+        """The items of an update."""
+        numbers = numbers_of(u, self.config.n_prompts, len(self.train), self.config.seed)
+        return [self.train[i] for i in numbers]
 
     def written_rows(self) -> list[Row]:
         """What the warm start learns: items with a rationale, all behind the prompt labelled."""
         written = [i for i in self.train if i.get("rationales", "").strip()]
         if not written:
             raise UserError(
-                self.questions.path("train"),
+                self.path("train"),
                 "warm_start_updates: no item has a rationale to learn from; set it to 0",
             )
         rows = []
@@ -126,16 +116,19 @@ def check_room(
             lower = f"lower response_length from {wanted} to {room}, " if room > 0 else ""
             lower += "lower latro_latents, " if thoughts else ""
             raise UserError(
-                data.questions.path(split),
+                data.path(split),
                 f"item {item['idx']}: question and answer{says} take {longest} of the model's"
                 f" {n_positions} positions, which leaves {max(room, 0)} for a rationale of"
                 f" {wanted} tokens; {lower}take the item out, or choose a model with more",
             )
     if data.config.warm_start_updates and "train" in splits:
         written = {row.idx: len(row.ids) for row in data.written_rows()}
-        check_lengths(written, n_positions, data.questions.path("train"))
+        check_lengths(written, n_positions, data.path("train"))
 
 
-def passes(u: int, size: int, n: int) -> tuple[int, int]:
-    """(first, behind the last) pass over n items that update u of `size` items reads from."""
-    return u * size // n, ((u + 1) * size - 1) // n + 1
+def numbers_of(u: int, size: int, n: int, seed: int) -> list[int]:
+    """Which of n items update u takes, `size` of them: shuffled passes, joined end to end."""
+    first, last = u * size // n, ((u + 1) * size - 1) // n
+    order = [i for e in range(first, last + 1) for i in epoch_order(n, seed, e)]
+    start = u * size - first * n
+    return order[start : start + size]

@@ -13,8 +13,9 @@ The names in the plural are LaTRO's published ones.
 """
 
 import hashlib
+import json
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -141,31 +142,26 @@ def _wrong(item: Item) -> list[str]:
     if not isinstance(item, dict):
         return [f"must be a dict with question and groundtruth, got {type(item).__name__}"]
     found = []
-    for name in ("question", "groundtruth", "rationales"):
+    for name, if_empty in _IF_EMPTY.items():
         text = item.get(name)
         if name == "rationales" and text is None:
             continue
         if not isinstance(text, str):
             found.append(f"{name} must be text, got {type(text).__name__}")
-        elif not text.strip() and name == "groundtruth":
-            found.append("has no answer; add one, or take the item out")
-        elif not text.strip() and name == "rationales":
-            found.append("its rationale is empty; write one, or leave it out of the item")
         elif not text.strip():
-            found.append("its question is empty; write one, or take the item out")
+            found.append(if_empty)
     for name, value in item.items():
-        if any(map(_SURROGATE.search, _texts(value))):
+        # Text that holds all texts of the value, those of lists and dicts too.
+        if _SURROGATE.search(json.dumps(value, ensure_ascii=False, default=str, skipkeys=True)):
             found.append(f"{name} holds a lone surrogate, which no tokenizer can encode; repair it")
     return found
 
 
-def _texts(value: Any) -> Iterator[str]:
-    """The texts in a value of an item, those of lists and dicts too."""
-    if isinstance(value, str):
-        yield value
-    elif isinstance(value, list | tuple | dict):
-        for part in value.values() if isinstance(value, dict) else value:
-            yield from _texts(part)
+_IF_EMPTY = {
+    "question": "its question is empty; write one, or take the item out",
+    "groundtruth": "has no answer; add one, or take the item out",
+    "rationales": "its rationale is empty; write one, or leave it out of the item",
+}
 
 
 class Questions(DataSet):

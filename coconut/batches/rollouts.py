@@ -9,13 +9,13 @@ run over tokens, nothing is divided by a length.
 Source: arXiv 2411.04282; where its released code differs, the preset `released` follows the code.
 """
 
+from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 
-from coconut.batches.batch import TARGET_MULTIPLE, Batch, collate
+from coconut.batches.batch import TARGET_MULTIPLE, Batch, collate, round_up
 from coconut.batches.curriculum import Row
 
 
@@ -79,14 +79,8 @@ class Stops:
 
     def _whole_tokens(self, tokens: Sequence[int], length: int) -> int:
         """Most tokens whose text has at most this many characters."""
-        low, high = 0, len(tokens)
-        while low < high:
-            middle = (low + high + 1) // 2
-            if len(self.decode(tokens[:middle])) <= length:
-                low = middle
-            else:
-                high = middle - 1
-        return low
+        counts = range(1, len(tokens) + 1)
+        return bisect_right(counts, length, key=lambda n: len(self.decode(tokens[:n])))
 
     def _until(self, tokens: Sequence[int], length: int) -> int:
         """Fewest tokens whose text has at least this many characters."""
@@ -237,7 +231,7 @@ def collate_rollouts(
     batch = collate(rows, pad_id, pad_multiple)
     width = batch.ids.shape[1]
     segments, positions = np.zeros(batch.ids.shape, np.int32), batch.positions.copy()
-    index, ids, of_row, is_answer, weight = [], [], [], [], []
+    targets: list[tuple[float, ...]] = []
     for i, (r, branch) in enumerate(zip(rollouts, branches, strict=True)):
         begin = int(np.argmax(batch.mask[i]))
         split = begin + len(r.prompt) + len(r.shared)
@@ -260,36 +254,28 @@ def collate_rollouts(
                 before = split - 1 if column == second else column - 1
                 spans.append((before, column, True))
         for before, column, answers in spans:
-            index.append(i * width + before)
-            ids.append(int(batch.ids[i, column]))
-            of_row.append(i)
-            is_answer.append(answers)
-            if advantages is None:
-                weight.append(1.0)
-            else:
-                weight.append((answer_weight if answers else float(advantages[i])) / n_rows)
-    n_real = len(index)
+            weight = 1.0
+            if advantages is not None:
+                weight = (answer_weight if answers else float(advantages[i])) / n_rows
+            targets.append((i * width + before, batch.ids[i, column], i, answers, weight))
     multiple = TARGET_MULTIPLE if pad_multiple > 1 else 1
-    n = max(-(-n_real // multiple) * multiple, 1)
-
-    def padded(values: list[Any], dtype: Any) -> np.ndarray:
-        out = np.zeros(n, dtype)
-        out[:n_real] = values
-        return out
-
-    is_answer_array = padded(is_answer, bool)
-    tempered = np.where(is_answer_array, 1.0, temperature).astype(np.float32)
+    # Exact: every number but the weight is whole and below 2**53.
+    table = np.zeros((max(round_up(len(targets), multiple), 1), 5))
+    table[: len(targets)] = np.reshape(targets, (-1, 5))
+    index, ids, of_row = np.ascontiguousarray(table[:, :3].T, np.int32)
+    is_answer = table[:, 3] != 0
     fields = vars(batch) | {
         "segments": segments if segments.any() else None,
         "positions": positions,
-        "target_index": padded(index, np.int32),
-        "target_ids": padded(ids, np.int32),
-        "target_weight": padded(weight, np.float32),
+        "target_index": index,
+        "target_ids": ids,
+        "target_weight": table[:, 4].astype(np.float32),
     }
+    tempered = np.where(is_answer, 1.0, temperature).astype(np.float32)
     return RolloutBatch(
         **fields,
-        target_row=padded(of_row, np.int32),
-        target_is_answer=is_answer_array,
+        target_row=of_row,
+        target_is_answer=is_answer,
         temperature=None if temperature == 1 else tempered,
-        n_real=n_real,
+        n_real=len(targets),
     )

@@ -1,16 +1,16 @@
 """The training samples of each epoch: from a file, or generated, kept or fresh every epoch."""
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
 from coconut.batches.batch import Batch, chunks, collate
 from coconut.batches.curriculum import Row, Sample
-from coconut.batches.dataset import SHOWN_PROBLEMS, read_items, tokenize
+from coconut.batches.dataset import raise_all, read_items, tokenize
 from coconut.config.keys import RunConfig
-from coconut.errors import UserError
 from coconut.files import shipped
 from coconut.tasks.generated import of_epoch, read_keys, write
 from coconut.tasks.makers import TASKS, maker
@@ -23,15 +23,16 @@ N_FITTED = 512
 GENERATED = "generated training data"
 
 
-class TrainingSamples(Protocol):
-    """What the loop asks of its training data."""
+@dataclass(frozen=True)
+class WrittenSamples:
+    """Samples that are the same in every epoch, and the file they are from."""
 
-    @property
-    def where(self) -> str:
-        """The file the samples are from, for messages."""
+    where: str
+    kept: list[Sample]
 
     def samples(self, epoch: int) -> list[Sample]:
         """The samples of an epoch, tokenised."""
+        return self.kept
 
 
 class TrainingData:
@@ -80,17 +81,16 @@ class TrainingData:
             items = read_items(path)
             total = len(items)
         else:
-            total, start = self.n_items, self.config.resume * self.n_items if self.fresh else 0
+            total = self.n_items
             path = GENERATED if path is None or self.fresh else f"{path} (made on first use)"
-            items = list(self._generate(start, min(n, total), self.config.resume))
+            items = list(self._generate(min(n, total), self.config.resume))
         return self._prepared(items, path), path, min(total, self.limit or total)
 
     def _read(self, epoch: int) -> list[Sample]:
         assert self.tokenizer is not None, "given wherever samples are asked for"
         path = self.config.train_path
         if self.fresh or path is None:
-            start = epoch * self.n_items if self.fresh else 0
-            items, path = list(self._generate(start, self.n_items, epoch)), GENERATED
+            items, path = list(self._generate(self.n_items, epoch)), GENERATED
         else:
             if self.world.is_first and not Path(path).exists():
                 self._write(Path(path))
@@ -104,14 +104,12 @@ class TrainingData:
     def _prepared(self, items: list[dict[str, Any]], where: str) -> list[dict[str, Any]]:
         if self.config.method == "recall":
             items = [item | {"steps": sentences(item["question"])} for item in items]
-            empty = [
-                f"item {i}: no sentence to recall" for i, x in enumerate(items) if not x["steps"]
-            ]
-            if empty:
-                raise UserError(where, *empty[:SHOWN_PROBLEMS])
+            empty = (i for i, item in enumerate(items) if not item["steps"])
+            raise_all(where, [f"item {i}: no sentence to recall" for i in empty])
         return items
 
-    def _generate(self, start: int, n_items: int, epoch: int) -> Any:
+    def _generate(self, n_items: int, epoch: int) -> Any:
+        start = epoch * self.n_items if self.fresh else 0
         exclude = {key for path in self._held_out() for key in read_keys(path, self.maker.keys)}
         return self.maker.generate(self._options(epoch), self.seed, n_items, start, exclude)
 

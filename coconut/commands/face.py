@@ -15,6 +15,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from coconut.errors import UserError
+from coconut.files import here_or_shipped, read_json, write_text
+from coconut.world import World
+
 if TYPE_CHECKING:
     import numpy as np
 
@@ -60,7 +64,6 @@ class Face:
         from coconut.commands.run import start_run
         from coconut.config.reading import load_config
         from coconut.reporting.console import silenced
-        from coconut.world import World
 
         # JSON is YAML, so a key is read and checked as the command's `key=value` is.
         overrides = [
@@ -82,8 +85,6 @@ class Run:
     @property
     def summary(self) -> dict[str, Any] | None:
         """The last evaluation, as summary.json has it; None if there was none."""
-        from coconut.files import read_json
-
         path = self.directory / "summary.json"
         return read_json(path) if path.exists() else None
 
@@ -192,7 +193,6 @@ def think(
     Raises UserError: a number that is too low, an unknown reading, a question that is empty or too
     long.
     """
-    from coconut.errors import UserError
     from coconut.inside.findings import READINGS
 
     _check(latents=latents, max_new_tokens=max_new_tokens, top=top)
@@ -230,10 +230,7 @@ def evaluate(
     from coconut.commands.run import start_run
     from coconut.config.keys import DATASET_METHODS, RunConfig
     from coconut.config.reading import check_config
-    from coconut.errors import UserError
-    from coconut.files import here_or_shipped, read_json, write_text
     from coconut.reporting.console import silenced
-    from coconut.world import World
 
     keys: dict[str, Any] = {"max_new_tokens": max_new_tokens, "temperature": temperature}
     keys |= {"seed": seed, "stage": stage}
@@ -269,7 +266,6 @@ def _check(**given: float | None) -> None:
     """Raise UserError for numbers that are below their least value."""
     from coconut.checkpoints.named import too_low
     from coconut.commands.generate import LEAST
-    from coconut.errors import UserError
 
     least = {name: low for name, low in (LEAST | {"top": 1, "stage": 0}).items() if name in given}
     if problems := too_low(argparse.Namespace(**given), "", **least):

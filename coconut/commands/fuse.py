@@ -11,14 +11,13 @@ from coconut.checkpoints.adapter_files import is_adapter
 from coconut.checkpoints.checkpoint import COCONUT, describe, write_atomically
 from coconut.checkpoints.named import checkpoint_config
 from coconut.checkpoints.source import open_source
-from coconut.errors import UserError, guarded, typed
+from coconut.errors import UserError, guarded, options_of
 
 
 def main(twin: str, make_backend: MakeBackend, argv: Sequence[str] | None = None) -> None:
     """Write OUT; what the user can mend ends with one message and status 2."""
-    parser = argparse.ArgumentParser(
-        prog=typed(twin, "fuse"),
-        description="Make a whole float checkpoint of one that holds an adapter, or is quantised.",
+    parser = options_of(
+        twin, "fuse", "Make a whole float checkpoint of one that holds an adapter, or is quantised."
     )
     parser.add_argument("source", metavar="DIR", type=Path, help="checkpoint with an adapter")
     parser.add_argument("target", metavar="OUT", type=Path, help="new directory")

@@ -15,7 +15,7 @@ from coconut.batches.dataset import raise_all
 from coconut.checkpoints.adapter_files import read_adapter
 from coconut.checkpoints.named import add_model, found_model, too_low
 from coconut.checkpoints.source import base_of
-from coconut.errors import UserError, guarded, typed
+from coconut.errors import UserError, guarded, options_of
 from coconut.inside.graph import read_graph
 from coconut.inside.known import strangeness
 from coconut.inside.lens import Lens
@@ -35,9 +35,7 @@ class Answer:
 
 def main(twin: str, make_backend: MakeBackend, argv: Sequence[str] | None = None) -> None:
     """Answer the questions given, or one a line from standard input, in batches."""
-    parser = argparse.ArgumentParser(
-        prog=typed(twin, "generate"), description="Ask a checkpoint questions."
-    )
+    parser = options_of(twin, "generate", "Ask a checkpoint questions.")
     add_model(parser)
     add = parser.add_argument
     add("--adapter-path", metavar="DIR", type=Path, help="an adapter; --model is then its base")

@@ -1,11 +1,10 @@
 """`mlx-coconut init DIR`: a directory to start from, with every run and the data that ships."""
 
-import argparse
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
-from coconut.errors import UserError, guarded, typed
+from coconut.errors import UserError, guarded, options_of, typed
 from coconut.files import hidden, shipped, shipped_names
 
 COPIED = ("args/", "data/")
@@ -13,9 +12,7 @@ COPIED = ("args/", "data/")
 
 def main(twin: str, argv: Sequence[str] | None = None) -> None:
     """Make DIR; what the user can mend ends with one message and status 2."""
-    parser = argparse.ArgumentParser(
-        prog=typed(twin, "init"), description="Begin a directory with runs and small data sets."
-    )
+    parser = options_of(twin, "init", "Begin a directory with runs and small data sets.")
     parser.add_argument("directory", metavar="DIR", type=Path, help="new directory")
     options = parser.parse_args(argv)
     guarded(lambda: init(twin, options.directory), "stopped; nothing half-written is left")

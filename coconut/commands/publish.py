@@ -22,8 +22,9 @@ from coconut.checkpoints.checkpoint import (
 )
 from coconut.checkpoints.hub import DESCRIPTION, http_error, status_and_reason
 from coconut.config.keys import DATASET_METHODS
-from coconut.errors import UserError, guarded, typed
-from coconut.files import read_bytes, read_json
+from coconut.config.reading import read_yaml
+from coconut.errors import UserError, guarded, options_of, typed
+from coconut.files import read_json
 
 CARD, SUMMARY = "README.md", "summary.json"
 ASKED = ("method", "c_thought", "max_latent_stage", "pad_latent_to_max", "stage")
@@ -33,9 +34,7 @@ MEASURED = ("n", "accuracy", "swapped_accuracy", "both_accuracy", "maj_k", "maj_
 
 def main(twin: str, argv: Sequence[str] | None = None) -> None:
     """Publish one checkpoint; what the user can mend ends with one message and status 2."""
-    parser = argparse.ArgumentParser(
-        prog=typed(twin, "publish"), description="Upload a checkpoint with a model card."
-    )
+    parser = options_of(twin, "publish", "Upload a checkpoint with a model card.")
     parser.add_argument("directory", metavar="DIR", type=Path, help="checkpoint")
     parser.add_argument("--repo", required=True, metavar="OWNER/NAME", help="repository")
     parser.add_argument("--summary", metavar="FILE", type=Path, help="results (the run's own)")
@@ -145,15 +144,7 @@ _TERMS = "The weights follow the terms of base model and data."
 def _settings(directory: Path) -> dict[str, Any]:
     """The configuration of the run that a checkpoint lies in; {} if it lies in none."""
     path = directory.resolve().parent / "config.yaml"
-    if not path.is_file():
-        return {}
-    try:
-        settings = yaml.safe_load(read_bytes(path))
-    except yaml.YAMLError:
-        raise UserError(str(path), "not YAML; repair or move it") from None
-    if not isinstance(settings, dict):
-        raise UserError(str(path), "expected keys and values")
-    return settings
+    return read_yaml(path) if path.is_file() else {}
 
 
 def _base(settings: dict[str, Any]) -> str | None:

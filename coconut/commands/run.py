@@ -1,6 +1,5 @@
 """The command line of both twins: arguments, --check, exit codes."""
 
-import argparse
 from collections.abc import Callable, Sequence
 from functools import partial
 
@@ -9,7 +8,7 @@ from coconut.config.keys import DATASET_METHODS, RunConfig
 from coconut.config.latro_keys import LatroConfig
 from coconut.config.reading import load_config
 from coconut.config.reference import help_text
-from coconut.errors import UserError, guarded, typed
+from coconut.errors import UserError, guarded, options_of
 from coconut.world import World, together
 
 
@@ -23,12 +22,7 @@ def main(
 
     make_world: the processes that a launcher started with this one.
     """
-    parser = argparse.ArgumentParser(
-        prog=typed(twin, "run"),
-        description="Train or evaluate one run.",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        epilog=help_text(),
-    )
+    parser = options_of(twin, "run", "Train or evaluate one run.", help_text())
     parser.add_argument("args", metavar="ARGS.yaml", help="the run's configuration")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="replace single keys")
     parser.add_argument("--check", action="store_true", help="check everything, print the plan")

@@ -27,7 +27,7 @@ def load_config(
     if isinstance(source, Mapping):
         where, values = "configuration", dict(source)
     else:
-        where, values = str(source), _read_yaml(source)
+        where, values = str(source), read_yaml(source)
     problems: list[str] = []
     for override in overrides:
         name, equals, text = override.partition("=")
@@ -96,7 +96,8 @@ def _as_given(line: str, given: Mapping[Any, Any]) -> str:
     return line
 
 
-def _read_yaml(path: str | Path) -> dict[Any, Any]:
+def read_yaml(path: str | Path) -> dict[Any, Any]:
+    """Keys and values of a YAML file. Raises UserError if it is not there or not YAML."""
     try:
         text = Path(path).read_text(encoding="utf-8")
     except FileNotFoundError:

@@ -13,7 +13,7 @@ from typing import Any
 
 from coconut.backend import MakeBackend
 from coconut.checkpoints.named import add_model, too_low
-from coconut.errors import UserError, guarded, typed
+from coconut.errors import UserError, guarded, options_of
 from coconut.files import here_or_shipped, sha256, write_text
 from coconut.inside.analyses import ablate, forced_k, height, parallelism, shifted
 from coconut.inside.analyses.asking import SEED, Analysis, Options
@@ -35,12 +35,8 @@ ANALYSES = {
 
 def main(twin: str, make_backend: MakeBackend, argv: Sequence[str] | None = None) -> None:
     """Run one analysis, or all, and write its files."""
-    parser = argparse.ArgumentParser(
-        prog=typed(twin, "analyse"),
-        description="What thoughts do, over a data set.",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        epilog="\n".join(f"  {name:12} {a.help}" for name, a in ANALYSES.items()),
-    )
+    said = "\n".join(f"  {name:12} {analysis.help}" for name, analysis in ANALYSES.items())
+    parser = options_of(twin, "analyse", "What thoughts do, over a data set.", said)
     parser.add_argument("what", choices=[*ANALYSES, "all"])
     add_model(parser)
     add = parser.add_argument

@@ -3,8 +3,6 @@
 On a terminal with a prompt, line editing and streamed answers; from a pipe a line is a question.
 """
 
-import argparse
-import difflib
 import re
 import sys
 import time
@@ -17,12 +15,12 @@ import rich.console
 from coconut.backend import Decoding, MakeBackend
 from coconut.batches.batch import collate
 from coconut.checkpoints.named import add_model, too_low
-from coconut.errors import UserError, guarded, typed
+from coconut.errors import UserError, guarded, nearest, options_of
 from coconut.inside.graph import read_graph
 from coconut.inside.known import strangeness
 from coconut.inside.lens import Lens
 from coconut.reporting.console import Console
-from coconut.tasks import prosqa_graph
+from coconut.tasks import prosqa, prosqa_graph
 from coconut.text.answers import exact_match
 from coconut.text.tokenizer import MARKERS
 
@@ -148,8 +146,8 @@ class Chat:
     def _command(self, line: str) -> None:
         name, _, rest = line[1:].partition(" ")
         if name not in self._commands:
-            near = difflib.get_close_matches(name, [*self._commands, "quit"], 1)
-            hint = f"did you mean /{near[0]}?" if near else "/help lists them"
+            near = nearest(f"/{name}", [f"/{known}" for known in (*self._commands, "quit")])
+            hint = near or "/help lists them"
             raise UserError("command", f"no command /{name}; {hint}")
         self._commands[name](rest.strip())
 
@@ -199,8 +197,6 @@ class Chat:
         self._table("read by the output head", ["thought", "most probable tokens"], rows)
 
     def _example(self, text: str) -> None:
-        from coconut.tasks import prosqa
-
         if text:
             if not (text.isascii() and text.isdigit()):
                 raise UserError("command", f"/example: a number of raw nodes, got {text!r}")
@@ -222,12 +218,7 @@ def _visible(token: str) -> str:
 
 def main(twin: str, make_backend: MakeBackend, argv: Sequence[str] | None = None) -> None:
     """Open a checkpoint and answer until the questions end."""
-    parser = argparse.ArgumentParser(
-        prog=typed(twin, "chat"),
-        description="Ask a checkpoint, question after question.",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        epilog=HELP,
-    )
+    parser = options_of(twin, "chat", "Ask a checkpoint, question after question.", HELP)
     add_model(parser)
     parser.add_argument("--latents", type=int, metavar="K", help="thoughts; else the checkpoint's")
     parser.add_argument("--max-new-tokens", type=int, default=128, metavar="N")

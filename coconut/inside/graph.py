@@ -1,8 +1,9 @@
 """A question of statements read back from its text: the graph they make, what is asked."""
 
 import re
-from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+
+from coconut.tasks.graphs import distances, shortest_path
 
 _STATEMENT = re.compile(r"(?:Every )?([^\W_]+) is a ([^\W_]+)\.")
 _QUESTION = re.compile(r"Is ([^\W_]+)(?: a ([^\W_]+) or ([^\W_]+))?\?")
@@ -54,15 +55,7 @@ class Graph:
 
         Of several, the one whose nodes the text says first.
         """
-        if self.right is None:
-            return []
-        path = [self.right]
-        while path[0] != self.asked:
-            distance = self.distances[path[0]]
-            assert distance is not None
-            above = [p for p, c in self.edges if c == path[0] and self.distances[p] == distance - 1]
-            path.insert(0, min(above))
-        return path
+        return [] if self.right is None else shortest_path(self.edges, self.asked, self.right)
 
 
 def sentences(text: str) -> list[str]:
@@ -87,22 +80,11 @@ def read_graph(question: str) -> Graph | None:
     index = {word: i for i, word in enumerate(words)}
     edges = dict.fromkeys((index[m[1]], index[m[2]]) for m in said if m)
     asked, *choices = (index[word] for word in named)
+    hops = distances(edges, [asked])
     return Graph(
         nodes=list(words),
         edges=list(edges),
         asked=asked,
         choices=tuple(choices),
-        distances=distances(len(words), list(edges), [asked]),
+        distances=[hops.get(node) for node in range(len(words))],
     )
-
-
-def distances(n: int, edges: Sequence[tuple[int, int]], sources: Iterable[int]) -> list[int | None]:
-    """Hops to each of n nodes from the nearest source; None where no way leads."""
-    found: list[int | None] = [None] * n
-    reached, hops = set(sources), 0
-    while reached:
-        for node in reached:
-            found[node] = hops
-        reached = {child for parent, child in edges if parent in reached and found[child] is None}
-        hops += 1
-    return found

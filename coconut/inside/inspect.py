@@ -10,7 +10,7 @@ from pathlib import Path
 from coconut.backend import MakeBackend
 from coconut.batches.dataset import read_items
 from coconut.checkpoints.named import add_model, too_low
-from coconut.errors import UserError, guarded, typed
+from coconut.errors import UserError, guarded, options_of
 from coconut.files import here_or_shipped, write_text
 from coconut.inside.findings import READINGS, Inspection
 from coconut.inside.graph import read_graph
@@ -30,9 +30,8 @@ class Asked:
 
 def main(twin: str, make_backend: MakeBackend, argv: Sequence[str] | None = None) -> None:
     """Show what a checkpoint thinks about questions: as tables, JSON or a page."""
-    parser = argparse.ArgumentParser(
-        prog=typed(twin, "inspect"),
-        description="See inside a thought: what a checkpoint thinks, thought by thought.",
+    parser = options_of(
+        twin, "inspect", "See inside a thought: what a checkpoint thinks, thought by thought."
     )
     add_options(parser)
     parser.add_argument(

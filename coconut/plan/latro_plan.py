@@ -29,8 +29,8 @@ def print_latro_plan(config: LatroConfig, twin: str, n_processes: int = 1) -> No
         lines += plan_lines(config, len(data.train), n_processes)
         lines.append(
             f"evaluates {min(config.evaluation_items, len(data.validation)):,} of"
-            f" {len(data.validation):,} items of {data.questions.path('validation')}"
-            + (" held out of train" if data.questions.is_held_out else "")
+            f" {len(data.validation):,} items of {data.path('validation')}"
+            + (" held out of train" if data.is_held_out else "")
         )
         if config.warm_start_updates and warm_weights(config) is None:
             lines.append(
@@ -43,8 +43,7 @@ def print_latro_plan(config: LatroConfig, twin: str, n_processes: int = 1) -> No
             lines.append(f"trains {config.adapter.type} of rank {config.adapter.rank} alone")
         if config.test_at_end:
             lines.append(
-                f"the best checkpoint answers {len(data.test):,} items of"
-                f" {data.questions.path('test')}, once"
+                f"the best checkpoint answers {len(data.test):,} items of {data.path('test')}, once"
             )
         longest = max(len(data.prompt(i).ids) + len(i["response_ids"]) for i in data.train)
         L = config.response_length

@@ -108,7 +108,7 @@ def _read_log(path: Path) -> tuple[list[dict[str, Any]], list[str]]:
         raise UserError(str(path), "no such file; give the directory of a run") from None
     except OSError as error:
         raise UserError(str(path), f"cannot be read: {error.strerror}") from error
-    events, damaged = [], []
+    events, damaged, notes = [], [], []
     for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue
@@ -125,9 +125,8 @@ def _read_log(path: Path) -> tuple[list[dict[str, Any]], list[str]]:
             events.append(event)
     if damaged:
         are = "line is" if len(damaged) == 1 else "lines are"
-        note = f"{path}: {len(damaged)} {are} damaged and left out (the first is {damaged[0]})"
-        return events, [note]
-    return events, []
+        notes = [f"{path}: {len(damaged)} {are} damaged and left out (the first is {damaged[0]})"]
+    return events, notes
 
 
 def _without_repeats(events: list[dict[str, Any]]) -> list[tuple[Position, dict[str, Any]]]:

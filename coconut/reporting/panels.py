@@ -3,12 +3,13 @@
 import io
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
-from itertools import pairwise
+from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
+
 from coconut.reporting.curves import Curve, RunHistory
-from coconut.reporting.drawing import INK, colours_of, figure_of
+from coconut.reporting.drawing import INK, colours_of, figure_of, png
 
 POINTS = 250
 """A longer curve is drawn as the means of this many equal stretches, with their range behind."""
@@ -102,12 +103,11 @@ def panels_of(runs: Sequence[RunHistory]) -> list[Panel]:
         key = THOUGHTS.get(f"{event}/{title}", plain)
         others.setdefault(key, []).append((name, word or "value"))
     found = [Panel(title, unit, tuple(series)) for (title, unit), series in others.items()]
-    shown = []
-    for panel in (*PANELS, *found):
-        series = tuple((n, word) for n, word in panel.series if n in names)
-        if series:
-            shown.append(Panel(panel.title, panel.unit, series, panel.is_share, panel.is_log))
-    return shown
+    shown = [
+        replace(panel, series=tuple(pair for pair in panel.series if pair[0] in names))
+        for panel in (*PANELS, *found)
+    ]
+    return [panel for panel in shown if panel.series]
 
 
 def _natural(name: str) -> list[tuple[int, str]]:
@@ -123,7 +123,6 @@ def picture(runs: Sequence[RunHistory]) -> bytes:
     panels = panels_of(runs)
     columns = min(2, max(1, len(panels)))
     rows = max(1, math.ceil(len(panels) / columns))
-    file = io.BytesIO()
     with figure_of(5.2 * columns, 3.3 * rows, len(panels), columns) as (figure, axes):
         for ax, panel in zip(axes, panels, strict=True):
             # A line of its own above the legend: with five words there they would meet.
@@ -135,8 +134,7 @@ def picture(runs: Sequence[RunHistory]) -> bytes:
                 axes[0].plot([], [], color=colour, label=run.label)
             handles = axes[0].get_lines()[-len(runs) :]
             figure.legend(handles=handles, loc="outside upper center", ncols=min(4, len(runs)))
-        figure.savefig(file, format="png", dpi=110, facecolor="white")
-    return file.getvalue()
+        return png(figure, 110)
 
 
 def drawings(runs: Sequence[RunHistory]) -> list[tuple[Panel, str]]:
@@ -162,8 +160,8 @@ def _draw(ax: Any, panel: Panel, runs: Sequence[RunHistory]) -> None:
             if name not in run.curves:
                 continue
             colour = colours[s if is_single else r]
-            x, mean, least, most = _thinned(run.curves[name])
-            mean, least, most = ([factor * y for y in ys] for ys in (mean, least, most))
+            x, *ys = _thinned(run.curves[name])
+            mean, least, most = (factor * y for y in ys)
             marker = "o" if not name.startswith("train/") and len(x) <= 40 else ""
             dash = "-" if is_single else DASHES[s % len(DASHES)]
             # In a comparison the word is the dash's, said once.
@@ -171,7 +169,7 @@ def _draw(ax: Any, panel: Panel, runs: Sequence[RunHistory]) -> None:
             ax.plot(x, mean, dash, color=colour, marker=marker, markersize=3, label=label, zorder=3)
             if is_single and len(run.curves[name].x) > POINTS:
                 ax.fill_between(x, least, most, color=colour, alpha=0.18, linewidth=0)
-            low, high = min(low, *mean), max(high, *mean)
+            low, high = min(low, mean.min()), max(high, mean.max())
     if panel.is_share:
         ax.set_ylim(0, 103)
     elif panel.is_log and low > 0 and high > 30 * low:
@@ -218,16 +216,12 @@ def _mark_stages(ax: Any, runs: Sequence[RunHistory]) -> None:
         )
 
 
-def _thinned(curve: Curve) -> tuple[list[float], list[float], list[float], list[float]]:
+def _thinned(curve: Curve) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """(x, mean, least, most) of at most POINTS equal stretches of a curve."""
-    n = len(curve.x)
-    if n <= POINTS:
-        return curve.x, curve.y, curve.y, curve.y
-    edges = [n * i // POINTS for i in range(POINTS + 1)]
-    parts = [(curve.x[a:b], curve.y[a:b]) for a, b in pairwise(edges)]
-    return (
-        [x[-1] for x, _ in parts],
-        [sum(y) / len(y) for _, y in parts],
-        [min(y) for _, y in parts],
-        [max(y) for _, y in parts],
-    )
+    x, y = np.array(curve.x), np.array(curve.y)
+    if len(x) <= POINTS:
+        return x, y, y, y
+    edges = len(x) * np.arange(POINTS + 1) // POINTS
+    starts = edges[:-1]
+    mean = np.add.reduceat(y, starts) / np.diff(edges)
+    return x[edges[1:] - 1], mean, np.minimum.reduceat(y, starts), np.maximum.reduceat(y, starts)

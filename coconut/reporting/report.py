@@ -6,7 +6,6 @@ a failure of drawing reaches the run.
 """
 
 import argparse
-import html
 import os
 import subprocess
 import sys
@@ -17,8 +16,10 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+import jinja2
+
 from coconut.config.keys import RunConfig
-from coconut.errors import UserError, guarded, typed
+from coconut.errors import UserError, guarded, options_of
 from coconut.files import write_text
 from coconut.reporting.console import Console
 from coconut.reporting.curves import RunHistory, read_history
@@ -85,6 +86,11 @@ def _best(run: RunHistory) -> str | None:
     return None
 
 
+def settings_title(runs: Sequence[RunHistory]) -> str:
+    """What `settings` shows, in words."""
+    return "settings that differ" if len(runs) > 1 else "settings other than default"
+
+
 def settings(runs: Sequence[RunHistory]) -> tuple[list[str], list[list[str]]]:
     """(columns, a row a key): what differs between the runs, or from the defaults for one run."""
     found = [_flat(run.settings) for run in runs]
@@ -112,82 +118,27 @@ def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, str]:
 
 # --- the page ---
 
-_STYLE = """
-:root { color-scheme: light dark; --page: #ffffff; --ink: #1c2024; --faint: #6b7280;
-  --line: #d8dce2; --card: #f7f8fa; }
-@media (prefers-color-scheme: dark) {
-  :root { --page: #14171a; --ink: #e6e8ea; --faint: #9aa3ad; --line: #333a42; --card: #1b1f24; }
-}
-* { box-sizing: border-box; }
-body { margin: 0 auto; max-width: 76rem; padding: 1.25rem 1rem 3rem; background: var(--page);
-  color: var(--ink); font: 15px/1.5 system-ui, sans-serif; }
-h1 { font-size: 1.35rem; margin: 0 0 .15rem; overflow-wrap: anywhere; }
-h2 { font-size: 1rem; margin: 2rem 0 .5rem; }
-p { margin: .2rem 0; } .faint { color: var(--faint); } .warn { color: #c2410c; }
-.panels { display: grid; gap: 1rem; margin-top: 1rem;
-  grid-template-columns: repeat(auto-fit, minmax(min(100%, 27rem), 1fr)); }
-figure { margin: 0; padding: .75rem .75rem .25rem; background: var(--card); border-radius: .5rem; }
-figcaption { font-weight: 600; } figure svg { width: 100%; height: auto; display: block; }
-svg text { font-family: system-ui, sans-serif !important; }
-.scroll { overflow-x: auto; }
-table { border-collapse: collapse; font-size: .9rem; font-variant-numeric: tabular-nums; }
-th, td { padding: .3rem .8rem .3rem 0; border-bottom: 1px solid var(--line); text-align: left;
-  vertical-align: top; white-space: nowrap; }
-th { font-weight: 600; }
-.wrap td { max-width: 26rem; white-space: normal; overflow-wrap: anywhere; }
-.wrap td:first-child { white-space: nowrap; }
-.key { display: inline-block; width: .8em; height: .8em; border-radius: 50%; margin-right: .4em; }
-"""
+PAGES = jinja2.Environment(
+    loader=jinja2.PackageLoader("coconut.reporting", "web"),
+    undefined=jinja2.StrictUndefined,
+    autoescape=True,
+    trim_blocks=True,
+)
 
 
 def page(runs: Sequence[RunHistory], is_live: bool = False) -> str:
     """The HTML page: self-contained, light or dark as the reader's system is, narrow or wide."""
-    label = ", ".join(run.label for run in runs)
-    colours = colours_of(len(runs))
-    keys = [
-        f'<span class="key" style="background:{c}"></span>' if len(runs) > 1 else ""
-        for c in colours
-    ]
-    figures = [
-        f'<figure role="img" aria-label="{html.escape(panel.title)}"><figcaption>'
-        f"{html.escape(panel.title)}</figcaption>{svg}</figure>"
-        for panel, svg in drawings(runs)
-    ]
     columns, rows = results(runs)
-    differing = settings(runs)
-    parts = [
-        "<!doctype html>",
-        '<html lang="en"><head><meta charset="utf-8">',
-        '<meta name="viewport" content="width=device-width, initial-scale=1">',
-        f'<meta http-equiv="refresh" content="{REFRESH}">' if is_live else "",
-        f"<title>{html.escape(label)}</title><style>{_STYLE}</style></head><body>",
-        f"<h1>{html.escape(label)}</h1>",
-        f'<p class="faint">drawn {time.strftime("%Y-%m-%d %H:%M:%S")}'
-        f"{f', still running; read again every {REFRESH} s' if is_live else ''}</p>",
-        *(f'<p class="warn">{html.escape(note)}</p>' for run in runs for note in run.notes),
-        "<h2>Results</h2>",
-        _table(columns, [[_shown(value) for value in row] for row in rows], keys),
-        f'<div class="panels">{"".join(figures)}</div>'
-        if figures
-        else "<p>The log holds no training yet.</p>",
-        f"<h2>{'Settings that differ' if len(runs) > 1 else 'Settings other than default'}</h2>",
-        _table(*differing) if differing[1] else "<p>None.</p>",
-        "</body></html>",
-    ]
-    return "\n".join(filter(None, parts)) + "\n"
-
-
-def _table(columns: Sequence[str], rows: Sequence[Sequence[str]], keys: Sequence[str] = ()) -> str:
-    head = "".join(f"<th>{html.escape(column)}</th>" for column in columns)
-    lines = []
-    for i, row in enumerate(rows):
-        cells = [html.escape(cell) for cell in row]
-        cells[0] = (keys[i] if keys else "") + cells[0]
-        lines.append("<tr>" + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>")
-    kind = "scroll" if keys else "scroll wrap"
-    return (
-        f'<div class="{kind}"><table><thead><tr>{head}</tr></thead>'
-        f"<tbody>{''.join(lines)}</tbody></table></div>"
+    return PAGES.get_template("report.html").render(
+        label=", ".join(run.label for run in runs),
+        refresh=REFRESH if is_live else None,
+        drawn=time.strftime("%Y-%m-%d %H:%M:%S"),
+        notes=[note for run in runs for note in run.notes],
+        results=(columns, [[_shown(value) for value in row] for row in rows]),
+        keys=colours_of(len(runs)) if len(runs) > 1 else [],
+        drawings=drawings(runs),
+        settings_title=settings_title(runs).capitalize(),
+        settings=settings(runs),
     )
 
 
@@ -307,10 +258,7 @@ class Reporter:
 
 def main(argv: Sequence[str] | None = None, twin: str = "mlx_coconut") -> None:
     """The command line; see the head of this file."""
-    parser = argparse.ArgumentParser(
-        prog=typed(twin, "report"),
-        description="Draw the curves of runs, side by side.",
-    )
+    parser = options_of(twin, "report", "Draw the curves of runs, side by side.")
     parser.add_argument("runs", nargs="+", metavar="RUN", help="run directory (save_path/name)")
     parser.add_argument(
         "--out", metavar="FILE", help=f"the page; RUN/{PAGE} for one run, else ./{PAGE}"
@@ -331,8 +279,7 @@ def main(argv: Sequence[str] | None = None, twin: str = "mlx_coconut") -> None:
         runs = _read_all(options.runs)
         console = Console()
         console.table("results", *results(runs))
-        title = "settings that differ" if len(runs) > 1 else "settings other than default"
-        console.table(title, *settings(runs))
+        console.table(settings_title(runs), *settings(runs))
         console.say(f"wrote {out} and {out.with_suffix('.png').name}")
 
     guarded(run)

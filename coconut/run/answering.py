@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from coconut.backend import Backend, MakeBackend
+from coconut.backend import MakeBackend
 from coconut.batches.dataset import check_lengths
 from coconut.batches.questions import Questions
 from coconut.config.keys import RunConfig
@@ -44,18 +44,16 @@ def evaluate_data_set(
     if isinstance(config, LatroConfig) and config.rationale_check:
         check = RationaleCheck(config, run.tokenizer, items, run.source.n_positions)
     run.agree([path])
-    backend = run.build(make_backend)
+    run.build(make_backend)
     with run.begin() as console:
         thoughts = getattr(config, "latro_latents", 0)
         is_new = thoughts and not (run.made_with or {}).get("latent_ids")
         note = f"note: latro_latents: {thoughts}, but this model was trained without thoughts"
         run.greet(f" | {len(items):,} items of {path}", *[note] * bool(is_new))
         with console.progress(config.split, len(items) * (1 + config.maj_k)) as bar:
-            predictions, summary, tokens = answer(
-                backend, config, questions, items, bar.advance, run.world
-            )
+            predictions, summary, tokens = answer(run, questions, items, bar.advance)
         if check is not None:
-            summary["rationales"] = check.run(backend, tokens, run.world)
+            summary["rationales"] = check.run(run, tokens)
         summary |= {
             **measured_with(run, path),
             "checkpoint": config.load_model_path or config.model_id,
@@ -68,29 +66,26 @@ def evaluate_data_set(
 
 
 def answer(
-    backend: Backend,
-    config: RunConfig,
+    run: Run,
     questions: Questions,
     items: Sequence[dict[str, Any]],
-    advance: Callable[[int], None] = lambda n: None,
-    world: World | None = None,
+    advance: Callable[[int], None],
 ) -> tuple[list[dict[str, Any]], dict[str, Any], list[list[int]]]:
     """(predictions in the items' order, summary, tokens of the greedy outputs).
 
     With maj_k, so many samples stand beside each.
 
-    advance: told how many outputs were finished. world: the processes that share the questions;
-    all of them get the whole result.
+    run: its processes share the questions; all of them get the whole result. advance: told how many
+    outputs were finished.
     """
-    world = world or World()
+    config, backend = run.config, run.backend
     backend.memory()
     start = time.perf_counter()
-    asked = (backend, config, [questions.prompt(item) for item in items], questions)
-    shared: dict[str, Any] = {"advance": advance, "world": world}
-    greedy = [tokens for (tokens,) in decode_rows(*asked, 1, config.temperature, **shared)]
+    asked = (run, [questions.prompt(item) for item in items], questions)
+    greedy = [x for (x,) in decode_rows(*asked, 1, config.temperature, advance=advance)]
     votes: list[list[list[int]]] = [[] for _ in items]
     if config.maj_k:
-        votes = decode_rows(*asked, config.maj_k, config.maj_temperature, **shared)
+        votes = decode_rows(*asked, config.maj_k, config.maj_temperature, advance=advance)
     predictions = [_judged(questions, *asked) for asked in zip(items, greedy, votes, strict=True)]
     summary = _summary(config, predictions, time.perf_counter() - start)
     summary |= {
@@ -98,7 +93,7 @@ def answer(
         "n_shots": questions.n_shots,
         "chat_template": questions.uses_template,
         "prompt": questions.wording,
-        "peak_memory_bytes": max(world.exchange(backend.memory())),
+        "peak_memory_bytes": max(run.world.exchange(backend.memory())),
     }
     return predictions, summary, greedy
 

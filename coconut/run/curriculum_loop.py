@@ -26,7 +26,7 @@ from coconut.batches.dataset import check_lengths, read_items, tokenize
 from coconut.batches.training_data import (
     DEBUG_VALIDATION,
     TrainingData,
-    TrainingSamples,
+    WrittenSamples,
     plain_text,
 )
 from coconut.checkpoints import checkpoint
@@ -87,7 +87,7 @@ class Runner:
             self.val_items = self.val_items[:DEBUG_VALIDATION]
         self.val = tokenize(self.val_items, self.tokenizer, self.val_path)
         self.swapped = self._swap() if config.swap_test else None
-        self.data: TrainingSamples = TrainingData(config, self.tokenizer, self.world)
+        self.data: TrainingData | WrittenSamples = TrainingData(config, self.tokenizer, self.world)
 
     def _check_lengths(self, n_positions: int | None) -> None:
         """Raise UserError unless every row and question, at every stage to come, has a position."""
@@ -254,8 +254,7 @@ class Runner:
     def _evaluate_epoch(self, epoch: int) -> None:
         config, stage = self.config, stage_of_epoch(self.config, epoch)
         with self.backend.gathered():
-            model = (self.backend, config, self.tokenizer)
-            loss = validation_loss(*model, self.val, stage, epoch, self.world)
+            loss = validation_loss(self.run, self.val, stage, epoch)
             result = self._evaluate(stage, f"eval  {epoch + 1:02d}/{config.num_epochs}")
         check_finite(self.run, REMEDY, {"epoch": epoch + 1}, validation_loss=loss)
         report(self.run, result, self.val_path, epoch, loss)
@@ -267,8 +266,7 @@ class Runner:
     def _evaluate(self, stage: int, title: str) -> Evaluation:
         n = len(self.val) * (2 if self.swapped else 1)
         with self.console.progress(title, n) as bar:
-            asked = (self.backend, self.config, self.tokenizer, self.val_items, self.val)
-            return evaluate(*asked, stage, self.swapped, bar.advance, self.world)
+            return evaluate(self.run, self.val_items, self.val, stage, self.swapped, bar.advance)
 
     def _swap(self) -> tuple[list[dict[str, Any]], list[Sample]] | None:
         """The validation items asking for the other name, if they are ProsQA's."""

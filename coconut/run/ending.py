@@ -8,6 +8,7 @@ from typing import Any
 
 from coconut.errors import UserError
 from coconut.files import sha256, write_json
+from coconut.reporting.log import plain
 from coconut.run.start import Run
 
 
@@ -34,15 +35,7 @@ def write_results(
         lines = (json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
         run.write(name, "".join(lines))
     if run.world.is_first:
-        write_json(run.directory / "summary.json", _plain(summary))
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {name: _plain(inner) for name, inner in value.items()}
-    if isinstance(value, list):
-        return [_plain(inner) for inner in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+        write_json(run.directory / "summary.json", plain("summary", summary, {}))
 
 
 def check_finite(run: Run, remedy: str, where: dict[str, Any], **values: float) -> None:

@@ -2,14 +2,14 @@
 
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from coconut.backend import Backend, Decoding
-from coconut.batches.batch import chunks, collate
+from coconut.backend import Decoding
+from coconut.batches.batch import by_length, chunks, collate
 from coconut.batches.curriculum import (
     Sample,
     item_rng,
@@ -23,7 +23,6 @@ from coconut.run.ending import measured_with, write_results
 from coconut.run.start import Run
 from coconut.text.answers import classify_chain, cot_match, exact_match, extract, numeric_match
 from coconut.text.tokenizer import Tokenizer
-from coconut.world import World
 
 
 @dataclass
@@ -35,33 +34,30 @@ class Evaluation:
 
 
 def evaluate(
-    backend: Backend,
-    config: RunConfig,
-    tokenizer: Tokenizer,
+    run: Run,
     items: Sequence[dict[str, Any]],
     samples: Sequence[Sample],
     stage: int,
     swapped: tuple[Sequence[dict[str, Any]], Sequence[Sample]] | None = None,
     advance: Callable[[int], None] = lambda n: None,
-    world: World | None = None,
 ) -> Evaluation:
     """Answer every question at a stage and compare.
 
-    world: the processes that share the questions; all of them get the whole result.
+    run: its processes share the questions; all of them get the whole result.
     swapped: the same items asking for the other name (ProsQA); both-right is then counted.
     advance: told how many questions were answered, for a progress bar.
     """
-    world = world or World()
+    backend = run.backend
     backend.memory()
     backend.thought_statistics()
     start = time.perf_counter()
-    predictions = _answer(backend, config, tokenizer, items, samples, stage, advance, world)
+    predictions = _answer(run, items, samples, stage, advance)
     seconds = time.perf_counter() - start
     summary = _count(predictions, seconds)
     if thoughts := backend.thought_statistics():
         summary["thoughts"] = thoughts
     if swapped is not None:
-        others = _answer(backend, config, tokenizer, *swapped, stage, advance, world)
+        others = _answer(run, *swapped, stage, advance)
         for prediction, other in zip(predictions, others, strict=True):
             prediction["swapped_answer"] = other["answer"]
             prediction["swapped_correct"] = other["correct"]
@@ -76,21 +72,19 @@ def evaluate(
     summary |= {
         "stage": stage,
         "n_latents": [min(n_latents), max(n_latents)],
-        "peak_memory_bytes": max(world.exchange(backend.memory())),
+        "peak_memory_bytes": max(run.world.exchange(backend.memory())),
     }
     return Evaluation(predictions, summary)
 
 
 def _answer(
-    backend: Backend,
-    config: RunConfig,
-    tokenizer: Tokenizer,
+    run: Run,
     items: Sequence[dict[str, Any]],
     samples: Sequence[Sample],
     stage: int,
     advance: Callable[[int], None],
-    world: World,
 ) -> list[dict[str, Any]]:
+    backend, config, tokenizer = run.backend, run.config, run.tokenizer
     markers = markers_of(tokenizer)
     rows = [question_row(config, sample, stage, markers, config.n_latents) for sample in samples]
     # A question that fills the model's positions can only be answered as far as they go.
@@ -98,26 +92,19 @@ def _answer(
     room = config.new_tokens if backend.n_positions is None else backend.n_positions - longest
     n_new = min(config.new_tokens, room)
     decoding = Decoding(n_new, tokenizer.eos_id, config.temperature, config.seed)
-    batches = list(_by_length([len(row.ids) for row in rows], config.eval_batch_size))
+    batches = list(by_length([len(row.ids) for row in rows], config.eval_batch_size))
 
-    def said(numbers: list[int]) -> list[list[int]]:
+    def said(numbers: np.ndarray) -> list[list[int]]:
         batch = collate([rows[i] for i in numbers], tokenizer.pad_id)
         return backend.generate(batch, decoding)
 
-    found = zip(batches, world.deal(batches, said, advance), strict=True)
+    found = zip(batches, run.world.deal(batches, said, advance), strict=True)
     answers = {i: tokens for part in found for i, tokens in zip(*part, strict=True)}
     return [
         _judge(config, tokenizer, items[i], stage, answers[i])
         | {"idx": row.idx, "prompt_tokens": len(row.ids), "n_latents": row.n_latents}
         for i, row in enumerate(rows)
     ]
-
-
-def _by_length(lengths: Sequence[int], size: int) -> Iterator[list[int]]:
-    """Batches of item numbers; like lengths go together, so that little is padded."""
-    order = np.argsort(lengths, kind="stable")
-    for start in range(0, len(order), size):
-        yield [int(i) for i in order[start : start + size]]
 
 
 def _judge(
@@ -166,16 +153,9 @@ def _count(predictions: Sequence[dict[str, Any]], seconds: float) -> dict[str, A
     }
 
 
-def validation_loss(
-    backend: Backend,
-    config: RunConfig,
-    tokenizer: Tokenizer,
-    samples: Sequence[Sample],
-    stage: int,
-    epoch: int,
-    world: World,
-) -> float:
+def validation_loss(run: Run, samples: Sequence[Sample], stage: int, epoch: int) -> float:
     """Mean loss a label, nats, over the samples at the stage itself (no draws)."""
+    config, tokenizer = run.config, run.tokenizer
     markers = markers_of(tokenizer)
 
     def loss_of(numbers: np.ndarray) -> tuple[float, int]:
@@ -183,12 +163,12 @@ def validation_loss(
             training_row(config, samples[i], stage, markers, item_rng(config.seed, 0, i), epoch + 1)
             for i in numbers
         ]
-        part = backend.eval_loss(collate(rows, tokenizer.pad_id, config.pad_multiple))
+        part = run.backend.eval_loss(collate(rows, tokenizer.pad_id, config.pad_multiple))
         return part.loss_sum, part.n_targets
 
     batches = list(chunks(np.arange(len(samples)), config.batch_size_training))
     # Added in the order of one process: the same sum to the last bit.
-    losses, counts = zip(*world.deal(batches, loss_of), strict=True)
+    losses, counts = zip(*run.world.deal(batches, loss_of), strict=True)
     return sum(losses) / max(sum(counts), 1)
 
 

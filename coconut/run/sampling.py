@@ -5,26 +5,24 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from coconut.backend import Backend, Decoding
+from coconut.backend import Decoding
 from coconut.batches.batch import chunks, collate
 from coconut.batches.curriculum import Row
 from coconut.batches.questions import Questions
-from coconut.config.keys import RunConfig
-from coconut.world import World
+from coconut.run.start import Run
 
 
 def decode_rows(
-    backend: Backend,
-    config: RunConfig,
+    run: Run,
     prompts: Sequence[Row],
     questions: Questions,
     k: int,
     temperature: float,
     most: int | None = None,
     advance: Callable[[int], None] = lambda n: None,
-    world: World | None = None,
 ) -> list[list[list[int]]]:
     """k outputs of every prompt, which is read once for all of them. most: tokens of an output."""
+    config, backend = run.config, run.backend
     longest = max(len(prompt.ids) for prompt in prompts)
     room = math.inf if backend.n_positions is None else backend.n_positions - longest
     decoding = Decoding(
@@ -47,7 +45,7 @@ def decode_rows(
         return [row.tokens for row in backend.sample(batch, decoding, of_row, streams)]
 
     parts = list(chunks(np.arange(len(source)), config.eval_batch_size))
-    for part, rows in zip(parts, (world or World()).deal(parts, said, advance), strict=True):
+    for part, rows in zip(parts, run.world.deal(parts, said, advance), strict=True):
         for r, tokens in zip(part, rows, strict=True):
             out[source[r]][sample[r]] = tokens
     return out

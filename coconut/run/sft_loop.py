@@ -4,29 +4,16 @@ The baseline LaTRO is held against: cross-entropy on the answers that people wro
 training and evaluation, the best checkpoint by accuracy on items held out of train.
 """
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from coconut.batches.curriculum import Sample
 from coconut.batches.questions import Questions
+from coconut.batches.training_data import WrittenSamples
 from coconut.checkpoints import checkpoint
 from coconut.run.answering import answer, check_room
 from coconut.run.curriculum_loop import Runner
 from coconut.run.ending import test_once
 from coconut.run.evaluate import Evaluation
-
-
-@dataclass(frozen=True)
-class Written:
-    """Samples that are the same in every epoch."""
-
-    where: str
-    kept: list[Sample]
-
-    def samples(self, epoch: int) -> list[Sample]:
-        """The samples of an epoch, tokenised."""
-        return self.kept
 
 
 class SftRunner(Runner):
@@ -43,8 +30,7 @@ class SftRunner(Runner):
 
     def _answer_test(self) -> tuple[dict[str, Any], float]:
         with self.console.progress("test", len(self.test)) as bar:
-            asked = (self.backend, self.config, self.questions, self.test)
-            _, summary, _ = answer(*asked, bar.advance, self.world)
+            _, summary, _ = answer(self.run, self.questions, self.test, bar.advance)
         return summary, summary["accuracy"]
 
     def _read_data(self) -> None:
@@ -55,7 +41,7 @@ class SftRunner(Runner):
         train = self.questions.samples(self.questions.items("train"))
         for path in sorted({self.val_path, self.questions.path("train")}):
             self.world.check_same_file(Path(path))
-        self.data = Written(self.questions.path("train"), train)
+        self.data = WrittenSamples(self.questions.path("train"), train)
 
     def _check_lengths(self, n_positions: int | None) -> None:
         super()._check_lengths(n_positions)
@@ -67,6 +53,6 @@ class SftRunner(Runner):
 
     def _evaluate(self, stage: int, title: str) -> Evaluation:
         with self.console.progress(title, len(self.val_items)) as bar:
-            asked = (self.backend, self.config, self.questions, self.val_items)
-            predictions, summary, _ = answer(*asked, bar.advance, self.world)
+            found = answer(self.run, self.questions, self.val_items, bar.advance)
+        predictions, summary, _ = found
         return Evaluation(predictions, summary)

@@ -1,19 +1,40 @@
-"""Distances and paths in a ProsQA graph: edges sorted by child, parents before children."""
+"""Distances and shortest paths in a graph whose edges are (parent, child)."""
 
 from bisect import bisect_right
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from itertools import accumulate
 
 
-def distances(edges: Sequence[Sequence[int]], sources: Iterable[int]) -> dict[int, int]:
-    """Hops from the nearest source to every node that can be reached."""
-    distance = dict.fromkeys(sources, 0)
+def distances(edges: Collection[Sequence[int]], sources: Iterable[int]) -> dict[int, int]:
+    """Hops from the nearest source to every node that can be reached, the nearest first."""
+    found: dict[int, int] = {}
+    reached, hops = set(sources), 0
+    while reached:
+        found |= dict.fromkeys(reached, hops)
+        reached = {child for parent, child in edges if parent in reached and child not in found}
+        hops += 1
+    return found
+
+
+def upwards(edges: Collection[Sequence[int]], sources: Iterable[int]) -> dict[int, int]:
+    """Hops down to the nearest source from every node that leads to one."""
+    return distances([(child, parent) for parent, child in edges], sources)
+
+
+def ways(edges: Sequence[Sequence[int]], root: int) -> tuple[dict[int, list[int]], dict[int, int]]:
+    """(parents, number) of the shortest ways from the root to every node that can be reached.
+
+    A node's parents are those on a shortest way, in the edges' order.
+    """
+    distance = distances(edges, [root])
+    above: dict[int, list[int]] = {node: [] for node in distance}
     for parent, child in edges:
-        if parent in distance:
-            reached = distance[parent] + 1
-            if reached < distance.get(child, reached + 1):
-                distance[child] = reached
-    return distance
+        if parent in distance and distance[child] == distance[parent] + 1:
+            above[child].append(parent)
+    number = {root: 1}
+    for node in list(distance)[1:]:
+        number[node] = sum(number[parent] for parent in above[node])
+    return above, number
 
 
 def shortest_path(
@@ -23,19 +44,7 @@ def shortest_path(
 
     Without `draw`: the one that, from the target upwards, takes the parent of least index.
     """
-    distance, ways = {root: 0}, {root: 1}
-    above: dict[int, list[int]] = {}
-    # Edges stand in the order of their children and parents come before children, so that a parent
-    # is finished when it is first read.
-    for parent, child in edges:
-        if parent not in distance:
-            continue
-        reached = distance[parent] + 1
-        if reached < distance.get(child, reached + 1):
-            distance[child], ways[child], above[child] = reached, ways[parent], [parent]
-        elif reached == distance[child]:
-            ways[child] += ways[parent]
-            above[child].append(parent)
+    above, number = ways(edges, root)
     path = [target]
     while path[-1] != root:
         choices = above[path[-1]]
@@ -44,6 +53,6 @@ def shortest_path(
         elif len(choices) == 1:
             path.append(choices[0])
         else:
-            weights = list(accumulate(ways[node] for node in choices))
+            weights = list(accumulate(number[node] for node in choices))
             path.append(choices[bisect_right(weights, draw() * weights[-1], 0, len(choices) - 1)])
     return path[::-1]

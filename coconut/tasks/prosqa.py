@@ -118,12 +118,6 @@ def generate(
     Raises UserError if seed, start or n_items is negative, or the options admit no further graph.
     """
     check_not_negative("ProsQA generator", seed=seed, start=start, n_items=n_items)
-    return _generate(options, seed, n_items, start, exclude)
-
-
-def _generate(
-    options: Options, seed: int, n_items: int, start: int, exclude: Collection[bytes]
-) -> Iterator[Item]:
     seen: set[bytes] = set()  # graphs alone: equal texts have equal graphs
 
     def is_taken(item: Item) -> bool:
@@ -133,8 +127,7 @@ def _generate(
         seen.add(graph)
         return False
 
-    for index in range(start, start + n_items):
-        yield _item(seed, index, options, is_taken)
+    return (_item(seed, index, options, is_taken) for index in range(start, start + n_items))
 
 
 def swap(item: Item) -> Item:
@@ -183,16 +176,10 @@ def _check(item: Any, where: str) -> None:
             raise UserError(where, f"field {name!r}: {value} is no such node")
     previous = 0
     for edge in edges:
-        if (
-            not isinstance(edge, list)
-            or len(edge) != 2
-            or not all(type(node) is int for node in edge)
-            or not 0 <= edge[0] < edge[1] < n_nodes
-            or edge[1] < previous
-        ):
-            raise UserError(
-                where, f"field 'edges': {edge!r} is not [parent, child], sorted by child"
-            )
+        is_pair = isinstance(edge, list) and [type(node) for node in edge] == [int, int]
+        if not is_pair or not 0 <= edge[0] < edge[1] < n_nodes or edge[1] < previous:
+            problem = f"field 'edges': {edge!r} is not [parent, child], sorted by child"
+            raise UserError(where, problem)
         previous = edge[1]
     root = item["root"]
     right, wrong = item["target"], item["neg_target"]
@@ -201,11 +188,3 @@ def _check(item: Any, where: str) -> None:
             raise UserError(where, f"node {leaf} cannot be reached from node {head}")
     if len(question.split(". ")) != len(edges) + 1:
         raise UserError(where, "field 'question' does not hold one sentence for each edge")
-
-
-# --- What an item looks like: statistics and shortcut rules ---------------------------------------
-
-
-def _hops(text: str) -> tuple[int, int]:
-    low, _, high = text.partition("-")
-    return int(low), int(high or low)

@@ -133,10 +133,8 @@ def _raw_graph(draw: Callable[[], float], options: Options) -> _Raw | None:
         all_weights.append(all_weights[-1] + weight)
 
     # A head without children is no leaf: it is a name, and a name cannot be the answer.
-    leaves = (
-        [node for node in a_nodes[1:] if not is_parent[node]],
-        [node for node in b_nodes[1:] if not is_parent[node]],
-    )
+    families = (a_nodes[1:], b_nodes[1:])
+    leaves = [[node for node in family if not is_parent[node]] for family in families]
     if not leaves[0] or not leaves[1]:
         return None
     hops = max(depths[leaf] for family in leaves for leaf in family)

@@ -9,7 +9,7 @@ from statistics import fmean, pstdev
 from typing import NamedTuple
 
 from coconut.tasks.files import Item
-from coconut.tasks.graphs import distances
+from coconut.tasks.graphs import distances, upwards, ways
 from coconut.tasks.prosqa import read, swap
 
 
@@ -36,25 +36,14 @@ class _View:
         self.place = {tuple(words): i for i, words in enumerate(self.words)}
 
     def ancestors(self, node: int) -> set[int]:
-        found: set[int] = set()
-        stack = [node]
-        while stack:
-            for parent in self.parents[stack.pop()]:
-                if parent not in found:
-                    found.add(parent)
-                    stack.append(parent)
-        return found
+        return upwards(self.edges, [node]).keys() - {node}
 
     def mentions(self, node: int) -> list[int]:
         """Indices of the sentences that name the node."""
         return [i for i, words in enumerate(self.words) if self.symbols[node] in words]
 
     def n_shortest_paths(self) -> int:
-        ways = {self.root: 1}
-        for parent, child in self.edges:
-            if self.below_root.get(parent, -2) + 1 == self.below_root.get(child):
-                ways[child] = ways.get(child, 0) + ways[parent]
-        return ways[self.right]
+        return ways(self.edges, self.root)[1][self.right]
 
 
 def _within(hops: int, view: _View, node: int) -> float:
@@ -213,16 +202,16 @@ def print_stats(paths: Sequence[str]) -> None:
     width = 110 + sum(max(len(path), 24) + 16 for path in paths)
     console = Console() if sys.stdout.isatty() else Console(width=width)
 
-    def table(title: str, *extra: str) -> Table:
+    def table(title: str, *columns: str) -> Table:
         made = Table()
         made.add_column(title)
-        for heading in (*paths, *extra):
+        for heading in columns:
             made.add_column(heading, justify="right")
         return made
 
     figures = [statistics(items) for items in sets]
     is_pair = len(sets) == 2
-    means = table("mean ± sd", *(["difference / standard error"] if is_pair else []))
+    means = table("mean ± sd", *paths, *(["difference / standard error"] if is_pair else []))
     means.add_row("items", *(str(len(items)) for items in sets))
     for name in figures[0]:
         row = [f[name] for f in figures]
@@ -235,18 +224,15 @@ def print_stats(paths: Sequence[str]) -> None:
 
     shares = [distributions(items) for items in sets]
     for name in shares[0]:
-        dist = table(f"{name}, per cent")
+        dist = table(f"{name}, per cent", *paths)
         for value in sorted(set().union(*(s[name] for s in shares))):
             dist.add_row(str(value), *(f"{100 * s[name].get(value, 0):.1f}" for s in shares))
         console.print(dist)
 
-    rules = Table()
-    rules.add_column("shortcut rule, per cent right: choose the concept …")
-    columns = []
-    for path, items in zip(paths, sets, strict=True):
-        rules.add_column(path, justify="right")
-        rules.add_column("swapped", justify="right")
-        columns += [shortcut_accuracies(items), shortcut_accuracies(map(swap, items))]
+    title = "shortcut rule, per cent right: choose the concept …"
+    rules = table(title, *(name for path in paths for name in (path, "swapped")))
+    sides = (side for items in sets for side in (items, map(swap, items)))
+    columns = [shortcut_accuracies(side) for side in sides]
     for name in shortcuts:
         rules.add_row(name, *(f"{100 * column[name]:.1f}" for column in columns))
     console.print(rules)

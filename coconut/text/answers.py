@@ -5,11 +5,11 @@ which reads prompt and generation together, for comparison with published figure
 """
 
 import re
-from collections import deque
 from collections.abc import Mapping, Sequence
 from decimal import Decimal
 from typing import Any
 
+from coconut.tasks.graphs import distances
 from coconut.text.tokenizer import MARKERS
 
 _ANSWER_SIGN = re.compile("#{3,}")
@@ -87,13 +87,13 @@ def classify_chain(
         gold = f"{symbols[root]} is a {symbols[target]}."
         return "Correct Label" if exact_match(answer, gold) else "Incorrect Label"
     path = _path(lines, {symbol: index for index, symbol in enumerate(symbols)}, edges)
-    distances = _distances(root, edges)
-    if not path or path[0] not in (distances if n_hidden else {root}):
+    hops = distances(edges, [root])
+    if not path or path[0] not in (hops if n_hidden else {root}):
         return "Hallucination"
     if path[-1] != target:
         return "Wrong Target"
-    length = distances[path[0]] + len(path) - 1
-    return "Correct Path" if length == distances[target] else "Longer Path"
+    length = hops[path[0]] + len(path) - 1
+    return "Correct Path" if length == hops[target] else "Longer Path"
 
 
 def _bare(text: str) -> str:
@@ -118,15 +118,3 @@ def _path(
             return []
         path = [*(path or [parent]), child]
     return path
-
-
-def _distances(root: int, edges: set[tuple[int, int]]) -> dict[int, int]:
-    """Least number of edges from the root to each node it leads to."""
-    distances, queue = {root: 0}, deque([root])
-    while queue:
-        node = queue.popleft()
-        for child in (child for parent, child in edges if parent == node):
-            if child not in distances:
-                distances[child] = distances[node] + 1
-                queue.append(child)
-    return distances

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from contextlib import nullcontext
 from itertools import pairwise
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -18,6 +19,7 @@ from coconut.run.curriculum_loop import Runner
 from coconut.run.evaluate import evaluate
 from coconut.tasks import prosqa, prosqa_graph
 from coconut.text.opening import load_tokenizer
+from coconut.world import World
 
 
 class Answers:
@@ -66,9 +68,8 @@ def judge(tmp_path, items, answer, stage=9, swap=False, **keys):
         swapped = (others, tokenize(others, tokenizer, "swapped"))
     samples = tokenize(items, tokenizer, "items")
     seen = []
-    result = evaluate(
-        backend, config, tokenizer, items, samples, stage, swapped, advance=seen.append
-    )
+    run = SimpleNamespace(backend=backend, config=config, tokenizer=tokenizer, world=World())
+    result = evaluate(run, items, samples, stage, swapped, advance=seen.append)
     assert sum(seen) == len(items) * (1 + swap)
     return result, backend
 

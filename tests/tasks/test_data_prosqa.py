@@ -586,18 +586,17 @@ def test_command_answers_bad_input_with_one_message_and_status_2(tmp_path, argum
     assert not list(tmp_path.iterdir())
 
 
-def test_a_write_that_breaks_off_leaves_the_old_file_and_nothing_else(tmp_path, monkeypatch):
+def test_a_write_that_breaks_off_leaves_the_old_file_and_nothing_else(tmp_path):
     path = tmp_path / "set.json"
     write(path, generate, keys, Options(), 1, 3)
     before = path.read_bytes()
 
-    def breaks(*_):
+    def breaks(*_, **__):
         yield SMALL
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(prosqa, "_generate", breaks)
     with pytest.raises(KeyboardInterrupt):
-        write(path, generate, keys, Options(), 2, 3)
+        write(path, breaks, keys, Options(), 2, 3)
     assert path.read_bytes() == before
     assert list(tmp_path.iterdir()) == [path]
 

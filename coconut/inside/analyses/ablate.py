@@ -18,9 +18,9 @@ from coconut.inside.analyses.asking import (
     shortcut,
     thoughts_of,
 )
-from coconut.inside.analyses.axes import ACCURACIES, grid, png, title
+from coconut.inside.analyses.axes import ACCURACIES, grid, title
 from coconut.inside.lens import Lens
-from coconut.reporting.drawing import figure_of
+from coconut.reporting.drawing import figure_of, png
 from coconut.text.answers import extract
 
 NOISES = (0.5, 1.0, 2.0)

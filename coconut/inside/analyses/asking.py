@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from coconut.backend import Decoding
-from coconut.batches.batch import collate
+from coconut.batches.batch import by_length, collate
 from coconut.inside.lens import Lens
 from coconut.tasks.prosqa_stats import shortcut_accuracies
 from coconut.text.answers import exact_match, extract
@@ -75,9 +75,7 @@ def thoughts_of(lens: Lens, questions: Sequence[str], options: Options) -> np.nd
 def _batches(lens: Lens, questions: Sequence[str], size: int, n_thoughts: int) -> Any:
     """(numbers, Batch) of questions of like length."""
     rows = [lens.prompt(question, n_thoughts) for question in questions]
-    order = np.argsort([len(row.ids) for row in rows], kind="stable")
-    for start in range(0, len(order), size):
-        numbers = [int(i) for i in order[start : start + size]]
+    for numbers in by_length([len(row.ids) for row in rows], size):
         yield numbers, collate([rows[i] for i in numbers], lens.tokenizer.pad_id)
 
 

@@ -1,21 +1,12 @@
 """What the pictures of the analyses have in common."""
 
-import io
 import math
 from typing import Any
 
 from coconut.reporting.drawing import INK
 
-DPI = 130
 ACCURACIES = (("as_asked", "as asked"), ("swapped", "swapped"), ("both", "both"))
 """Name in a row of numbers -> as a picture and a table say it."""
-
-
-def png(figure: Any) -> bytes:
-    """A figure as a file's bytes, the same for the same figure."""
-    file = io.BytesIO()
-    figure.savefig(file, format="png", dpi=DPI, facecolor="white", metadata={"Software": None})
-    return file.getvalue()
 
 
 def standard_error(count: int, n: int) -> float:

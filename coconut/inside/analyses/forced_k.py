@@ -4,9 +4,9 @@ from collections.abc import Callable
 from typing import Any
 
 from coconut.inside.analyses.asking import SHARES, Analysis, Options, Table, asked, shares, shortcut
-from coconut.inside.analyses.axes import ACCURACIES, grid, png, standard_error, title
+from coconut.inside.analyses.axes import ACCURACIES, grid, standard_error, title
 from coconut.inside.lens import Lens
-from coconut.reporting.drawing import INK, colours_of, figure_of
+from coconut.reporting.drawing import INK, colours_of, figure_of, png
 from coconut.text.answers import OUTCOMES, classify_chain, extract
 
 OUTCOME_COLOURS = {

@@ -6,11 +6,12 @@ from typing import Any
 import numpy as np
 
 from coconut.inside.analyses.asking import Analysis, Options, Table
-from coconut.inside.analyses.axes import grid, png, say_lead, title
+from coconut.inside.analyses.axes import grid, say_lead, title
 from coconut.inside.analyses.trees import DRAWN, about_reading, read_trees
-from coconut.inside.graph import Graph, distances
+from coconut.inside.graph import Graph
 from coconut.inside.lens import Lens
-from coconut.reporting.drawing import figure_of
+from coconut.reporting.drawing import figure_of, png
+from coconut.tasks.graphs import upwards
 
 
 def measure(lens: Lens, options: Options, advance: Callable[[int], None]) -> dict[str, Any]:
@@ -50,20 +51,16 @@ def measure(lens: Lens, options: Options, advance: Callable[[int], None]) -> dic
 
 def _heights(graph: Graph) -> list[int]:
     """Hops from each node down to its nearest leaf."""
-    leaves = set(range(len(graph.nodes))) - {parent for parent, _ in graph.edges}
+    nodes = range(len(graph.nodes))
     # Every way down ends: the graph has no cycles.
-    return [hops or 0 for hops in _upwards(graph, leaves)]
+    hops = upwards(graph.edges, set(nodes) - {parent for parent, _ in graph.edges})
+    return [hops[node] for node in nodes]
 
 
 def _leading_to(graph: Graph) -> set[int]:
     """The right answer and every node that leads to it."""
     assert graph.right is not None, "checked when the trees were made"
-    return {node for node, hops in enumerate(_upwards(graph, {graph.right})) if hops is not None}
-
-
-def _upwards(graph: Graph, sources: set[int]) -> list[int | None]:
-    turned = [(child, parent) for parent, child in graph.edges]
-    return distances(len(graph.nodes), turned, sources)
+    return set(upwards(graph.edges, [graph.right]))
 
 
 def table(found: dict[str, Any]) -> Table:

@@ -6,10 +6,10 @@ from typing import Any
 import numpy as np
 
 from coconut.inside.analyses.asking import Analysis, Options, Table
-from coconut.inside.analyses.axes import grid, png, say_lead, title
+from coconut.inside.analyses.axes import grid, say_lead, title
 from coconut.inside.analyses.trees import DRAWN, about_reading, read_trees
 from coconut.inside.lens import Lens
-from coconut.reporting.drawing import colours_of, figure_of
+from coconut.reporting.drawing import colours_of, figure_of, png
 
 N_TREE = 3
 """Candidates whose value is added up."""

@@ -8,9 +8,9 @@ import numpy as np
 
 from coconut.errors import UserError
 from coconut.inside.analyses.asking import SHARES, Analysis, Options, Table, asked, shares, shortcut
-from coconut.inside.analyses.axes import ACCURACIES, grid, png, standard_error, title
+from coconut.inside.analyses.axes import ACCURACIES, grid, standard_error, title
 from coconut.inside.lens import Lens
-from coconut.reporting.drawing import INK, colours_of, figure_of
+from coconut.reporting.drawing import INK, colours_of, figure_of, png
 from coconut.tasks import prosqa, prosqa_graph
 from coconut.tasks.words import CONCEPTS
 

@@ -11,7 +11,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 from coconut.backend import MakeBackend
-from coconut.errors import UserError, guarded, typed
+from coconut.errors import UserError, guarded, options_of
 from coconut.inside.inspect import Asked, add_options, asked_questions, look
 from coconut.inside.lens import Lens
 from coconut.inside.page.page import page, page_item
@@ -24,9 +24,8 @@ SECONDS = 10
 
 def main(twin: str, make_backend: MakeBackend, argv: Sequence[str] | None = None) -> None:
     """Serve the page for one checkpoint until stopped."""
-    parser = argparse.ArgumentParser(
-        prog=typed(twin, "serve"),
-        description="See inside a thought, live: a page on this machine with a question box.",
+    parser = options_of(
+        twin, "serve", "See inside a thought, live: a page on this machine with a question box."
     )
     add_options(parser)
     parser.add_argument("--port", type=int, default=8000, metavar="N", help="0 takes a free one")

@@ -17,8 +17,8 @@ def answers(rollouts: Rollouts, items: Sequence[dict[str, Any]]) -> dict[str, An
     backend, tokenizer = rollouts.backend, rollouts.data.tokenizer
     decoding = Decoding(
         config.response_length,
-        d.questions.end_id,
-        stops=lambda tokens: tokens[-1] in d.questions.stop_ids,
+        d.end_id,
+        stops=lambda tokens: tokens[-1] in d.stop_ids,
     )
     prompts = [d.prompt(item) for item in items]
 
@@ -31,7 +31,7 @@ def answers(rollouts: Rollouts, items: Sequence[dict[str, Any]]) -> dict[str, An
     kinds = exchanged(own, d.separator_ids).values()
     rewards = [rollouts.score(kind)[1].mean() for kind in kinds]
     texts = [tokenizer.decode(tokens) for tokens in outputs]
-    judged = [d.questions.judge(text, item) for text, item in zip(texts, items, strict=True)]
+    judged = [d.judge(text, item) for text, item in zip(texts, items, strict=True)]
     right = [one["correct"] for one in judged]
     return {
         "eval/zero_shot_acc": float(np.mean(right)),

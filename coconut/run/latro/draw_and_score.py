@@ -30,7 +30,7 @@ class Rollouts:
         prompts = [d.prompt(item) for item in items]
         decoding = Decoding(
             config.response_length,
-            d.questions.end_id,
+            d.end_id,
             config.temperature,
             config.seed,
             d.stops.ended,
@@ -38,13 +38,10 @@ class Rollouts:
         source = np.repeat(np.arange(len(items)), config.rloo_k)
 
         def draw(part: np.ndarray) -> list[list[int]]:
-            used = np.unique(source[part])
-            batch = collate([prompts[i] for i in used], self.data.tokenizer.pad_id)
+            used, of_row = np.unique(source[part], return_inverse=True)
+            batch = collate([prompts[i] for i in used], d.tokenizer.pad_id)
             streams = [(u, int(row)) for row in part]
-            found = self.backend.sample(
-                batch, decoding, np.searchsorted(used, source[part]), streams
-            )
-            return [row.tokens for row in found]
+            return [row.tokens for row in self.backend.sample(batch, decoding, of_row, streams)]
 
         parts = list(chunks(np.arange(len(source)), config.rollout_batch_size))
         drawn = [tokens for part in self.world.deal(parts, draw) for tokens in part]

@@ -15,10 +15,10 @@ from typing import Any
 import numpy as np
 
 from coconut.backend import MakeBackend
-from coconut.batches.batch import chunks, collate, epoch_order
+from coconut.batches.batch import chunks, collate
 from coconut.batches.credit import credit
 from coconut.batches.curriculum import markers_of
-from coconut.batches.latro_prompts import Data, check_room, passes
+from coconut.batches.latro_prompts import Data, check_room, numbers_of
 from coconut.batches.rollouts import Rollout
 from coconut.config.latro_keys import LatroConfig
 from coconut.errors import UserError
@@ -68,7 +68,7 @@ class LatroRunner:
         self.warm_rows = self.data.written_rows() if config.warm_start_updates else []
         self.total = whole.n_updates(len(self.data.train))
         check_room(self.data, self.data.splits, run.source.n_positions)
-        run.agree({self.data.questions.path(split) for split in self.data.splits})
+        run.agree({self.data.path(split) for split in self.data.splits})
         self.backend = run.build(make_backend)
         self.rollouts = Rollouts(whole, self.backend, self.data, self.world)
         self.update, self.best, self.seconds = 0, 0.0, 0.0
@@ -114,7 +114,7 @@ class LatroRunner:
             if last or self._save_is_due():
                 self._save(self.run_dir / f"update_{self.update:04d}")
         if config.test_at_end:
-            data = self.data.questions.path("test")
+            data = self.data.path("test")
             test_once(self.run, self.run_dir / BEST, data, self._answer_test)
         if self.run.reporter:
             self.run.reporter.finish()
@@ -124,14 +124,9 @@ class LatroRunner:
         config, rows = self.config, self.warm_rows
         size, n = config.warm_start_batch, config.warm_start_updates
         for u in range(n):
-            order = [
-                i
-                for e in range(*passes(u, size, len(rows)))
-                for i in epoch_order(len(rows), config.seed, e)
-            ]
-            start = u * size - passes(u, size, len(rows))[0] * len(rows)
+            numbers = np.array(numbers_of(u, size, len(rows), config.seed))
             # Micro-batches of an update of LaTRO, so that several processes can share them.
-            parts = list(chunks(np.array(order[start : start + size]), config.batch_size_training))
+            parts = list(chunks(numbers, config.batch_size_training))
             batches = [
                 collate([rows[i] for i in part], self.tokenizer.pad_id, config.pad_multiple)
                 for part in self.world.share(parts)
@@ -270,7 +265,7 @@ class LatroRunner:
     def _summarise(self, found: dict[str, Any]) -> None:
         """Write summary.json: where the run stands, on what, and how fast its updates are."""
         summary = {
-            **measured_with(self.run, self.data.questions.path("validation")),
+            **measured_with(self.run, self.data.path("validation")),
             "checkpoint": str(self.run_dir),
             "update": self.update,
             "n_updates": self.total,

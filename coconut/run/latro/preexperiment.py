@@ -14,8 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from coconut.backend import Backend, MakeBackend
-from coconut.batches.batch import chunks
+from coconut.backend import MakeBackend
+from coconut.batches.batch import by_length
 from coconut.batches.dataset import check_lengths
 from coconut.batches.questions import Item, Questions
 from coconut.batches.rollouts import Rollout, collate_rollouts
@@ -47,22 +47,17 @@ def measure(
         backend.memory()
         start = time.perf_counter()
         with console.progress("scored", 2 * len(items)) as bar:
-            nats = [
-                answer_logprobs(backend, config, kind, run.tokenizer.pad_id, bar.advance, run.world)
-                for kind in (without, given)
-            ]
+            nats = [answer_logprobs(run, config, kind, bar.advance) for kind in (without, given)]
         seconds = time.perf_counter() - start
         n_tokens = np.array([len(item["response_ids"]) for item in items])
         rows = [
             {"idx": i["idx"], "without": float(a), "with": float(b), "answer_tokens": int(n)}
             for i, a, b, n in zip(items, *nats, n_tokens, strict=True)
         ]
-        means = {
+        summary: dict[str, Any] = {
             "without": float(nats[0].mean()),
             "with": float(nats[1].mean()),
             "likelier_with": float((nats[1] > nats[0]).mean()),
-        }
-        summary = means | {
             "without_per_token": float(nats[0].sum() / n_tokens.sum()),
             "with_per_token": float(nats[1].sum() / n_tokens.sum()),
             "n": len(items),
@@ -81,8 +76,9 @@ def measure(
         write_results(run, summary, "likelihoods.jsonl", rows)
         console.record("preexperiment", **summary)
         console.say(
-            f"log p(answer), mean of {len(items):,}: {means['without']:.3f} nats without rationale,"
-            f" {means['with']:.3f} with; likelier with it {100 * means['likelier_with']:.1f}%"
+            f"log p(answer), mean of {len(items):,}: {summary['without']:.3f} nats without"
+            f" rationale, {summary['with']:.3f} with; likelier with it"
+            f" {100 * summary['likelier_with']:.1f}%"
         )
     return summary
 
@@ -132,24 +128,19 @@ def scored(
 
 
 def answer_logprobs(
-    backend: Backend,
-    config: LatroConfig,
-    rollouts: Sequence[Rollout],
-    pad_id: int,
-    advance: Any = lambda n: None,
-    world: World | None = None,
+    run: Run, config: LatroConfig, rollouts: Sequence[Rollout], advance: Any = lambda n: None
 ) -> np.ndarray:
     """(B,) summed log-probability of every answer, nats. advance: told how many are done."""
     out = np.zeros(len(rollouts))
-    # Like lengths go together, so that little is padded.
-    order = np.argsort([len(r.prompt) + len(r.shared) for r in rollouts], kind="stable")
 
     def scored(part: np.ndarray) -> list[float]:
         chosen = [rollouts[i] for i in part]
-        batch = collate_rollouts(chosen, pad_id, config.pad_multiple, config.reward_offset)
-        return batch.sums(backend.score(batch).logprobs)[1].tolist()
+        layout = (run.tokenizer.pad_id, config.pad_multiple, config.reward_offset)
+        batch = collate_rollouts(chosen, *layout)
+        return batch.sums(run.backend.score(batch).logprobs)[1].tolist()
 
-    parts = list(chunks(order, config.rollout_batch_size))
-    for part, nats in zip(parts, (world or World()).deal(parts, scored, advance), strict=True):
+    lengths = [len(r.prompt) + len(r.shared) for r in rollouts]
+    parts = list(by_length(lengths, config.rollout_batch_size))
+    for part, nats in zip(parts, run.world.deal(parts, scored, advance), strict=True):
         out[part] = nats
     return out

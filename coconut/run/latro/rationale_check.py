@@ -14,7 +14,6 @@ from typing import Any
 
 import numpy as np
 
-from coconut.backend import Backend
 from coconut.batches.latro_prompts import Data, check_room
 from coconut.batches.questions import Item
 from coconut.batches.rollouts import exchanged
@@ -22,8 +21,8 @@ from coconut.config.latro_keys import LatroConfig
 from coconut.errors import UserError
 from coconut.run.latro.preexperiment import answer_logprobs
 from coconut.run.sampling import decode_rows
+from coconut.run.start import Run
 from coconut.text.tokenizer import Tokenizer
-from coconut.world import World
 
 
 class RationaleCheck:
@@ -39,41 +38,36 @@ class RationaleCheck:
         items: Sequence[Item],
         n_positions: int | None,
     ):
-        self.config, self.items, self.data = config, items, Data(config, tokenizer)
+        self.config, self.items, self.questions = config, items, Data(config, tokenizer)
         if len(items) < 2:
-            where = self.data.questions.path(config.split)
+            where = self.questions.path(config.split)
             raise UserError(where, "rationale_check: needs at least two questions to exchange")
-        check_room(self.data, {config.split: items}, n_positions)
+        check_room(self.questions, {config.split: items}, n_positions)
 
-    def run(
-        self, backend: Backend, outputs: Sequence[Sequence[int]], world: World | None = None
-    ) -> dict[str, dict[str, Any]]:
+    def run(self, run: Run, outputs: Sequence[Sequence[int]]) -> dict[str, dict[str, Any]]:
         """Accuracy and mean log-likelihood of the answer (nats) after each kind of rationale.
 
-        outputs: what the model answered to each item, from which its rationale is cut. world: the
-        processes that share the work.
+        run: its model answers, its processes share the work. outputs: what it answered to each
+        item, from which its rationale is cut.
         """
-        data, questions = self.data, self.data.questions
-        tokenizer = questions.tokenizer
-        prompts = [data.prompt(item) for item in self.items]
-        own = [data.rollout(*x) for x in zip(prompts, outputs, self.items, strict=True)]
+        questions, tokenizer = self.questions, self.questions.tokenizer
+        prompts = [questions.prompt(item) for item in self.items]
+        own = [questions.rollout(*x) for x in zip(prompts, outputs, self.items, strict=True)]
         openings = [tokenizer.encode(_opening(questions.data, item)) for item in self.items]
         # As long as the longest right answer: what follows is no answer to this question.
         n_new = max(len(item["response_ids"]) for item in self.items)
         found = {}
-        for kind, rollouts in exchanged(own, data.separator_ids).items():
+        for kind, rollouts in exchanged(own, questions.separator_ids).items():
             rows = [
                 replace(p, ids=r.prompt + r.shared + r.bridge + opening)
                 for p, r, opening in zip(prompts, rollouts, openings, strict=True)
             ]
-            said = decode_rows(backend, self.config, rows, questions, 1, 0.0, n_new, world=world)
+            said = decode_rows(run, rows, questions, 1, 0.0, n_new)
             right = [
                 questions.data.answer(tokenizer.decode([*opening, *tokens]), item) == item["gold"]
                 for opening, (tokens,), item in zip(openings, said, self.items, strict=True)
             ]
-            logprobs = answer_logprobs(
-                backend, self.config, rollouts, tokenizer.pad_id, world=world
-            )
+            logprobs = answer_logprobs(run, self.config, rollouts)
             found[kind] = {"accuracy": float(np.mean(right)), "reward": float(logprobs.mean())}
         return found
 

@@ -10,7 +10,7 @@ is left guessing. Item i of a run depends on (seed, i) alone; the same seed give
 
 import argparse
 from collections.abc import Callable, Collection, Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from random import Random
 
 from coconut.errors import UserError
@@ -107,21 +107,18 @@ def _new_item(seed: int, index: int, options: Options, exclude: Collection[bytes
 
 def main() -> None:
     """The command line; see the head of this file."""
-    default = Options()
     parser = argparse.ArgumentParser(
         prog="data/hops.py", description="Generate items of pointer chasing."
     )
-    parser.add_argument("--items", type=int, metavar="N", required=True, help="how many to write")
-    parser.add_argument("--seed", type=int, required=True, help="the same gives the same bytes")
-    parser.add_argument("--out", metavar="FILE", required=True, help="the JSON file to write")
-    parser.add_argument(
-        "--concepts", type=int, default=default.concepts, help="on the circle (%(default)s)"
-    )
-    parser.add_argument("--hops", type=int, default=default.hops, help="to follow (%(default)s)")
-    parser.add_argument("--steps", choices=STEPS, default=default.steps, help="(%(default)s)")
-    parser.add_argument(
-        "--disjoint", nargs="+", default=[], metavar="FILE", help="files to share no item with"
-    )
+    parser.set_defaults(**asdict(Options()))
+    add = parser.add_argument
+    add("--items", type=int, metavar="N", required=True, help="how many to write")
+    add("--seed", type=int, required=True, help="the same gives the same bytes")
+    add("--out", metavar="FILE", required=True, help="the JSON file to write")
+    add("--concepts", type=int, help="on the circle (%(default)s)")
+    add("--hops", type=int, help="to follow (%(default)s)")
+    add("--steps", choices=STEPS, help="(%(default)s)")
+    add("--disjoint", nargs="+", default=[], metavar="FILE", help="files to share no item with")
     args = parser.parse_args()
     options = Options(args.concepts, args.hops, args.steps)
     write(args.out, generate, keys, options, args.seed, args.items, args.disjoint)
