@@ -177,9 +177,9 @@ def weight_files(directory: Path) -> dict[str, dict[str, TensorEntry]]:
     are two sets of weights.
     """
     directory = Path(directory)
-    single, is_both = directory / WEIGHTS, False
-    if (directory / WEIGHTS_INDEX).exists() and single.exists():
-        is_both = True
+    single = directory / WEIGHTS
+    is_both = (directory / WEIGHTS_INDEX).exists() and single.exists()
+    if is_both:
         gone = [n for n in index_files(directory / WEIGHTS_INDEX) if not (directory / n).exists()]
         if gone:
             raise UserError(

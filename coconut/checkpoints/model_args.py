@@ -29,7 +29,10 @@ def _number(low: float, high: float) -> Callable[[Any], bool]:
     return lambda v: type(v) in (int, float) and low <= v < high  # False for NaN
 
 
-Size = Annotated[int, Limit("a whole number above 0", lambda v: type(v) is int and 0 < v < 2**31)]
+Count = Annotated[int, Limit("a whole number above 0", lambda v: type(v) is int and 0 < v < 2**31)]
+# Above these it is a slip or an attack: no model has as many.
+Size = Annotated[Count, Limit("less than 2**24", lambda v: v < 2**24)]
+Layers = Annotated[Count, Limit("at most 10,000 layers", lambda v: v <= 10_000)]
 Rate = Annotated[float, Limit("a number from 0 to below 1", _number(0, 1))]
 Spread = Annotated[float, Limit("a number from 0", _number(0, math.inf))]
 Positive = Annotated[float, Limit("a number above 0", _number(1e-30, math.inf))]
@@ -45,7 +48,7 @@ class GPT2Args:
     vocab_size: Size
     n_positions: Size
     n_embd: Size
-    n_layer: Size
+    n_layer: Layers
     n_head: Size
     n_inner: Size | None = None
     activation_function: Activation = "gelu_new"
@@ -116,11 +119,11 @@ class Qwen2Args:
     vocab_size: Size
     hidden_size: Size
     intermediate_size: Size
-    num_hidden_layers: Size
+    num_hidden_layers: Layers
     num_attention_heads: Size
     num_key_value_heads: Size | None = None
     head_dim: Size | None = None
-    max_position_embeddings: Size = 32768
+    max_position_embeddings: Count = 32768
     hidden_act: str = "silu"
     rms_norm_eps: Rate = 1e-6
     rope_theta: Positive = 10000.0
@@ -200,99 +203,78 @@ class Qwen2Args:
 
 FORK_IDS = ("bot_id", "eot_id", "latent_token_id")
 """Ids of start, end and latent in the fork's config.json."""
-
 WITHOUT_EFFECT = {
-    "names, versions, types of numbers": (
-        *("_name_or_path", "name_or_path", "architectures", "model_type", "torch_dtype", "dtype"),
-        *("transformers_version", "unsloth_version", "unsloth_fixed", "tokenizer_class", "prefix"),
-        *("_commit_hash", "use_bfloat16", "torchscript", "tf_legacy_loss", "output_past"),
-        *("_attn_implementation_autoset", "_attn_implementation", "attn_implementation"),
-        *("model_name", "keys_to_ignore_at_inference"),
-    ),
-    "tokens, which the tokenizer names": (
-        *("bos_token_id", "eos_token_id", "pad_token_id", "sep_token_id"),
-        *("decoder_start_token_id", "forced_bos_token_id", "forced_eos_token_id"),
-    ),
-    "how transformers generates": (
-        *("use_cache", "is_decoder", "max_length", "min_length", "do_sample", "early_stopping"),
-        *("num_beams", "num_beam_groups", "diversity_penalty", "temperature", "top_k", "top_p"),
-        *("typical_p", "repetition_penalty", "length_penalty", "no_repeat_ngram_size"),
-        *("encoder_no_repeat_ngram_size", "bad_words_ids", "num_return_sequences"),
-        *("remove_invalid_values", "exponential_decay_length_penalty", "suppress_tokens"),
-        *("begin_suppress_tokens", "task_specific_params", "cache_implementation"),
-    ),
-    "what transformers returns": (
-        *("output_attentions", "output_hidden_states", "output_scores", "return_dict"),
-        "return_dict_in_generate",
-    ),
-    "heads for other tasks, and training": (
-        *("finetuning_task", "id2label", "label2id", "num_labels", "_num_labels", "problem_type"),
-        *("gradient_checkpointing", "chunk_size_feed_forward"),
-    ),
-    "read by convert": (*FORK_IDS, "replacement_method"),
+    "names, versions, types of numbers": """
+        _name_or_path name_or_path model_name architectures model_type torch_dtype dtype prefix
+        use_bfloat16 transformers_version unsloth_version unsloth_fixed tokenizer_class _commit_hash
+        torchscript tf_legacy_loss output_past keys_to_ignore_at_inference attn_implementation
+        _attn_implementation _attn_implementation_autoset""",
+    "tokens, which the tokenizer names": """
+        bos_token_id eos_token_id pad_token_id sep_token_id decoder_start_token_id
+        forced_bos_token_id forced_eos_token_id""",
+    "how transformers generates": """
+        use_cache cache_implementation is_decoder max_length min_length do_sample early_stopping
+        num_beams num_beam_groups diversity_penalty temperature top_k top_p typical_p
+        repetition_penalty length_penalty no_repeat_ngram_size encoder_no_repeat_ngram_size
+        bad_words_ids num_return_sequences remove_invalid_values exponential_decay_length_penalty
+        suppress_tokens begin_suppress_tokens task_specific_params""",
+    "what transformers returns": """
+        output_attentions output_hidden_states output_scores return_dict return_dict_in_generate""",
+    "heads for other tasks, and training": """
+        finetuning_task id2label label2id num_labels _num_labels problem_type gradient_checkpointing
+        chunk_size_feed_forward summary_type summary_use_proj summary_activation
+        summary_first_dropout summary_proj_to_labels""",
+    "read by convert": f"{' '.join(FORK_IDS)} replacement_method",
 }
 """Fields of any config.json that change no logit, by what they are for."""
-ONLY: dict[str, tuple[Any, ...]] = {
-    "add_cross_attention": (False, None),
-    "cross_attention_hidden_size": (None,),
-    "is_encoder_decoder": (False, None),
-    "tie_encoder_decoder": (False, None),
-    "pruned_heads": ({}, None),
-    "per_layer_config": ({}, None),
-    "n_special": (0,),
-}
-"""Fields of any config.json that are computed at these values alone."""
-OF_TYPE: dict[str, dict[str, tuple[Any, ...]]] = {
-    "gpt2": dict.fromkeys(
-        (
-            *("quantization", "quantization_config"),
-            *("summary_type", "summary_use_proj", "summary_activation", "summary_first_dropout"),
-            *("summary_proj_to_labels", "n_ctx", "predict_special_tokens"),
-            # float32 is the same either way, and our softmax is always float32.
-            "reorder_and_upcast_attn",
-        ),
-        (),
+_NOTHING = Limit("nothing, since it is not computed here", lambda v: not v)
+_QUANTIZED = Limit(
+    "mlx_lm's settings: bits (2 to 6, 8) and group_size (16, 32, 64, 128)",
+    lambda v: (
+        not v
+        or (
+            (isinstance(v, dict) and "quant_method" not in v)
+            and (v.get("bits") in (2, 3, 4, 5, 6, 8) and v.get("group_size") in (16, 32, 64, 128))
+        )
     ),
-    "qwen2": {
-        **dict.fromkeys(("quantization", "quantization_config"), ()),
-        # Of no effect while use_sliding_window is false, which it must be.
-        "sliding_window": (),
-        "max_window_layers": (),
-        "attention_bias": (True,),
-        "mlp_bias": (False,),
-    },
+)
+_NEVER = """add_cross_attention cross_attention_hidden_size is_encoder_decoder tie_encoder_decoder
+    pruned_heads per_layer_config n_special"""
+KNOWN: dict[str, Limit | None] = dict.fromkeys(_NEVER.split(), _NOTHING)
+"""Further fields of any config.json, and what they must hold if not anything."""
+OF_TYPE: dict[str, dict[str, Limit | None]] = {
+    # Upcasting: float32 is the same either way, and our softmax is always float32.
+    "gpt2": dict.fromkeys(("n_ctx", "predict_special_tokens", "reorder_and_upcast_attn"))
+    | dict.fromkeys(("quantization", "quantization_config"), _QUANTIZED),
+    # Windows: of no effect while use_sliding_window is false, which it must be.
+    "qwen2": dict.fromkeys(("sliding_window", "max_window_layers"))
+    | dict.fromkeys(("quantization", "quantization_config"), _QUANTIZED)
+    | {"attention_bias": Limit("true", lambda v: v is True), "mlp_bias": _NOTHING},
 }
-"""Further ones of a hand-written model: the values that are computed; () is any, without effect."""
-
+"""Further ones of a hand-written model."""
 SIZES = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers")
 SIZES += ("num_attention_heads", "max_position_embeddings")
 BORROWED: dict[str, Any] = {
     **dict.fromkeys(SIZES, Size),
+    **{"num_hidden_layers": Layers, "max_position_embeddings": Count},
     **dict.fromkeys(("num_key_value_heads", "head_dim", "sliding_window"), Size | None),
     **dict.fromkeys(("rms_norm_eps", "attention_dropout"), Rate),
     **dict.fromkeys(("tie_word_embeddings", "attention_bias", "mlp_bias"), Flag),
     **dict.fromkeys(("rope_theta", "rope_local_base_freq"), Positive),
     "initializer_range": Spread,
-    **dict.fromkeys(("rope_scaling", "rope_parameters", "layer_types", "hidden_act")),
-    **dict.fromkeys(("use_sliding_window", "max_window_layers")),
-    # The library's own code is used, whatever a directory brings along.
-    "auto_map": None,
+    # Judged in architectures.py; auto_map names code that is never run, the library's own is.
+    **dict.fromkeys("rope_scaling rope_parameters layer_types hidden_act auto_map".split()),
+    **dict.fromkeys("use_sliding_window max_window_layers".split()),
 }
-"""Fields of every borrowed model, with what they may hold where that is checked here."""
-_SOFTCAPS = ("attn_logit_softcapping", "final_logit_softcapping", "query_pre_attn_scalar")
-_SOFTCAPS += ("hidden_activation", "use_bidirectional_attention")
+"""Fields of every borrowed model."""
+_GEMMA = """attn_logit_softcapping final_logit_softcapping query_pre_attn_scalar hidden_activation
+    use_bidirectional_attention"""
 BORROWED_OF_TYPE = {
-    "llama": ("pretraining_tp",),
-    "gemma2": (*_SOFTCAPS, "sliding_window_size"),
-    "gemma3_text": (*_SOFTCAPS, "sliding_window_pattern", "_sliding_window_pattern"),
-    "phi3": (
-        *("original_max_position_embeddings", "partial_rotary_factor"),
-        *("embd_pdrop", "resid_pdrop"),
-    ),
-    "smollm3": ("no_rope_layers", "no_rope_layer_interval", "pretraining_tp"),
-    "granite": (
-        *("attention_multiplier", "embedding_multiplier", "logits_scaling"),
-        "residual_multiplier",
-    ),
+    "llama": "pretraining_tp",
+    "gemma2": f"{_GEMMA} sliding_window_size",
+    "gemma3_text": f"{_GEMMA} sliding_window_pattern _sliding_window_pattern",
+    "phi3": "original_max_position_embeddings partial_rotary_factor embd_pdrop resid_pdrop",
+    "smollm3": "no_rope_layers no_rope_layer_interval pretraining_tp",
+    "granite": "attention_multiplier embedding_multiplier logits_scaling residual_multiplier",
 }
 """Further ones of the borrowed models that are held to tests."""
