@@ -139,30 +139,32 @@ def check_tensors(
     if bool(config.get("quantization")) != bool(scaled):
         is_there = "has" if scaled else "has no"
         raise UserError(where, f"{is_there} quantised weights, unlike its config.json says")
-    found = {
-        name: entry
-        for name, entry in found.items()
-        if not arch.buffers.fullmatch(name) and name.rpartition(".")[0] not in scaled
-    }
-    problems = [
-        f"{name}: type {entry.dtype}, expected one of {', '.join(WEIGHT_TYPES)}"
-        for name, entry in found.items()
-        if entry.dtype not in WEIGHT_TYPES
-    ]
-    if problems:
-        raise UserError(where, *some(problems))
-    shapes = {name: entry.shape for name, entry in found.items()}
-    embedding = shapes.get(arch.embedding)
+    left_out = {n for n in found if arch.buffers.fullmatch(n) or n.rpartition(".")[0] in scaled}
+    found = {name: entry for name, entry in found.items() if name not in left_out}
     if is_borrowed(config):
         expected = {arch.embedding: (config["vocab_size"], config["hidden_size"])}
-        shapes = {} if embedding is None else {arch.embedding: embedding}
+        found = {name: entry for name, entry in found.items() if name in expected}
     else:
         expected = args_of(config).shapes()
-        if HEAD not in expected and shapes.get(HEAD) == embedding:
-            shapes.pop(HEAD, None)  # the tied one again
-        if is_turned(shapes, arch):
-            shapes = {n: s[::-1] if n.endswith(arch.turned) else s for n, s in shapes.items()}
+        head, embedding = found.get(HEAD), found.get(arch.embedding)
+        if head and embedding and HEAD not in expected and head.shape == embedding.shape:
+            del found[HEAD]  # the tied one again
     expected = {n: s for n, s in expected.items() if n.rpartition(".")[0] not in scaled}
+    check_weights(arch, found, expected, where)
+
+
+def check_weights(
+    arch: Architecture, found: Mapping[str, Any], expected: Mapping[str, Sequence[int]], where: str
+) -> None:
+    """Raise UserError unless tensors (by hub name; of a dtype and a shape) are those expected."""
+    odd = [f"{n}: type {t.dtype}" for n, t in found.items() if t.dtype not in WEIGHT_TYPES]
+    if odd:
+        raise UserError(
+            where, *some(f"{it}, expected one of {', '.join(WEIGHT_TYPES)}" for it in odd)
+        )
+    shapes = {name: tensor.shape for name, tensor in found.items()}
+    if is_turned(shapes, arch):
+        shapes = {n: s[::-1] if n.endswith(arch.turned) else s for n, s in shapes.items()}
     check_fits(shapes, expected, where)
 
 

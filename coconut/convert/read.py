@@ -37,6 +37,7 @@ from coconut.checkpoints.verdict import (
     EXPLAINER,
     NOT_FINITE,
     WEIGHT_TYPES,
+    check_weights,
     is_turned,
     judged,
     without_constants,
@@ -278,34 +279,27 @@ def _fit(
     tensors: dict[str, Tensor] = {}
     copies: list[tuple[str, Tensor]] = []
     weights = without_constants(config, foreign, _numbers, where)
-    problems = []
     for name, tensor in weights.items():
         hub_name = found.hub_name(name)
         if name == WRAPPER_COPY or (hub_name == HEAD and HEAD not in expected):
             copies.append((name, tensor))
-        elif hub_name not in expected:
-            problems.append(f"{shown(name)}: left over, not a tensor of this model")
         elif hub_name in tensors:
-            problems.append(f"{shown(name)}: a second {hub_name}")
+            raise UserError(where, f"{shown(name)}: a second {hub_name}")
         else:
             tensors[hub_name] = tensor
-    problems += [f"{name}: missing" for name in expected if name not in tensors]
+    check_weights(found, tensors, expected, where)
     if is_turned({n: t.shape for n, t in tensors.items()}, found):
         notes.append("Linear layout (out, in): the four matrices of each layer are turned")
         tensors = {n: t.turned() if n.endswith(found.turned) else t for n, t in tensors.items()}
-    for name, tensor in tensors.items():
-        if tensor.dtype not in WEIGHT_TYPES:
-            problems.append(
-                f"{name}: type {tensor.dtype}, expected one of {', '.join(WEIGHT_TYPES)}"
-            )
-        elif tensor.shape != expected[name]:
-            problems.append(f"{name}: shape {tensor.shape}, expected {expected[name]}")
-        elif not np.isfinite(tensor.float32()).all():
-            problems.append(f"{name}: {NOT_FINITE}")
+    problems = [
+        f"{name}: {NOT_FINITE}"
+        for name, tensor in tensors.items()
+        if not np.isfinite(tensor.float32()).all()
+    ]
     problems += [
         f"{name}: not the same numbers as {found.embedding}, which it is tied to"
         for name, tensor in copies
-        if found.embedding in tensors and not tensor.is_same(tensors[found.embedding])
+        if not tensor.is_same(tensors[found.embedding])
     ]
     if problems:
         raise UserError(where, *some(problems))

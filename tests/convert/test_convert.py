@@ -480,7 +480,7 @@ BROKEN = {
     "a missing tensor": (flat(lambda w: w.pop(NAME)), "h.1.ln_1.bias: missing"),
     "an extra tensor": (
         flat(lambda w: w.update(feedback=np.ones(3, np.float32))),
-        "feedback: left over, not a tensor of this model",
+        "feedback: not a tensor of this model",
     ),
     "a mis-shaped tensor": (
         flat(lambda w: w.update({NAME: np.ones(65, np.float32)})),
