@@ -22,6 +22,7 @@ from coconut.checkpoints.initial import grown_rows, initial_weights
 from coconut.checkpoints.model_files import save_config, save_weights
 from coconut.checkpoints.source import Source
 from coconut.config.keys import WITH_FEEDBACK, RunConfig
+from coconut.feedback.measures import measure
 from coconut.feedback.statistics import ThoughtStatistics
 from coconut.world import World
 
@@ -60,11 +61,11 @@ class Twin:
     models: ModuleType
     weights: ModuleType
     adapters: ModuleType
+    arrays: ModuleType
     feedback: ModuleType
     latent: ModuleType
     generate: ModuleType
     look_inside: ModuleType
-    measures: ModuleType
     train: ModuleType
     latro: ModuleType
 
@@ -198,7 +199,7 @@ class Backend:
             first = int(np.argmax(has.any(axis=0)))
             has = has[:, first : first + n]
             sources = state.hidden[:, first - 1 : first - 1 + n]
-            found = self.twin.measures.measure(self.model, state.thoughts, sources)
+            found = measure(self.twin.arrays, self.model, state.thoughts, sources)
             self.statistics.add(found, has)
             self.statistics.add_rank(state.thoughts_on_host(), has)
 
@@ -256,7 +257,7 @@ class Backend:
         """Fit the rule's `linear` on batches of ordinary text."""
         with self.gathered():
             fitted = self.twin.feedback.fitted(self.model, batches)
-        self.twin.feedback.set_weights(self.model.feedback, fitted)
+        self.model.feedback.set_weights(fitted)
 
     def reset_optimizer(self) -> None:
         """Forget the moments."""
@@ -272,7 +273,7 @@ class Backend:
             self.twin.weights.take_weights(self.model, model)
         if self.model.feedback is not None:
             trained = self.twin.weights.load_feedback(directory)
-            self.twin.feedback.set_trained(self.model.feedback, trained)
+            self.model.feedback.set_trained(trained)
             self.model.feedback.version += 1
 
     def without_adapters(self) -> AbstractContextManager[None]:

@@ -12,9 +12,9 @@ from coconut.checkpoints.source import Source
 from coconut.config.keys import RunConfig
 from coconut.world import World
 from cuda_coconut import models
-from cuda_coconut.models import adapters, weights
+from cuda_coconut.models import adapters, arrays, weights
 from cuda_coconut.models.cpu import keep_freed_memory
-from cuda_coconut.thoughts import feedback, generate, latent, look_inside, measures
+from cuda_coconut.thoughts import feedback, generate, latent, look_inside
 from cuda_coconut.updates import latro, train
 
 
@@ -23,7 +23,7 @@ class Backend(shared.Backend):
 
     name = "cuda_coconut"
     twin = shared.Twin(
-        models, weights, adapters, feedback, latent, generate, look_inside, measures, train, latro
+        models, weights, adapters, arrays, feedback, latent, generate, look_inside, train, latro
     )
 
     def __init__(self, config: RunConfig, source: Source, world: World | None = None):

@@ -8,8 +8,8 @@ from coconut.checkpoints.source import Source
 from coconut.config.keys import RunConfig
 from coconut.world import World
 from mlx_coconut import blas, models
-from mlx_coconut.models import adapters, weights
-from mlx_coconut.thoughts import feedback, generate, latent, look_inside, measures
+from mlx_coconut.models import adapters, arrays, weights
+from mlx_coconut.thoughts import feedback, generate, latent, look_inside
 from mlx_coconut.updates import latro, train
 
 
@@ -18,7 +18,7 @@ class Backend(shared.Backend):
 
     name = "mlx_coconut"
     twin = shared.Twin(
-        models, weights, adapters, feedback, latent, generate, look_inside, measures, train, latro
+        models, weights, adapters, arrays, feedback, latent, generate, look_inside, train, latro
     )
 
     def __init__(self, config: RunConfig, source: Source, world: World | None = None):

@@ -23,6 +23,7 @@ from coconut.config.keys import WITH_FEEDBACK
 from coconut.convert.keymap import TWINS
 from coconut.convert.read import Checkpoint, read
 from coconut.errors import UserError
+from coconut.feedback.attached import prepare
 from coconut.feedback.rules import parse
 from coconut.feedback.weights import Setup
 
@@ -107,7 +108,7 @@ def logits(framework: str, found: Checkpoint, where: str, fed: Fed) -> np.ndarra
     trained = weights.load_feedback(fed.directory) if fed.directory else {}
     feedback.attach(model, fed.setup, trained=trained)
     batch = _input(found)
-    prepared = feedback.prepare(model, batch, (0,))
+    prepared = prepare(model, batch, (0,))
     plan = (batch.first_latent, batch.n_passes * (not fed.setup.rule.is_token))
     out = latent.latent_forward(model, latent.Inputs.of(batch), *plan, prepared=prepared)
     result = model.head(out.hidden)

@@ -1,1 +1,1 @@
-"""Rules of what latents receive, as strings: catalogue, parts, weights, draws, statistics."""
+"""Rules of what latents receive: strings, formulas, weights, draws, statistics."""

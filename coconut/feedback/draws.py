@@ -21,13 +21,15 @@ def prepare(
     key: Sequence[int],
     training: bool,
     progress: float = 0.0,
+    decoding: bool = False,
 ) -> dict[str, np.ndarray]:
     """Arrays that a rule needs beside the states; empty for most rules.
 
     noise (R, B, D): sigma times standard normal, drawn from (key, row, latent), so that it depends
     neither on batch mates nor on the twin. kept (R, B, H): mlp_plain's dropout. partners (R, B):
-    whose state `shuffle` gives. key: numbers that name the update. progress: share of the run that
-    is done. Raises UserError if a row to be shuffled is alone.
+    whose state `shuffle` gives. may_stop (): rows that are sure may end their latents, when
+    decoding. key: numbers that name the update. progress: share of the run that is done. Raises
+    UserError if a row to be shuffled is alone.
     """
     R = batch.n_passes
     out: dict[str, np.ndarray] = {}
@@ -56,6 +58,8 @@ def prepare(
         out["partners"] = np.array(
             [_partners(batch, i, shuffled["seed"]) for i in range(R)], np.int32
         )
+    if decoding and rule.stop:
+        out["may_stop"] = np.array(True)
     return out
 
 

@@ -2,8 +2,8 @@
 
     source[:arg][+source...][|transform[:arg]...]     last    depth:0.5|rms    last|mlp:2048
 
-The sources are added, the transforms follow in order, noise comes last. Both twins' feedback.py
-hold the formulas under the same names; docs/feedback.md is the catalogue.
+The sources are added, the transforms follow in order, noise comes last. sources.py and
+transforms.py hold the formulas under the same names; docs/feedback.md is the catalogue.
 """
 
 from collections.abc import Mapping

@@ -1,11 +1,11 @@
-"""Thinking with a feedback rule, as far as it needs none of a twin's array functions."""
+"""Who makes the thoughts of a forward pass: the published way, a given array, or a rule."""
 
 from collections.abc import Callable
 from typing import Any
 
 from coconut.blocks import Array, Tap
 from coconut.feedback.catalogue import Part
-from coconut.feedback.layers import depth_index, hf_index, layer_index
+from coconut.feedback.sizes import entropy_of, rho
 
 
 class Published:
@@ -24,22 +24,33 @@ class Published:
         return inputs
 
 
-class RuleThinker(Published):
+class Given(Published):
+    """Thoughts (R, B, D) from elsewhere, in place of the model's own. xp: see sizes.py."""
+
+    def __init__(self, xp: Any, thoughts: Array):
+        self.xp, self.thoughts = xp, thoughts
+
+    def think(self, last: Array, latent: int) -> Array:
+        """Row `latent` of what is given."""
+        return self.xp.cast(self.thoughts[latent], last)
+
+
+class Thinker(Published):
     """What a model's feedback rule reads at the column before a latent.
 
-    prepared: what `feedback.prepare` of the twin made of the batch.
+    prepared: what `prepare` made of the batch.
     """
 
     def __init__(self, model: Any, prepared: dict[str, Array] | None = None):
         self.model, self.prepared = model, prepared or {}
-        self.feedback = model.feedback
+        self.feedback, self.xp = model.feedback, model.feedback.xp
         self.layers: dict[int, Array] = {}
         """Raw h^l (B, D) of the layers that the rule wants."""
         self.latent = 0
         self.may_stop = "may_stop" in self.prepared
         self.has_stopped: Array | None = None
         self._had_stopped: Array | None = None
-        self._n_sure: Array | None = None
+        self._n_sure: Array = 0
         self._once = {name: a for name, a in self.prepared.items() if name == "inverse"}
 
     def watch(self, x: Array, positions: Array) -> Tap:
@@ -49,13 +60,9 @@ class RuleThinker(Published):
 
         def tap(layer: int, h: Array) -> None:
             if layer in self.feedback.wanted:
-                self.layers[layer] = self.column(h)
+                self.layers[layer] = self.xp.last_column(h)
 
         return tap
-
-    def column(self, h: Array) -> Array:
-        """The last column (B, D) of states (B, T, D)."""
-        return h[:, -1]
 
     def think(self, last: Array, latent: int) -> Array:
         """What the rule makes of the column: (B, D), of `last`'s type."""
@@ -86,41 +93,35 @@ class RuleThinker(Published):
             self._once[name] = make()
         return self._once[name]
 
+    @property
+    def rho(self) -> Array:
+        """Mean rms of an embedding row, without gradient."""
+        return self.once("rho", lambda: rho(self.xp, self.model))
 
-# ---- sources: (thinker, part) -> (B, D)
+    def logits(self, with_eos: bool = False) -> Array:
+        """float32 logits (B, V) of ĥ; markers, spare rows and eos are out of reach."""
+        if self._logits is None:
+            self._logits = self.xp.at_least_float32(self.model.head(self.last))
+        logits = self._logits
 
+        def excluded() -> Array:
+            rows = self.feedback.setup.excluded(with_eos, logits.shape[-1])
+            return self.xp.from_host(rows, logits)
 
-def last(t: RuleThinker, part: Part) -> Array:
-    """ĥ, the state after the final norm: what the published checkpoints were trained on."""
-    return t.last
+        return self.xp.never_where(self.once(f"excluded {with_eos}", excluded), logits)
 
-
-def layer(t: RuleThinker, part: Part) -> Array:
-    """h^n, negative counts from the top."""
-    return t.state(layer_index(part["n"], t.feedback.n_layers))
-
-
-def depth(t: RuleThinker, part: Part) -> Array:
-    """h^l at a share of the depth."""
-    return t.state(depth_index(part["f"], t.feedback.n_layers))
-
-
-def hf(t: RuleThinker, part: Part) -> Array:
-    """Entry n of transformers' hidden_states, whose last is ĥ."""
-    n = hf_index(part["n"], t.feedback.n_layers)
-    return t.last if n == t.feedback.n_layers else t.state(n)
-
-
-def prev_input(t: RuleThinker, part: Part) -> Array:
-    """u_s: the input of the column itself, before any position embedding."""
-    return t.input
+    def note_entropy(self, logits: Array, part: Part) -> None:
+        """Count for how many latents a row has been sure; from `patience` on its latents end."""
+        is_sure = entropy_of(self.xp, logits) < part["stop"]
+        self._n_sure = (self._n_sure + 1) * is_sure
+        stops = self._n_sure >= part["patience"]
+        self.has_stopped = stops if self.has_stopped is None else self.has_stopped | stops
 
 
-SOURCES: dict[str, Callable[[Any, Part], Array]] = {
-    "last": last,
-    "layer": layer,
-    "depth": depth,
-    "hf": hf,
-    "prev_input": prev_input,
-}
-"""Those that only choose among states; the others are in each twin's thoughts/sources.py."""
+def thinker_for(
+    xp: Any, model: Any, replaced: Array | None = None, prepared: dict[str, Array] | None = None
+) -> Published:
+    """Who makes the thoughts of a forward pass; arguments as for `latent_forward`."""
+    if replaced is not None:
+        return Given(xp, replaced)
+    return Published() if model.feedback is None else Thinker(model, prepared)

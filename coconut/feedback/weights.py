@@ -50,12 +50,12 @@ class Setup:
         return found
 
     def excluded(self, with_eos: bool, n_rows: int) -> np.ndarray:
-        """(V,) float32, 1 on rows that no thought is mixed from: markers, spare rows, eos."""
-        out = np.zeros(n_rows, np.float32)
-        out[self.n_tokens :] = 1
-        out[list(self.markers)] = 1
+        """(V,) bool: rows that no thought is mixed from, which are markers, spare rows, eos."""
+        out = np.zeros(n_rows, bool)
+        out[self.n_tokens :] = True
+        out[list(self.markers)] = True
         if not with_eos:
-            out[self.eos_id] = 1
+            out[self.eos_id] = True
         return out
 
 
@@ -166,20 +166,24 @@ class RidgeSums:
         self.h, self.e = np.zeros(width), np.zeros(width)
         self.hh, self.eh = np.zeros((width, width)), np.zeros((width, width))
 
-    def add(self, h: np.ndarray, e: np.ndarray) -> None:
-        """h (N, D): ĥ of N tokens; e (N, D): embeddings of the tokens behind them."""
-        h, e = h.astype(np.float64), e.astype(np.float64)
+    def add(self, mask: np.ndarray, h: np.ndarray, e: np.ndarray) -> None:
+        """mask (B, T): real tokens; h (B, T, D): their ĥ; e (B, T, D): their embeddings."""
+        has_next = mask[:, :-1] & mask[:, 1:]
+        h, e = (a[has_next].astype(np.float64) for a in (h[:, :-1], e[:, 1:]))
         self.n += len(h)
         self.h += h.sum(axis=0)
         self.e += e.sum(axis=0)
         self.hh += h.T @ h
         self.eh += e.T @ h
 
-    def solve(self, lam: float) -> tuple[np.ndarray, np.ndarray]:
-        """(P, b) that minimise the sum of ‖P h + b - e‖² plus lam ‖P‖²."""
+    def solve(self, lam: float) -> dict[str, np.ndarray]:
+        """P and b, by name, that minimise the sum of ‖P h + b - e‖² plus lam ‖P‖².
+
+        h: ĥ of a token, e: the embedding of the token behind it.
+        """
         n = max(self.n, 1)
         hh = self.hh - np.outer(self.h, self.h) / n
         eh = self.eh - np.outer(self.e, self.h) / n
         P = np.linalg.solve(hh + lam * np.eye(len(hh)), eh.T).T
         b = (self.e - P @ self.h) / n
-        return P.astype(np.float32), b.astype(np.float32)
+        return {"linear.weight": P.astype(np.float32), "linear.bias": b.astype(np.float32)}

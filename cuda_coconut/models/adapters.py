@@ -182,23 +182,20 @@ def load(model, config: Mapping[str, Any], adapter: Adapter) -> None:
 
 def to_hf(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """Names and layout of trained arrays here -> those of the files."""
-    out = {}
-    for name, w in weights.items():
-        for theirs, ours in LEAVES.items():
-            if name.endswith(f".{theirs}"):
-                name = name.removesuffix(theirs) + ours
-                w = w.T if w.ndim == 2 else w
-        out[name] = w
-    return out
+    return _renamed(weights, LEAVES)
 
 
 def sanitize(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """Names and layout of trained arrays in the files -> those here."""
+    return _renamed(weights, {ours: theirs for theirs, ours in LEAVES.items()})
+
+
+def _renamed(weights: dict[str, torch.Tensor], leaves: dict[str, str]) -> dict[str, torch.Tensor]:
     out = {}
     for name, w in weights.items():
-        for theirs, ours in LEAVES.items():
-            if name.endswith(f".{ours}"):
-                name = name.removesuffix(ours) + theirs
+        for old, new in leaves.items():
+            if name.endswith(f".{old}"):
+                name = name.removesuffix(old) + new
                 w = w.T if w.ndim == 2 else w
         out[name] = w
     return out

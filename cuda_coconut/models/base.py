@@ -10,7 +10,8 @@ import torch.nn.functional as F
 from torch.utils.checkpoint import checkpoint
 
 from coconut.blocks import NEVER, RECORD
-from cuda_coconut.models.cache import Segment, SegmentCache, Shared
+from coconut.caches import Shared
+from cuda_coconut.models.cache import Segment, SegmentCache
 
 Mask = torch.Tensor | Literal["causal"] | None
 """To add to the scores; or "causal": every query sees the keys up to its own column; or nothing."""
@@ -38,15 +39,6 @@ ACTIVATIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
     "linear": lambda x: x,
 }
 """What transformers computes under these names, elementwise."""
-
-
-def to_device(array: np.ndarray, device: torch.device | str) -> torch.Tensor:
-    """A host array as a tensor, without waiting for the device."""
-    tensor = torch.from_numpy(array)
-    if torch.device(device).type == "cpu":
-        return tensor
-    # Only from pinned memory does the copy run beside the host.
-    return tensor.pin_memory().to(device, non_blocking=True)
 
 
 def additive_mask(
@@ -91,8 +83,8 @@ def attend(
     if q.device.type == "cpu" and q.dtype == torch.bfloat16:
         # twin: on a CPU, torch's attention in bfloat16 takes twice the time of float32's.
         with torch.autocast("cpu", enabled=False):
-            q, keys, values = q.float(), [k.float() for k in keys], [v.float() for v in values]
-            return attend(q, keys, values, mask, dropout_rate, key)
+            keys, values = ([_float(segment) for segment in kept] for kept in (keys, values))
+            return attend(q.float(), keys, values, mask, dropout_rate, key)
     if (record := RECORD.get()) is not None:
         record.append(attention_weights(q, keys, mask))
     B, H, T, d = q.shape
@@ -127,6 +119,12 @@ def _multiply(x: torch.Tensor, segment: Segment, transposed: bool = False) -> to
     matrix = segment.array if shared else segment
     matrix = matrix.transpose(-1, -2) if transposed else matrix
     return segment.sharing.multiply(x, matrix) if shared else x @ matrix
+
+
+def _float(segment: Segment) -> Segment:
+    if isinstance(segment, Shared):
+        return Shared(segment.array.float(), segment.sharing)
+    return segment.float()
 
 
 def attention_weights(q: torch.Tensor, keys: Sequence[torch.Tensor], mask: Mask) -> torch.Tensor:

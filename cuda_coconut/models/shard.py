@@ -5,9 +5,6 @@ from contextlib import contextmanager
 
 import torch
 from torch import nn
-from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import FSDPModule, fully_shard
-from torch.distributed.tensor import DTensor, distribute_tensor
 
 from coconut.world import World
 
@@ -22,6 +19,10 @@ class Shards(nn.Module):
     """
 
     def __init__(self, model, world: World):
+        # Takes seconds, which only a sharded run has to spend.
+        from torch.distributed.device_mesh import init_device_mesh
+        from torch.distributed.fsdp import fully_shard
+
         super().__init__()
         self.model, self.world = model, world
         device = next(model.parameters()).device
@@ -79,27 +80,34 @@ class Shards(nn.Module):
         for block in self.model.layers:
             block.set_reshard_after_forward(not keep)
 
-    def _parts(self) -> list[FSDPModule]:
-        return [m for m in self.modules() if isinstance(m, FSDPModule)]
+    def _parts(self) -> list[nn.Module]:
+        return [self, *self.model.layers]
 
 
 def whole(tensor: torch.Tensor) -> torch.Tensor:
     """All of a tensor of which this process may hold a part; every process must ask."""
-    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+    return tensor.full_tensor() if _is_spread(tensor) else tensor
 
 
 def own_part(tensor: torch.Tensor) -> torch.Tensor:
     """What this process holds of a tensor."""
-    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+    return tensor.to_local() if _is_spread(tensor) else tensor
 
 
 def spread_like(tensor: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
     """A whole tensor that all processes have, on the device of another and in parts as it is."""
     tensor = tensor.to(like.device)
-    if not isinstance(like, DTensor):
+    if not _is_spread(like):
         return tensor
+    from torch.distributed.tensor import distribute_tensor
+
     # No source: nothing has to travel.
     return distribute_tensor(tensor, like.device_mesh, like.placements, src_data_rank=None)
+
+
+def _is_spread(tensor: torch.Tensor) -> bool:
+    # A DTensor, told without its class: the module takes seconds to import.
+    return hasattr(tensor, "device_mesh")
 
 
 def _with_gradient(block: nn.Module, args: tuple) -> tuple:

@@ -9,9 +9,9 @@ from coconut.backend import Decoding
 from coconut.batches.batch import Batch
 from coconut.batches.results import Sampled
 from coconut.blocks import NEVER
-from cuda_coconut.models.base import to_device
+from coconut.feedback.attached import prepare
+from cuda_coconut.models.arrays import to_device
 from cuda_coconut.models.cache import DecodeCache
-from cuda_coconut.thoughts.feedback import prepare
 from cuda_coconut.thoughts.inputs import Inputs
 from cuda_coconut.thoughts.latent import LatentOutput, latent_forward
 

@@ -7,7 +7,8 @@ import numpy as np
 import torch
 
 from coconut.batches.batch import Batch
-from cuda_coconut.models.base import Mask, additive_mask, to_device
+from cuda_coconut.models.arrays import to_device
+from cuda_coconut.models.base import Mask, additive_mask
 
 
 @dataclass

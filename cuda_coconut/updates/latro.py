@@ -14,7 +14,7 @@ from coconut.backend import Decoding
 from coconut.batches.batch import Batch
 from coconut.batches.results import PolicyStats, Sampled, Scores
 from coconut.batches.rollouts import RolloutBatch
-from cuda_coconut.models.base import to_device
+from cuda_coconut.models.arrays import to_device
 from cuda_coconut.thoughts.generate import sample
 from cuda_coconut.thoughts.inputs import Inputs
 from cuda_coconut.thoughts.latent import latent_forward

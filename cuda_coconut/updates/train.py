@@ -9,12 +9,13 @@ import torch
 
 from coconut.batches.batch import Batch
 from coconut.batches.results import LossSum, StepStats
+from coconut.feedback.attached import prepare
 from coconut.feedback.catalogue import GAINS
 from coconut.feedback.weights import RULE_PREFIX
 from coconut.world import World
-from cuda_coconut.models.base import Key, to_device
+from cuda_coconut.models.arrays import to_device
+from cuda_coconut.models.base import Key
 from cuda_coconut.models.shard import Shards, own_part
-from cuda_coconut.thoughts.feedback import prepare
 from cuda_coconut.thoughts.inputs import Inputs
 from cuda_coconut.thoughts.latent import latent_forward
 from cuda_coconut.updates.losses import masked_cross_entropy

@@ -6,7 +6,8 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from coconut.blocks import NEVER, RECORD
-from mlx_coconut.models.cache import Segment, SegmentCache, Shared
+from coconut.caches import Shared
+from mlx_coconut.models.cache import Segment, SegmentCache
 from mlx_coconut.models.cpu import gelu_new, replaces, softmax
 
 Mask = mx.array | None

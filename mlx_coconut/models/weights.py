@@ -7,7 +7,7 @@ from typing import Any
 import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
-from mlx.utils import tree_flatten, tree_unflatten
+from mlx.utils import tree_flatten, tree_map, tree_unflatten
 
 from coconut.checkpoints.checkpoint import FEEDBACK, OPTIMIZER, describe, weight_files
 from coconut.checkpoints.safetensors import read_safetensors, safetensors_header
@@ -116,7 +116,8 @@ def trained_weights(model) -> dict[str, mx.array]:
 
 def take_weights(model, other) -> None:
     """Give a model the weights of another one of its shape; its feedback rule keeps its own."""
-    model.update(other.parameters())
+    # As updates leave them: products with turned arrays may differ in the last bit.
+    model.update(tree_map(mx.contiguous, other.parameters()))
 
 
 def feedback_weights(model) -> dict[str, mx.array]:

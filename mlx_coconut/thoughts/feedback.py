@@ -1,107 +1,40 @@
 """Feedback rules: the states of one column -> the input of the latent behind it.
 
-Names, options and where they are explained: coconut/feedback/rules.py, docs/feedback.md.
+Names, options and where they are explained: coconut/feedback/rules.py, docs/feedback.md. The
+formulas are in coconut/feedback/sources.py and transforms.py, for both twins.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping
+from functools import partial
 
 import mlx.core as mx
 import mlx.nn as nn
-import numpy as np
 
 from coconut.batches.batch import Batch
-from coconut.errors import UserError
-from coconut.feedback import draws
-from coconut.feedback import rules as rules
-from coconut.feedback.weights import Inverses, RidgeSums, Setup, initial_weights, shapes
-from mlx_coconut.models.base import additive_mask
-from mlx_coconut.thoughts.numbers import rho, rms
-from mlx_coconut.thoughts.sources import SOURCES, inverse_of_head
-from mlx_coconut.thoughts.thinker import Thinker
-from mlx_coconut.thoughts.transforms import TRANSFORMS
+from coconut.feedback import attached
+from coconut.feedback.weights import RidgeSums
+from mlx_coconut.models import arrays
+from mlx_coconut.thoughts.inputs import Inputs
+from mlx_coconut.thoughts.latent import latent_forward
 
 
-class Feedback(nn.Module):
-    """A rule on a model, with its trained weights.
+class Feedback(attached.Attached, nn.Module):
+    """A rule on a model, with its trained weights."""
 
-    It lies in the model as `model.feedback`, so that its weights are parameters like any other.
-    """
-
-    def __init__(self, setup: Setup, n_layers: int, width: int):
-        super().__init__()
-        self.setup, self.rule = setup, setup.rule
-        self.n_layers, self.width = n_layers, width
-        self.wanted = setup.rule.layers(n_layers)
-        self.version = 0
-        """Counts changes of the model's parameters; whoever changes them adds 1."""
-        self.inverses = Inverses(setup.rule, inverse_of_head)
-        for name, shape in shapes(self.rule, n_layers, width).items():
-            part, _, weight = name.partition(".")
-            self.setdefault(part, {})[weight] = mx.zeros(shape)
+    xp = arrays
 
     def weights_of(self, part: str) -> dict[str, mx.array]:
         """The trained weights of a part of the rule."""
-        return self[part]
+        return self.setdefault(part, {})
 
-    def think(self, thinker: Thinker) -> mx.array:
-        """The thought (B, D) that the rule makes of what the thinker has read."""
-        first, *others = (SOURCES[part.name](thinker, part) for part in self.rule.sources)
-        a = sum(others, first)
-        for part in self.rule.transforms:
-            a = TRANSFORMS[part.name](thinker, part, a)
-        if "noise" in thinker.prepared:
-            a = a + mx.stop_gradient(rms(a)) * thinker.prepared["noise"][thinker.latent]
-        return a.astype(thinker.last.dtype)
+    def set_weights(self, weights: Mapping[str, mx.array]) -> None:
+        """Put weights by name into the rule."""
+        for name, w in weights.items():
+            part, _, weight = name.partition(".")
+            self.weights_of(part)[weight] = w.astype(mx.float32)
 
 
-def attach(
-    model, setup: Setup | None, seed: int = 0, trained: dict[str, mx.array] | None = None
-) -> None:
-    """Let a model think by a rule; the published rule and none leave it as it is.
-
-    trained: the rule's weights without prefix, if a checkpoint has them; otherwise they start from
-    the seed. Raises UserError if the model lacks a layer or a marker, or weights do not fit.
-    """
-    model.feedback = None
-    if setup is None or setup.rule.is_last or setup.rule.is_token:
-        return
-    n_layers, (n_rows, width) = len(model.layers), model.embedding.shape
-    if problems := setup.problems(n_layers, n_rows):
-        raise UserError("model", *problems)
-    feedback = Feedback(setup, n_layers, width)
-    if trained is None:
-        drawn = initial_weights(setup.rule, n_layers, width, rho(model).item(), seed)
-        trained = {name: mx.array(w) for name, w in drawn.items()}
-    set_trained(feedback, trained)
-    model.feedback = feedback
-
-
-def set_trained(feedback: Feedback, weights: dict[str, mx.array]) -> None:
-    """Put all of a checkpoint's weights into a rule.
-
-    Raises UserError if they are not those that it needs.
-    """
-    expected = shapes(feedback.rule, feedback.n_layers, feedback.width)
-    found = {name: w.shape for name, w in weights.items()}
-    if found != expected:
-        raise UserError(
-            f"feedback {feedback.rule}",
-            f"needs the weights {describe_shapes(expected)}, the checkpoint has"
-            f" {describe_shapes(found)}",
-        )
-    set_weights(feedback, weights)
-
-
-def describe_shapes(shapes: dict[str, tuple[int, ...]]) -> str:
-    """Names and shapes as a message shows them."""
-    return ", ".join(f"{n} {tuple(s)}" for n, s in sorted(shapes.items())) or "none"
-
-
-def set_weights(feedback: Feedback, weights: dict[str, mx.array]) -> None:
-    """Put weights by name into a rule."""
-    for name, w in weights.items():
-        part, _, weight = name.partition(".")
-        feedback.weights_of(part)[weight] = w.astype(mx.float32)
+attach = partial(attached.attach, Feedback)
 
 
 def fitted(model, batches: Iterable[Batch]) -> dict[str, mx.array]:
@@ -109,39 +42,10 @@ def fitted(model, batches: Iterable[Batch]) -> dict[str, mx.array]:
 
     batches: ordinary text, without latents.
     """
-    feedback = model.feedback
-    part = feedback.rule.find("linear")
-    sums = RidgeSums(feedback.width)
+    part = model.feedback.rule.find("linear")
+    sums = RidgeSums(model.feedback.width)
     for batch in batches:
-        ids, mask = mx.array(batch.ids), mx.array(batch.mask)
-        columns = additive_mask(mask, 0, ids.shape[1], mx.float32)
-        hidden = model.trunk(model.embed(ids), mx.array(batch.positions), columns)
-        has_next = batch.mask[:, :-1] & batch.mask[:, 1:]
-        sums.add(np.array(hidden)[:, :-1][has_next], np.array(model.embed(ids))[:, 1:][has_next])
-    P, b = sums.solve(part["lam"])
-    return {"linear.weight": mx.array(P), "linear.bias": mx.array(b)}
-
-
-def prepare(
-    model,
-    batch: Batch,
-    key: Sequence[int],
-    training: bool = False,
-    progress: float = 0.0,
-    decoding: bool = False,
-) -> dict[str, mx.array]:
-    """What the model's rule needs for a batch beside its states; empty for most rules.
-
-    key: numbers that name the update; progress: share of the run that is done. decoding: rows that
-    are sure may end their latents. See `coconut.feedback.prepare`.
-    """
-    feedback = model.feedback
-    if feedback is None:
-        return {}
-    made = draws.prepare(feedback.rule, batch, feedback.width, key, training, progress)
-    arrays = {name: mx.array(a) for name, a in made.items()}
-    if feedback.rule.refresh is not None and batch.n_passes:
-        arrays["inverse"] = feedback.inverses.of(model, training)
-    if decoding and feedback.rule.stop:
-        arrays["may_stop"] = mx.array(True)
-    return arrays
+        inputs = Inputs.of(batch)
+        hidden = latent_forward(model, inputs, 0, 0).hidden
+        sums.add(batch.mask, *map(arrays.to_host, (hidden, model.embed(inputs.ids))))
+    return {name: mx.array(w) for name, w in sums.solve(part["lam"]).items()}

@@ -9,9 +9,9 @@ from coconut.backend import Decoding
 from coconut.batches.batch import Batch
 from coconut.batches.results import Sampled
 from coconut.blocks import NEVER
+from coconut.feedback.attached import prepare
 from mlx_coconut.models.cache import DecodeCache
 from mlx_coconut.models.cpu import softmax
-from mlx_coconut.thoughts.feedback import prepare
 from mlx_coconut.thoughts.inputs import Inputs
 from mlx_coconut.thoughts.latent import LatentOutput, latent_forward
 

@@ -13,11 +13,12 @@ import mlx.core as mx
 import numpy as np
 
 from coconut.batches.batch import Batch
+from coconut.feedback.attached import prepare
+from coconut.feedback.thinking import thinker_for
+from mlx_coconut.models import arrays
 from mlx_coconut.models.base import Key, split_key
 from mlx_coconut.models.cache import SegmentCache
-from mlx_coconut.thoughts.feedback import prepare
 from mlx_coconut.thoughts.inputs import Inputs
-from mlx_coconut.thoughts.thinker import thinker_for
 
 
 @dataclass
@@ -56,10 +57,10 @@ def latent_forward(
     first_latent, n_passes: the batch's plan; n_passes 0 is the plain model, latents included as
     ordinary tokens. key: turns dropout on. Gradients flow through all passes and the cache.
     checkpointing: blocks are recomputed in the backward pass instead of kept. replaced (R, B, D):
-    thoughts to feed back instead of the model's own. prepared: what `feedback.prepare` made of the
+    thoughts to feed back instead of the model's own. prepared: what `attached.prepare` made of the
     batch, for rules that need it.
     """
-    thinker = thinker_for(model, replaced, prepared)
+    thinker = thinker_for(arrays, model, replaced, prepared)
     cache = SegmentCache(len(model.layers))
     keys = split_key(key, n_passes + 1)
     embedded = model.embed(inputs.ids)

@@ -8,8 +8,8 @@ import numpy as np
 from coconut.batches.batch import Batch
 from coconut.batches.results import Trace
 from coconut.blocks import NEVER, recorded_attention
+from coconut.feedback.attached import prepare
 from mlx_coconut.models.cache import DecodeCache
-from mlx_coconut.thoughts.feedback import prepare
 from mlx_coconut.thoughts.inputs import Inputs
 from mlx_coconut.thoughts.latent import latent_forward
 

@@ -10,10 +10,10 @@ from mlx.utils import tree_flatten, tree_map
 
 from coconut.batches.batch import Batch
 from coconut.batches.results import LossSum, StepStats
+from coconut.feedback.attached import prepare
 from coconut.feedback.catalogue import GAINS
 from coconut.world import World
 from mlx_coconut.models.weights import feedback_weights
-from mlx_coconut.thoughts.feedback import prepare, set_weights
 from mlx_coconut.thoughts.inputs import Inputs
 from mlx_coconut.thoughts.latent import latent_forward
 from mlx_coconut.updates.losses import masked_cross_entropy
@@ -184,7 +184,7 @@ class Trainer:
             before = feedback_weights(self.model)
             self.optimizer.update(self.model, grads)
             if before:
-                set_weights(self.model.feedback, self._moved(before, lr))
+                self.model.feedback.set_weights(self._moved(before, lr))
             return norm
 
         return mx.compile(update, inputs=state, outputs=state)

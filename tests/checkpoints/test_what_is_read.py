@@ -1,6 +1,6 @@
 """docs/what_is_read.md: its tables are the code's, and every row of them is so.
 
-`PYTHONPATH=.:tests python tests/checkpoints/test_what_is_read.py` writes the tables of fields anew.
+`PYTHONPATH=. python tests/checkpoints/test_what_is_read.py` writes the tables of fields anew.
 """
 
 from __future__ import annotations

@@ -33,7 +33,7 @@ import pytest
 import test_feedback
 from conftest import CHOSEN, TWINS, load_twin
 
-from coconut.feedback import catalogue
+from coconut.feedback import catalogue, transforms
 
 ROOT = Path(__file__).parents[2]
 TOUR = "docs/tour.md"
@@ -450,7 +450,7 @@ def pieces() -> list[str]:
 
 @both_twins
 def test_the_rule_of_the_page_is_held_to_its_oracle(monkeypatch) -> None:
-    options, in_mlx, entry_mlx, in_torch, entry_torch, oracle, line = pieces()
+    options, formula, entry, oracle, line = pieces()
 
     def within(text: str, module: Any) -> dict[str, Any]:
         """The names a text makes in a copy of a module's names."""
@@ -460,10 +460,8 @@ def test_the_rule_of_the_page_is_held_to_its_oracle(monkeypatch) -> None:
 
     for name, added in eval("{" + options + "}", dict(vars(catalogue))).items():
         monkeypatch.setitem(catalogue.TRANSFORMS, name, added)
-    for twin, formula, entry in (("mlx", in_mlx, entry_mlx), ("cuda", in_torch, entry_torch)):
-        module = load_twin(twin).transforms
-        for name, added in eval("{" + entry + "}", within(formula, module)).items():
-            monkeypatch.setitem(module.TRANSFORMS, name, added)
+    for name, added in eval("{" + entry + "}", within(formula, transforms)).items():
+        monkeypatch.setitem(transforms.TRANSFORMS, name, added)
     for name, method in within(oracle, naive_feedback).items():
         if callable(method):
             monkeypatch.setattr(naive_feedback.Thinker, name, method, raising=False)

@@ -25,8 +25,9 @@ CONFIG = ("coconut.config", "coconut.tasks", *GRAMMAR, *BASE)
 TEXT = ("coconut.text", *CONFIG)
 BATCHES = ("coconut.batches", *TEXT)
 FEEDBACK = ("coconut.feedback", "coconut.blocks", *BATCHES)
+CACHES = ("coconut.caches", "coconut.blocks", *BATCHES)
 CHECKPOINTS = ("coconut.checkpoints", *FEEDBACK)
-BACKEND = ("coconut.backend", *CHECKPOINTS)
+BACKEND = ("coconut.backend", "coconut.caches", *CHECKPOINTS)
 BELOW = (*BACKEND, "coconut.convert", "coconut.reporting")
 
 ROOMS: dict[str, tuple[str, ...]] = {
@@ -40,6 +41,7 @@ ROOMS: dict[str, tuple[str, ...]] = {
     "coconut.text": TEXT,
     "coconut.batches": BATCHES,
     "coconut.blocks": BASE,
+    "coconut.caches": CACHES,
     "coconut.feedback": FEEDBACK,
     "coconut.checkpoints": CHECKPOINTS,
     "coconut.backend": BACKEND,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from dataclasses import replace
 
 import numpy as np
@@ -81,3 +83,10 @@ def test_the_causal_shortcut_changes_no_state(tmp_path, latents, rate):
         for pads_left in (False, True)
     ]
     np.testing.assert_allclose(hidden[0][batch.mask], hidden[1][batch.mask], atol=1e-5)
+
+
+@pytest.mark.slow  # starts a process
+def test_what_only_a_sharded_run_needs_is_not_imported():
+    text = "import sys, cuda_coconut.backend; print('torch.distributed.fsdp' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", text], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False"
