@@ -252,8 +252,8 @@ OF_TYPE: dict[str, dict[str, Limit | None]] = {
     | {"attention_bias": Limit("true", lambda v: v is True), "mlp_bias": _NOTHING},
 }
 """Further ones of a hand-written model."""
-SIZES = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers")
-SIZES += ("num_attention_heads", "max_position_embeddings")
+SIZES = """vocab_size hidden_size intermediate_size num_hidden_layers num_attention_heads
+    max_position_embeddings""".split()
 BORROWED: dict[str, Any] = {
     **dict.fromkeys(SIZES, Size),
     **{"num_hidden_layers": Layers, "max_position_embeddings": Count},

@@ -105,7 +105,7 @@ def read_torch(path: Path) -> tuple[dict[str, Tensor], list[str]]:
     return tensors, notes
 
 
-def _inner(content: Any, tensor: type, where: str) -> tuple[Any, list[str]]:
+def _inner(content: Any, tensor: Any, where: str) -> tuple[Any, list[str]]:
     """(the state dict itself, what was left beside it). Raises UserError if there are several."""
     notes: list[str] = []
     while inside := [name for name in NESTED if isinstance(content.get(name), dict)]:

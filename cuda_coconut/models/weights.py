@@ -16,7 +16,7 @@ from coconut.feedback.weights import RULE_PREFIX
 from cuda_coconut import models
 from cuda_coconut.models.shard import spread_like, whole
 
-HEAD = "lm_head.weight"
+HEAD, TABLES = "lm_head.weight", ("wte.weight", "embed_tokens.weight")
 MOMENTS = {"m": "exp_avg", "v": "exp_avg_sq"}
 """Names in the file -> names in the state of torch's AdamW."""
 
@@ -54,7 +54,7 @@ def set_weights(model, weights: dict[str, torch.Tensor], where: str) -> None:
     if HEAD in weights and HEAD not in shapes:
         weights = dict(weights)
         head = weights.pop(HEAD)
-        if not any(torch.equal(head, w) for w in weights.values()):
+        if not any(torch.equal(head, w) for n, w in weights.items() if n.endswith(TABLES)):
             raise UserError(
                 where,
                 f"{HEAD}: differs from the embedding that config.json ties it to; set"

@@ -16,7 +16,7 @@ from coconut.errors import UserError, some
 from coconut.feedback.weights import RULE_PREFIX
 from mlx_coconut import models
 
-HEAD = "lm_head.weight"
+HEAD, TABLES = "lm_head.weight", ("wte.weight", "embed_tokens.weight")
 
 
 def load_model(directory: Path) -> tuple[Any, Any, dict[str, Any]]:
@@ -85,7 +85,7 @@ def set_weights(model, weights: dict[str, mx.array], where: str) -> None:
     if HEAD in weights and HEAD not in shapes:
         weights = dict(weights)
         head = weights.pop(HEAD)
-        if not any(mx.array_equal(head, w) for w in weights.values()):
+        if not any(mx.array_equal(head, w) for n, w in weights.items() if n.endswith(TABLES)):
             raise UserError(
                 where,
                 f"{HEAD}: differs from the embedding that config.json ties it to; set"

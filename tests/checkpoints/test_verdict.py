@@ -17,6 +17,7 @@ from golden_models import MODELS, as_row, run_model, to_numpy
 from safetensors.numpy import load_file, save_file
 from tiny import MODEL, assert_same_gradients, model_directory, random_gpt2, write_items
 
+from coconut.backend import Decoding
 from coconut.batches.batch import collate
 from coconut.checkpoints import verdict
 from coconut.checkpoints.adapters import trained_shapes
@@ -185,6 +186,19 @@ def test_every_setting_of_gpt2_is_computed_as_in_transformers(twin, tmp_path, se
     path = gpt2_with(tmp_path / "model", settings)
     ours, expected = last_logits(twin, path, ids), theirs(path, ids)
     assert np.abs(ours - expected).max() < 2e-5 * np.abs(expected).max()
+
+
+def test_decoding_of_another_gpt2_equals_reading_all_again_for_each_token(twin, tmp_path):
+    settings = {"scale_attn_weights": False, "activation_function": "relu"}
+    path = gpt2_with(tmp_path / "model", settings | {"tie_word_embeddings": False})
+    model, _, _ = twin.weights.load_model(path)
+    batch = collate([as_row(i, ids, None) for i, ids in enumerate(([3, 17, 39], [5, 2]))], 0)
+    written = twin.generate.generate(model, batch, batch.n_passes, Decoding(5, -1))
+    for prompt, new in zip(([3, 17, 39], [5, 2]), written, strict=True):
+        ids = list(prompt)
+        for token in new:
+            assert token == int(last_logits(twin, path, ids).argmax())
+            ids.append(token)
 
 
 @both
