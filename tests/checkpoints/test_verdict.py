@@ -287,7 +287,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
 }
 
 
-@pytest.mark.parametrize("what", few(REFUSED, 12))
+@pytest.mark.parametrize("what", REFUSED)
 def test_a_config_is_refused_in_one_line_before_anything_is_built(
     twin, tmp_path, monkeypatch, what
 ):
