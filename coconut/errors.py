@@ -2,6 +2,7 @@
 
 import argparse
 import difflib
+import errno
 import os
 import sys
 from collections.abc import Callable, Iterable
@@ -23,6 +24,19 @@ class UserError(Exception):
         else:
             message = "\n  ".join([f"{where}: {len(problems)} problems", *problems])
         super().__init__(message)
+
+
+DISK = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG, errno.EIO, errno.ESTALE}
+
+
+def of_disk(error: OSError) -> UserError:
+    """What to say of a disk that refuses, wherever it was met; any other error is raised again."""
+    if error.errno not in DISK:
+        raise error
+    if error.filename is None:
+        # It may have been stdout, whose rest Python would try to write once more at its end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return UserError(str(error.filename or "a file"), f"the disk refuses: {error.strerror}")
 
 
 def nearest(name: Any, known: Iterable[str], before: str = "") -> str:
@@ -56,7 +70,10 @@ def guarded(
     except UserError as error:
         print(error, file=sys.stderr)
         sys.exit(2)
-    except BrokenPipeError:
+    except OSError as error:
+        if not isinstance(error, BrokenPipeError):
+            print(of_disk(error), file=sys.stderr)
+            sys.exit(2)
         # The reader (`| head`) has seen enough; Python's own flush at exit must not complain.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)

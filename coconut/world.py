@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from coconut import files
-from coconut.errors import UserError
+from coconut.errors import UserError, of_disk
 
 Part = TypeVar("Part")
 
@@ -137,8 +137,8 @@ def together(run: Callable[[World], None], make_world: Callable[[], World]) -> N
     world = make_world()
     try:
         run(world)
-    except UserError as error:
-        told = world.tell(error)
+    except (UserError, OSError) as error:
+        told = world.tell(error if isinstance(error, UserError) else of_disk(error))
         if world.is_first or not isinstance(told, AgreedError):
             print(told, file=sys.stderr, flush=True)
         if isinstance(told, AgreedError):

@@ -1,13 +1,15 @@
 """Download the public files the builders read: checked by sha256, resumed where they stopped.
 
     python data/download.py gsm8k-train gsm8k-test
-    python data/download.py --repo OWNER/NAME --file PATH [--revision REV] [--sha256 HEX]
+    python data/download.py --repo OWNER/NAME --file PATH [--revision COMMIT] [--sha256 HEX]
 
 The second form takes any file of a data set on the Hugging Face hub (HF_ENDPOINT and HF_TOKEN
-count). A transfer that is cut leaves `NAME.part`; the next run asks the server for the rest only.
+count), named by a commit or by its checksum: what a branch holds may change. A transfer that is cut
+leaves `NAME.part`; the next run asks the server for the rest only.
 """
 
 import argparse
+import re
 import sys
 import time
 from collections.abc import Callable
@@ -203,12 +205,14 @@ def main() -> None:
     parser.add_argument("names", nargs="*", metavar="NAME", help=", ".join(SOURCES))
     parser.add_argument("--repo", metavar="OWNER/NAME", help="a data set on the Hugging Face hub")
     parser.add_argument("--file", metavar="PATH", help="a file of that repository")
-    parser.add_argument("--revision", default="main", help="branch, tag or commit (%(default)s)")
+    parser.add_argument("--revision", default="main", help="a commit; with --sha256 a branch too")
     parser.add_argument("--sha256", metavar="HEX", help="what its checksum must be")
     parser.add_argument("--out-dir", default="data/cache", metavar="DIR", help="(%(default)s)")
     args = parser.parse_args()
     if bool(args.repo) != bool(args.file) or not (args.names or args.repo):
         parser.error("give one or more NAMEs, or --repo with --file")
+    if args.repo and not args.sha256 and not re.fullmatch("[0-9a-f]{40}", args.revision):
+        parser.error("--repo needs --revision COMMIT (40 digits), or --sha256: a branch may change")
     unknown = [name for name in args.names if name not in SOURCES]
     if unknown:
         parser.error(f"unknown: {', '.join(unknown)}; known: {', '.join(SOURCES)}")

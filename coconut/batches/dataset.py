@@ -7,6 +7,7 @@ from typing import Any
 
 from coconut.batches.curriculum import Sample
 from coconut.errors import UserError
+from coconut.tasks.graphs import graph_problems
 from coconut.text.tokenizer import Tokenizer
 
 CHECKED_ITEMS = 50_000
@@ -60,6 +61,7 @@ def _complaints(item: Any) -> list[str]:
         found.append("thoughts must be a list of texts, one a latent")
     elif thoughts and len(thoughts) != latents:
         found.append(f"thoughts must be one text for each of its latents, got {len(thoughts)}")
+    found += graph_problems(item)
     try:
         json.dumps(item, ensure_ascii=False).encode("utf-8")
     except UnicodeEncodeError:

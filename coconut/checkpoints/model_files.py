@@ -5,7 +5,9 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from coconut.checkpoints.checkpoint import WEIGHTS, WEIGHTS_INDEX
+from coconut.checkpoints.checkpoint import REMEDY, WEIGHTS, WEIGHTS_INDEX
+from coconut.checkpoints.safetensors import safetensors_header
+from coconut.errors import UserError
 
 SHARD_BYTES = 5 * 2**30
 WRITTEN_OUT = ("num_key_value_heads", "rope_theta", "tie_word_embeddings")
@@ -47,3 +49,14 @@ def save_weights(
     total = sum(w.nbytes for w in weights.values())
     index = {"metadata": {"total_size": total}, "weight_map": where}
     (directory / WEIGHTS_INDEX).write_text(json.dumps(index, indent=1))
+
+
+def check_moments(path: Path, fit: bool = True) -> None:
+    """Raise UserError unless a file holds moments, which fit the model, and their step."""
+    if not path.exists():
+        raise UserError(str(path), "missing; this checkpoint cannot be resumed, only started from")
+    header = safetensors_header(path)
+    step = header.pop("step", None)
+    is_step = step is not None and step[:2] == ("I64", (1,))
+    if not fit or not is_step or any(entry.dtype != "F32" for entry in header.values()):
+        raise UserError(str(path), f"its moments do not fit the model; {REMEDY}")

@@ -1,6 +1,7 @@
 """The command line of both twins: arguments, --check, exit codes."""
 
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from functools import partial
 
 from coconut.backend import Backend
@@ -9,6 +10,7 @@ from coconut.config.latro_keys import LatroConfig
 from coconut.config.reading import load_config
 from coconut.config.reference import help_text
 from coconut.errors import UserError, guarded, options_of
+from coconut.lock import held
 from coconut.world import World, together
 
 
@@ -59,6 +61,14 @@ def start_run(
     make_backend: told the processes (`world`) too. Raises UserError for what does not fit.
     """
     _refuse(config, twin, world.size)
+    with held(config.run_dir) if world.is_first else nullcontext():
+        world.wait()  # the others hear of a directory that is taken
+        _start(config, make_backend, twin, world)
+
+
+def _start(
+    config: RunConfig, make_backend: Callable[..., Backend], twin: str, world: World
+) -> None:
     given = (config, partial(make_backend, world=world), twin, world)
     if isinstance(config, LatroConfig) and config.method == "preexperiment":
         from coconut.run.latro.preexperiment import measure

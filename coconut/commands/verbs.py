@@ -61,6 +61,8 @@ def main(
             what = f"{PROJECT}[{EXTRAS[library]}]"
             print(f"{command}: needs {library}: pip install '{what}'", file=sys.stderr)
             sys.exit(2)
+        except KeyboardInterrupt:  # while libraries are imported; the verb has its own answer
+            sys.exit(130)
         return
     parser = argparse.ArgumentParser(
         prog=command,

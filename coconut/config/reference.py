@@ -93,7 +93,9 @@ def keys_markdown() -> str:
         + ", ".join(f"`{method}`" for method in of_runs.WITH_LATENTS)
         + "; *data sets* are "
         + ", ".join(f"`{method}`" for method in of_runs.DATASET_METHODS)
-        + ". [methods.md](methods.md) explains them. A default of – means that nothing is set.",
+        + ". [methods.md](methods.md) explains them. A default of – means that nothing is set. With"
+        " another value of a key marked † it is another run, so a run that goes on refuses it"
+        " ([runs.md](runs.md#going-on)).",
     ]
     for heading, keys, defaults, prefix in parts():
         lines += ["", heading if prefix else f"## {heading}", "", *_table(keys, defaults, prefix)]
@@ -127,8 +129,13 @@ def _table(keys: Sequence[Field[Any]], defaults: object, prefix: str = "") -> li
     lines = ["| " + " | ".join(heads) + " |", "| " + " | ".join(["---"] * len(heads)) + " |"]
     for f in keys:
         default = _default(defaults, f)
-        cells = [f"`{prefix}{f.name}`", _values(f), "–" if default == "None" else f"`{default}`"]
-        cells += [f.metadata["help"], *([readers(f)] if with_readers else [])]
+        cells = [
+            f"`{prefix}{f.name}`",
+            _values(f),
+            "–" if default == "None" else f"`{default}`",
+        ]
+        about = f.metadata["help"] + " †" * f.metadata["identity"]
+        cells += [about, *([readers(f)] if with_readers else [])]
         lines.append("| " + " | ".join(cells).replace("  ", " ") + " |")
     return lines
 

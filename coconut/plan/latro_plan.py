@@ -6,6 +6,7 @@ from coconut.config.latro_keys import LatroConfig
 from coconut.plan.memory import evaluation_bytes, training_bytes
 from coconut.plan.unbuilt import find_model, to_fetch
 from coconut.reporting.console import Console
+from coconut.run.changed import changed_keys, changed_lines
 from coconut.run.latro.resume import plan_lines, resumed_from, warm_weights, whole_update
 
 
@@ -15,13 +16,15 @@ def print_latro_plan(config: LatroConfig, twin: str, n_processes: int = 1) -> No
     n_processes: how many the run is spread over. Of a model of the hub only what describes it is
     fetched. Raises UserError.
     """
-    last, config = resumed_from(config), whole_update(config, n_processes)
-    warm_weights(config)
+    given, last = config, resumed_from(config)
+    config = whole_update(given, n_processes)
+    warm = warm_weights(config)
+    changed = changed_keys(given, last or warm)
     model, console = find_model(config, last, twin), Console()
     shape = model.shape
     size = f"{shape.n_params / 1e6:.1f}M params" if shape else "size unknown"
     lines = [f"{twin} | {model.name} | {size} | run {config.name} | latro, preset {config.preset}"]
-    lines += filter(None, (model.note, to_fetch(config, last)))
+    lines += filter(None, (model.note, to_fetch(config, last), *changed_lines(changed)))
     if model.tokenizer is None:
         lines += plan_lines(config, len(DataSet(config).numbered("train")), n_processes)
     else:
@@ -32,7 +35,7 @@ def print_latro_plan(config: LatroConfig, twin: str, n_processes: int = 1) -> No
             f" {len(data.validation):,} items of {data.path('validation')}"
             + (" held out of train" if data.is_held_out else "")
         )
-        if config.warm_start_updates and warm_weights(config) is None:
+        if config.warm_start_updates and warm is None:
             lines.append(
                 f"warm start: {config.warm_start_updates:,} updates of {config.warm_start_batch}"
                 f" rows on {len(data.written_rows()):,} written rationales"

@@ -12,6 +12,7 @@ from coconut.plan.memory import Shape, evaluation_bytes, frozen_bytes, training_
 from coconut.plan.rows import Data, alike, check_fit, prompts_of, read_data, rows_of
 from coconut.plan.unbuilt import Model, find_model, to_fetch
 from coconut.reporting.console import Console
+from coconut.run.changed import changed_keys, changed_lines
 from coconut.run.saving import newest_checkpoint, progress_of
 from coconut.run.start import processes_in_words
 
@@ -24,6 +25,7 @@ def print_plan(config: RunConfig, twin: str, n_processes: int = 1) -> None:
     Raises UserError.
     """
     newest = None if config.only_eval else newest_checkpoint(config.run_dir)
+    changed = changed_keys(config, newest)
     model = find_model(config, newest, twin)
     shape = model.shape
     train, val = read_data(config, model)
@@ -47,7 +49,8 @@ def print_plan(config: RunConfig, twin: str, n_processes: int = 1) -> None:
         console.say(f"evaluates {model.name} once, at stage {stage} ({why})")
     rows = []
     if train is not None:
-        console.say(resume_in_words(config, newest))
+        for line in (resume_in_words(config, newest), *changed_lines(changed)):
+            console.say(line)
         _say_adapter(console, model)
         rows = _say_stages(console, config, train, model, n_processes)
     _say_evaluation(console, val, prompts, model)

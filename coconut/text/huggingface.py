@@ -7,8 +7,9 @@ from typing import Any
 import tokenizers
 
 from coconut.errors import UserError
-from coconut.files import read_bytes, read_json
+from coconut.files import library_writes, read_bytes, read_json
 from coconut.text.tokenizer import (
+    _FAILS,
     HF_COMPANIONS,
     HF_CONFIG_FILE,
     HF_FILE,
@@ -17,6 +18,7 @@ from coconut.text.tokenizer import (
     Tokenizer,
     _add_token,
     _encodable,
+    _library,
 )
 
 
@@ -42,16 +44,20 @@ class HuggingFaceTokenizer(Tokenizer):
         self._text_ids = set(vocabulary.values()) - self._control_ids
         vocab_size = max(id_ for token, id_ in vocabulary.items() if token not in markers) + 1
         super().__init__(name, vocabulary[eos], vocab_size, markers)
-        self.chat_template, self.special_tokens = _chat_settings(companions)
+        self.chat_template, self.special_tokens = _chat_settings(name, companions)
 
     def encode(self, text: str) -> list[int]:
-        return self._strict.encode(_encodable(text), add_special_tokens=False).ids
+        return self._ids(self._strict, text, False)
 
     def encode_question(self, text: str) -> list[int]:
-        return self._strict.encode(_encodable(text), add_special_tokens=True).ids
+        return self._ids(self._strict, text, True)
 
     def encode_filled(self, text: str) -> list[int]:
-        return self._engine.encode(_encodable(text), add_special_tokens=False).ids
+        return self._ids(self._engine, text, False)
+
+    def _ids(self, engine: tokenizers.Tokenizer, text: str, as_question: bool) -> list[int]:
+        with _library(self.name, _FAILS):
+            return engine.encode(_encodable(text), add_special_tokens=as_question).ids
 
     def is_control(self, token_id: int) -> bool:
         return token_id in self._control_ids
@@ -76,7 +82,8 @@ class HuggingFaceTokenizer(Tokenizer):
         return HuggingFaceTokenizer(self.name, engine, self._eos, self._companions)
 
     def save(self, directory: Path) -> None:
-        self._engine.save(str(directory / HF_FILE))
+        with library_writes(directory / HF_FILE, Exception):
+            self._engine.save(str(directory / HF_FILE))
         for name, content in self._companions.items():
             (directory / name).write_bytes(content)
 
@@ -84,11 +91,8 @@ class HuggingFaceTokenizer(Tokenizer):
 def _load_hugging_face(directory: Path) -> Tokenizer:
     path = directory / HF_FILE
     if path.exists():
-        try:
+        with _library(str(path), "not a tokenizer"):
             engine = tokenizers.Tokenizer.from_str(read_bytes(path).decode())
-        # The tokenizers library raises plain Exception for whatever is wrong in the file.
-        except Exception as error:
-            raise UserError(str(path), f"not a tokenizer ({error})") from error
     elif (directory / "vocab.json").exists() and (directory / "merges.txt").exists():
         engine = _engine_from_transformers(directory)
     else:
@@ -99,8 +103,10 @@ def _load_hugging_face(directory: Path) -> Tokenizer:
     companions = {
         name: read_bytes(directory / name) for name in HF_COMPANIONS if (directory / name).exists()
     }
-    eos = _end_of_text(directory, engine)
-    return HuggingFaceTokenizer(directory.name, engine, eos, companions)
+    _chat_settings(str(directory), companions)  # first: what is damaged in them is named
+    with _library(str(path), "no tokenizer that can be used"):
+        eos = _end_of_text(directory, engine)
+        return HuggingFaceTokenizer(directory.name, engine, eos, companions)
 
 
 def _engine_from_transformers(directory: Path) -> tokenizers.Tokenizer:
@@ -123,31 +129,40 @@ def _engine_from_transformers(directory: Path) -> tokenizers.Tokenizer:
         ) from error
 
 
-def _chat_settings(companions: dict[str, bytes]) -> tuple[str | None, dict[str, str]]:
+def _chat_settings(folder: str, companions: dict[str, bytes]) -> tuple[str | None, dict[str, str]]:
     """(chat template, special tokens by name) that a tokenizer's companion files hold."""
     tokens, template = {}, None
     for name in ("special_tokens_map.json", HF_CONFIG_FILE):
-        settings = _json_object(name, companions.get(name, b"{}"))
+        settings = _json_object(f"{folder}/{name}", companions.get(name, b"{}"))
         for key, value in settings.items():
             value = value.get("content") if isinstance(value, dict) else value
             if key.endswith("_token") and isinstance(value, str):
                 tokens[key] = value
-        found = settings.get("chat_template", template)
-        if isinstance(found, list):  # several by name; the others are for tools and retrieval
-            found = {f.get("name"): f.get("template") for f in found}.get("default")
-        template = found if isinstance(found, str) else template
+        found = settings.get("chat_template")
+        if isinstance(found, list) and all(isinstance(f, dict) for f in found):
+            # Several by name; the others are for tools and retrieval.
+            found = next((f.get("template") for f in found if f.get("name") == "default"), None)
+        if not isinstance(found, str | None):
+            problem = "chat_template: expected a text, or a list of name and template"
+            raise UserError(f"{folder}/{name}", problem)
+        template = template if found is None else found
     # A file of its own is the newer form and comes first, as in transformers.
     own = companions.get("chat_template.jinja")
-    return template if own is None else own.decode(), tokens
+    try:
+        return template if own is None else own.decode(), tokens
+    except UnicodeDecodeError:
+        problem = "not UTF-8 text, the file is damaged"
+        raise UserError(f"{folder}/chat_template.jinja", problem) from None
 
 
-def _json_object(name: str, content: bytes) -> dict[str, Any]:
+def _json_object(where: str, content: bytes) -> dict[str, Any]:
     try:
         found = json.loads(content)
+        json.dumps(found, ensure_ascii=False).encode()  # a lone surrogate is no token
     except (ValueError, RecursionError) as error:
-        raise UserError(name, f"not JSON, the file is damaged ({error})") from error
+        raise UserError(where, f"not JSON, the file is damaged ({error})") from error
     if not isinstance(found, dict):
-        raise UserError(name, f"expected a JSON object, got {type(found).__name__}")
+        raise UserError(where, f"expected a JSON object, got {type(found).__name__}")
     return found
 
 

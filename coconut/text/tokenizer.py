@@ -2,7 +2,8 @@
 
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from itertools import pairwise
 from pathlib import Path
 
@@ -106,6 +107,21 @@ class Tokenizer(ABC):
         """
 
 
+@contextmanager
+def _library(where: str, problem: str) -> Iterator[None]:
+    """Whatever a tokenizer's library raises as a UserError: what it reads is a download.
+
+    A panic of its Rust side is no Exception.
+    """
+    try:
+        yield
+    except (UserError, KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as error:
+        why = (str(error).strip() or type(error).__name__).split("\n")[0]
+        raise UserError(where, f"{problem}: {why[:200]}") from None
+
+
 def _add_token(engine: tokenizers.Tokenizer, token: str, special: bool) -> None:
     added = tokenizers.AddedToken(token, normalized=False, special=special)
     engine.add_special_tokens([added]) if special else engine.add_tokens([added])
@@ -139,6 +155,9 @@ def _byte_to_char() -> list[str]:
 
 _BYTE_TO_CHAR = _byte_to_char()
 _SURROGATE = re.compile("[\ud800-\udfff]")
+
+
+_FAILS = "the tokenizer's library cannot encode a text"
 
 
 def _encodable(text: str) -> str:

@@ -10,10 +10,12 @@ import numpy as np
 from mlx.utils import tree_flatten, tree_map, tree_unflatten
 
 from coconut.checkpoints.checkpoint import FEEDBACK, OPTIMIZER, describe, weight_files
+from coconut.checkpoints.model_files import check_moments
 from coconut.checkpoints.safetensors import read_safetensors, safetensors_header
 from coconut.checkpoints.verdict import NOT_FINITE, check_fits, without_constants
 from coconut.errors import UserError, some
 from coconut.feedback.weights import RULE_PREFIX
+from coconut.files import library_writes
 from mlx_coconut import models
 
 HEAD, TABLES = "lm_head.weight", ("wte.weight", "embed_tokens.weight")
@@ -28,20 +30,12 @@ def load_model(directory: Path) -> tuple[Any, Any, dict[str, Any]]:
     model, module = models.build(config, str(directory / "config.json"))
     raw: dict[str, mx.array] = {}
     for name in weight_files(directory):
-        raw.update(_read(directory / name))
+        raw.update(read_tensors(directory / name))
     own = module.sanitize(without_constants(config, raw, to_numpy, str(directory)))
     if config.get("quantization"):
         _quantize_as(model, config["quantization"], own, str(directory / "config.json"))
     set_weights(model, own, str(directory))
     return model, module, config
-
-
-def _read(path: Path) -> dict[str, mx.array]:
-    """The tensors of a safetensors file; float64, which MLX does not read, as float32."""
-    # twin: torch reads float64 itself.
-    if any(entry.dtype == "F64" for entry in safetensors_header(path).values()):
-        return {name: mx.array(t.float32()) for name, t in read_safetensors(path).items()}
-    return mx.load(str(path))
 
 
 def check_finite(weights: Mapping[str, mx.array], where: str) -> None:
@@ -135,7 +129,7 @@ def save_feedback(model, directory: Path) -> None:
 def load_feedback(directory: Path) -> dict[str, mx.array]:
     """The weights in feedback.safetensors without prefix; none if there is no such file."""
     path = directory / FEEDBACK
-    raw = mx.load(str(path)) if path.exists() else {}
+    raw = read_tensors(path) if path.exists() else {}
     check_finite(raw, str(path))
     return {n.removeprefix(RULE_PREFIX): w for n, w in raw.items()}
 
@@ -161,10 +155,9 @@ def save_moments(optimizer, module, directory: Path | None) -> None:
 def load_moments(optimizer, model, module, directory: Path) -> None:
     """Read what `save_moments` of either twin wrote. Raises UserError on anything missing."""
     path = directory / OPTIMIZER
-    if not path.exists():
-        raise UserError(str(path), "missing; this checkpoint cannot be resumed, only started from")
-    raw = mx.load(str(path))
-    step = raw.pop("step", None)
+    check_moments(path)
+    raw = read_tensors(path)
+    step = raw.pop("step")
     optimizer.init(model.trainable_parameters())
     flat = dict(tree_flatten(optimizer.state))
     for kind in ("m", "v"):
@@ -172,8 +165,7 @@ def load_moments(optimizer, model, module, directory: Path) -> None:
         rule = {n: named.pop(n) for n in list(named) if n.startswith(RULE_PREFIX)}
         own = module.sanitize(named) | rule
         shapes = {n: w.shape for n, w in flat.items() if n.endswith(f".{kind}")}
-        if step is None or {f"{n}.{kind}": w.shape for n, w in own.items()} != shapes:
-            raise UserError(str(path), "its moments do not fit the model; remove it to start anew")
+        check_moments(path, {f"{n}.{kind}": w.shape for n, w in own.items()} == shapes)
         flat.update({f"{n}.{kind}": w for n, w in own.items()})
     flat["step"] = mx.array(int(step.item()), mx.uint64)
     optimizer.state = tree_unflatten(list(flat.items()))
@@ -184,7 +176,20 @@ def write_tensors(path: Path, arrays: dict[str, mx.array]) -> None:
     """Write a safetensors file that other programs open."""
     # transformers refuses files that do not say which framework's layout they hold.
     contiguous = {name: mx.contiguous(w) for name, w in arrays.items()}
-    mx.save_safetensors(str(path), contiguous, metadata={"format": "pt"})
+    mx.eval(contiguous)  # so that what is raised below is of the disk
+    with library_writes(path, RuntimeError):
+        mx.save_safetensors(str(path), contiguous, metadata={"format": "pt"})
+
+
+def read_tensors(path: Path) -> dict[str, mx.array]:
+    """The arrays of a safetensors file. Raises UserError if it is damaged."""
+    if any(entry.dtype == "F64" for entry in safetensors_header(path).values()):
+        # twin: torch reads float64 itself.
+        return {name: mx.array(t.float32()) for name, t in read_safetensors(path).items()}
+    try:
+        return mx.load(str(path))
+    except RuntimeError as error:
+        raise UserError(str(path), f"cannot be read: {error}") from None
 
 
 def to_numpy(weights: dict[str, mx.array]) -> dict[str, np.ndarray]:

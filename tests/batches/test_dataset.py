@@ -6,6 +6,9 @@ import json
 from pathlib import Path
 
 import pytest
+from conftest import examples
+from hypothesis import given
+from hypothesis import strategies as st
 
 from coconut.batches.curriculum import Sample
 from coconut.batches.dataset import SHOWN_PROBLEMS, check_lengths, read_items, tokenize
@@ -13,6 +16,7 @@ from coconut.batches.training_data import DEBUG_ITEMS, TrainingData, sentences
 from coconut.config.keys import RunConfig
 from coconut.errors import UserError
 from coconut.tasks import prosqa, prosqa_graph
+from coconut.text.answers import OUTCOMES, classify_chain
 from coconut.text.tiktoken import TiktokenTokenizer, prosqa_encoding
 
 GOOD = {"question": "Tom is a wumpus. Is Tom a wumpus or impus?", "answer": "yes", "steps": ["a."]}
@@ -31,6 +35,58 @@ def message(path: Path) -> str:
     with pytest.raises(UserError) as caught:
         read_items(path)
     return str(caught.value)
+
+
+GRAPH = json.loads(VALID.read_text())[0]
+
+
+@pytest.mark.parametrize(
+    ("changes", "complaint"),
+    [
+        ({"idx_to_symbol": None}, "idx_to_symbol must be a list of texts"),
+        ({"idx_to_symbol": ["Tom", 1]}, "idx_to_symbol must be a list of texts"),
+        ({"edges": [[0, 1, 2]]}, r"edges must be a list of \[parent, child\]"),
+        ({"edges": [[0, 10_000]]}, r"edges must be a list of \[parent, child\]"),
+        ({"root": "Tom", "target": True}, "root must be a number of idx_to_symbol.*target must be"),
+        ({"root": 5}, "root must be 0 or 1"),
+        ({"edges": []}, "neg_target cannot be reached from node"),
+        ({"neg_target": -1}, "neg_target must be a number of idx_to_symbol"),
+        ({"question": "What is Tom?"}, "question holds no statement before what it asks"),
+    ],
+)
+def test_a_graph_that_no_chain_could_be_held_against_is_refused(tmp_path, changes, complaint):
+    with pytest.raises(UserError, match=f"(?s)item 1: {complaint}"):
+        read_items(file_of(tmp_path, [GRAPH, GRAPH | changes]))
+
+
+def test_only_the_swap_test_asks_for_two_names_and_a_statement(tmp_path):
+    item = GRAPH | {"root": 5, "question": "What is Tom?"}
+    del item["neg_target"]
+    assert read_items(file_of(tmp_path, [item])) == [item]
+
+
+ANY = st.recursive(
+    st.none() | st.booleans() | st.integers(-2, 30) | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=3),
+    max_leaves=6,
+)
+
+
+@examples(100)
+@given(changes=st.dictionaries(st.sampled_from(sorted(GRAPH)), ANY, max_size=3), gone=st.integers())
+def test_what_is_read_can_be_swapped_and_judged(tmp_path_factory, changes, gone):
+    item = GRAPH | changes
+    if gone % 3 == 0:
+        del item[sorted(item)[gone % len(item)]]
+    try:
+        (item,) = read_items(file_of(tmp_path_factory.getbasetemp(), [item]))
+    except UserError as error:
+        assert all(len(problem) < 200 for problem in error.problems)
+        return
+    for one in [item, *([prosqa.swap(item)] if "neg_target" in item else [])]:
+        if "edges" in one:
+            chain = [step.strip() for step in one["steps"]]
+            assert classify_chain(one, chain, one["answer"]) in OUTCOMES
 
 
 # ---- reading

@@ -317,6 +317,17 @@ def test_a_file_in_place_of_the_run_directory_is_refused(valid: dict, folder: Pa
     ]
 
 
+NESTED_ALIASES = "a0: &a0 [lol, lol]\n" + "".join(
+    f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]\n" for n in range(1, 9)
+)
+
+
+def test_aliases_that_stand_for_little_are_read(tmp_path: Path, valid: dict) -> None:
+    more = "generate: {items: &n 4}\nnum_epochs: *n\nlora: &l {rank: 2}\n"
+    (path := tmp_path / "run.yaml").write_text(yaml.safe_dump(valid) + more)
+    assert load_config(path).num_epochs == 4
+
+
 @pytest.mark.parametrize(
     "text, complaint",
     [
@@ -330,6 +341,9 @@ def test_a_file_in_place_of_the_run_directory_is_refused(valid: dict, folder: Pa
         ("just text", "expected `key: value` lines"),
         ("? [a, b]\n: 1", "not valid YAML"),
         ("[" * 900 + "]" * 900, "not valid YAML"),
+        # Billions of words in some lines; written out to be cut, their message would never come.
+        (NESTED_ALIASES, "not valid YAML: more than 100,000 values, aliases written out"),
+        ("lr: &a [*a]", "not valid YAML: more than 100,000 values, aliases written out"),
     ],
 )
 def test_broken_yaml_is_one_clear_line(tmp_path: Path, text: str, complaint: str) -> None:

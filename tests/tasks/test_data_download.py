@@ -219,14 +219,18 @@ def test_the_token_goes_to_the_hub_only(server, tmp_path, monkeypatch):
     assert "authorization" not in {name.lower() for name in headers}
 
 
+AT_COMMIT = ("--file", "x", "--revision", "0" * 40)
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (["gsm9k"], "unknown: gsm9k; known: gsm8k-train"),
         ([], "give one or more NAMEs"),
         (["--repo", "some/set"], "--repo with --file"),
-        (["--repo", "a/b/c", "--file", "x"], "expected OWNER/NAME, got 'a/b/c'"),
-        (["--repo", "some/set", "--file", "x"], "no such file there, or no access (HTTP 404)"),
+        ([*AT_COMMIT, "--repo", "a/b/c"], "expected OWNER/NAME, got 'a/b/c'"),
+        ([*AT_COMMIT, "--repo", "some/set"], "no such file there, or no access (HTTP 404)"),
+        (["--repo", "some/set", "--file", "x"], "--repo needs --revision COMMIT (40 digits), or"),
     ],
 )
 def test_command_answers_bad_input_with_status_2(server, tmp_path, arguments, message):

@@ -1,9 +1,12 @@
 """`mlx-coconut serve --model DIR`: the page of inspect with a question box, on this machine."""
 
 import argparse
+import io
 import json
+import socket
 import sys
 import threading
+import time
 import traceback
 from collections.abc import Sequence
 from http import HTTPStatus
@@ -19,7 +22,7 @@ from coconut.inside.page.page import page, page_item
 HOST = "127.0.0.1"
 MAX_BODY = 64 * 1024
 SECONDS = 10
-"""A connection that sends nothing for so long is closed."""
+"""A connection that has not sent its request by then, or takes no answer, is closed."""
 
 
 def main(twin: str, make_backend: MakeBackend, argv: Sequence[str] | None = None) -> None:
@@ -74,11 +77,29 @@ def open_server(twin: str, make_backend: MakeBackend, options: argparse.Namespac
         ) from error
 
 
+class _Hurried(io.RawIOBase):
+    """What a connection sends within SECONDS in all, however little at a time."""
+
+    def __init__(self, connection: socket.socket) -> None:
+        self._connection, self._end = connection, time.monotonic() + SECONDS
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        self._connection.settimeout(max(self._end - time.monotonic(), 1e-3))
+        return self._connection.recv_into(buffer)
+
+
 class Handler(BaseHTTPRequestHandler):
     """GET / is the page, POST /ask {"question": TEXT} an inspection or {"error": TEXT}."""
 
     server: Server
-    timeout = SECONDS
+
+    def setup(self) -> None:
+        super().setup()
+        self.rfile.close()
+        self.rfile = io.BufferedReader(_Hurried(self.connection))
 
     def do_GET(self) -> None:
         if not self._is_from_here():
@@ -132,6 +153,7 @@ class Handler(BaseHTTPRequestHandler):
         self._send(status, "application/json", json.dumps({"error": message}).encode())
 
     def _send(self, status: HTTPStatus, kind: str, body: bytes) -> None:
+        self.connection.settimeout(SECONDS)
         self.send_response(status)
         self.send_header("Content-Type", kind)
         self.send_header("Content-Length", str(len(body)))
