@@ -18,9 +18,14 @@ from pathlib import Path
 from typing import Any
 
 from coconut.checkpoints.model_args import FORK_IDS
-from coconut.checkpoints.safetensors import TensorEntry, _is_entry, differing, safetensors_header
+from coconut.checkpoints.safetensors import (
+    TensorEntry,
+    _is_entry,
+    check_one_set,
+    safetensors_header,
+)
 from coconut.checkpoints.verdict import check_tensors, judged
-from coconut.errors import UserError
+from coconut.errors import UserError, some
 from coconut.files import (
     HOST,
     flush,
@@ -189,39 +194,20 @@ def weight_files(directory: Path) -> dict[str, dict[str, TensorEntry]]:
     are two sets of weights.
     """
     directory = Path(directory)
-    single = directory / WEIGHTS
-    is_both = (directory / WEIGHTS_INDEX).exists() and single.exists()
-    if is_both:
-        gone = [n for n in index_files(directory / WEIGHTS_INDEX) if not (directory / n).exists()]
-        if gone:
-            raise UserError(
-                str(directory / WEIGHTS_INDEX),
-                f"names {gone[0]}, which is gone; {WEIGHTS} beside it is whole: remove this index",
-            )
-    if not (directory / WEIGHTS_INDEX).exists():
-        if not (directory / WEIGHTS).exists() and (directory / ADAPTERS).exists():
+    single, where = directory / WEIGHTS, directory / WEIGHTS_INDEX
+    if where.exists() and single.exists():
+        check_one_set(single, where, [directory / name for name in index_files(where)])
+    if single.exists():
+        return {WEIGHTS: safetensors_header(single)}
+    if not where.exists():
+        if (directory / ADAPTERS).exists():
             return {ADAPTERS: safetensors_header(directory / ADAPTERS)}
-        if not (directory / WEIGHTS).exists():
-            raise UserError(str(directory), f"no weights: expected {WEIGHTS} or {WEIGHTS_INDEX}")
-        return {WEIGHTS: safetensors_header(directory / WEIGHTS)}
-    where = directory / WEIGHTS_INDEX
+        raise UserError(str(directory), f"no weights: expected {WEIGHTS} or {WEIGHTS_INDEX}")
     headers = {name: safetensors_header(directory / name) for name in index_files(where)}
     weight_map = read_json(where)["weight_map"]
-    lost = [
-        f"{file} lacks {name}" for name, file in weight_map.items() if name not in headers[file]
-    ]
+    lost = [f"{file} lacks {n}" for n, file in weight_map.items() if n not in headers[file]]
     if lost:
-        more = [f"and {len(lost) - 5} more"] if len(lost) > 5 else []
-        raise UserError(str(where), *lost[:5], *more)
-    if is_both:
-        shards = [directory / name for name in headers]
-        if (name := differing([single], shards)) is not None:
-            raise UserError(
-                str(directory),
-                f"two sets of weights, which differ in {name}: {WEIGHTS}, which transformers reads,"
-                f" and the files of {WEIGHTS_INDEX}; remove the wrong one",
-            )
-        return {WEIGHTS: safetensors_header(single)}
+        raise UserError(str(where), *some(lost, 5))
     return headers
 
 
@@ -269,11 +255,8 @@ def describe(directory: Path, with_weights: bool = True) -> dict[str, Any]:
                 "update the program",
             )
     elif all(name in config for name in FORK_IDS):
-        raise UserError(
-            str(directory),
-            "a folder of the Qwen fork, whose latents only convert reads: python"
-            f" convert/torch_to_mlx.py {directory} DIRECTORY",
-        )
+        remedy = f"python convert/torch_to_mlx.py {directory} DIRECTORY"
+        raise UserError(str(directory), f"the Qwen fork's, which only convert reads: {remedy}")
     headers = weight_files(directory) if with_weights else {}
     tensors = {name: entry for header in headers.values() for name, entry in header.items()}
     if headers and ADAPTERS not in headers:

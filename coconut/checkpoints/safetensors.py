@@ -6,7 +6,7 @@ Numbers are never changed: bfloat16, which numpy does not have, is carried as it
 import json
 import math
 import os
-from collections.abc import Iterable
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
@@ -128,19 +128,27 @@ def read_safetensors(path: Path) -> dict[str, Tensor]:
     }
 
 
-def differing(some_files: Iterable[Path], others: Iterable[Path]) -> str | None:
-    """The first tensor that two sets of files do not hold alike, to the bit; None if there is none.
+def check_one_set(single: Path, index: Path, shards: Sequence[Path]) -> None:
+    """Raise UserError unless a file and the shards of an index beside it hold the same, to the bit.
 
-    Raises UserError if a file is damaged.
+    transformers would read the single file, which may be the newer one or what was left behind.
     """
+    if gone := [path.name for path in shards if not path.exists()]:
+        raise UserError(
+            str(index),
+            f"names {gone[0]}, which is gone; {single.name} beside it is whole: remove this index",
+        )
     ours, theirs = (
         {name: t for path in paths for name, t in read_safetensors(path).items()}
-        for paths in (some_files, others)
+        for paths in ([single], shards)
     )
     for name in sorted(ours.keys() | theirs.keys()):
         if name not in ours or name not in theirs or not ours[name].is_same(theirs[name]):
-            return shown(name)
-    return None
+            raise UserError(
+                str(single.parent),
+                f"two sets of weights, which differ in {shown(name)}: {single.name}, which"
+                f" transformers reads, and the files of {index.name}; remove the wrong one",
+            )
 
 
 def _is_entry(name: str, entry: object) -> bool:
