@@ -79,10 +79,13 @@ class Backend:
     device: str
     note: str
     """A line for the log about the libraries underneath; may be empty."""
+    uses_tf32: bool
+    """Whether products of float32 matrices are rounded to TF32."""
 
     def __init__(self, config: RunConfig, source: Source, world: World | None = None):
         self.config = dict(source.config)
         self.dtype = "bfloat16" if config.bf16 else "float32"
+        self.dtype += " with TF32 products" * self.uses_tf32
         self.model_type: str = self.config["model_type"]
         self.n_positions = source.n_positions
         self.adapter = source.adapter

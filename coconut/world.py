@@ -1,6 +1,7 @@
 """The processes of one run: who this one is, what they tell each other, how they end together."""
 
 import json
+import os
 import platform
 import sys
 from collections.abc import Callable, Sequence
@@ -11,6 +12,18 @@ from coconut import files
 from coconut.errors import UserError, of_disk
 
 Part = TypeVar("Part")
+DEVICES = ("cpu", "gpu")
+
+
+def wanted_device(key: str | None) -> str | None:
+    """cpu, gpu, or None for the library's own choice: the key, else COCONUT_DEVICE.
+
+    Raises UserError for another word there.
+    """
+    wanted = key or os.environ.get("COCONUT_DEVICE") or None
+    if wanted not in (None, *DEVICES):
+        raise UserError("COCONUT_DEVICE", f"expected {' or '.join(DEVICES)}, got {wanted!r}")
+    return wanted
 
 
 class AgreedError(UserError):

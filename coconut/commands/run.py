@@ -1,5 +1,6 @@
 """The command line of both twins: arguments, --check, exit codes."""
 
+import sys
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from functools import partial
@@ -11,6 +12,8 @@ from coconut.config.reading import load_config
 from coconut.config.reference import help_text
 from coconut.errors import UserError, guarded, options_of
 from coconut.lock import held
+from coconut.plan.memory import gpu_memory
+from coconut.reporting.console import silenced
 from coconut.world import World, together
 
 
@@ -42,15 +45,20 @@ def main(
 
 def _check(config: RunConfig, twin: str, world: World) -> None:
     """Print the plan of a run."""
+    _refuse(config, twin, world.size, only_check=True)
+    if world.is_first:
+        _plan(config, twin, world.size)
+    world.wait()
+
+
+def _plan(config: RunConfig, twin: str, n: int) -> list[str]:
+    """Print the plan. Returns what was said of batches that this machine has no room for."""
     from coconut.plan.latro_plan import print_latro_plan
     from coconut.plan.plan import print_plan
 
-    _refuse(config, twin, world.size, only_check=True)
-    if world.is_first and isinstance(config, LatroConfig) and not config.only_eval:
-        print_latro_plan(config, twin, world.size)
-    elif world.is_first:
-        print_plan(config, twin, world.size)
-    world.wait()
+    if isinstance(config, LatroConfig) and not config.only_eval:
+        return print_latro_plan(config, twin, n)
+    return print_plan(config, twin, n)
 
 
 def start_run(
@@ -61,6 +69,11 @@ def start_run(
     make_backend: told the processes (`world`) too. Raises UserError for what does not fit.
     """
     _refuse(config, twin, world.size)
+    if world.is_first and gpu_memory() is not None:
+        with silenced():
+            large = _plan(config, twin, world.size)
+        for line in large:
+            print(line, file=sys.stderr)
     with held(config.run_dir) if world.is_first else nullcontext():
         world.wait()  # the others hear of a directory that is taken
         _start(config, make_backend, twin, world)

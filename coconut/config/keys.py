@@ -12,6 +12,7 @@ import yaml
 
 from coconut.config.lora_keys import Lora, read_lora
 from coconut.config.values import key
+from coconut.world import DEVICES
 
 CURRICULUM = (
     *("coconut", "cot", "no_cot", "no_thoughts", "pause", "pause_as_thought"),
@@ -96,6 +97,17 @@ class RunConfig:
     )
     bf16: bool = model(
         False, "compute in bfloat16; weights and optimizer stay float32", identity=False
+    )
+    tf32: bool = model(
+        False,
+        "let a GPU round float32 products to TF32, 10 bits instead of 23: faster",
+        identity=False,
+    )
+    device: str | None = model(
+        None,
+        "cpu or gpu; otherwise what COCONUT_DEVICE says, or a GPU if there is one",
+        choices=DEVICES,
+        identity=False,
     )
 
     train_path: str | None = data(None, "training data, JSON (see data/README.md)")

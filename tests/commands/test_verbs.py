@@ -32,7 +32,7 @@ def ended(capsys, twin: str, *argv: str) -> tuple[int | str | None, str, str]:
 
 def test_the_verbs_are_those_of_the_documents() -> None:
     assert list(VERBS) == (
-        "run generate chat serve inspect analyse report convert fuse publish init".split()
+        "run generate chat serve inspect analyse report convert fuse publish init mac-check".split()
     )
 
 

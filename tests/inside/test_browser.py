@@ -35,8 +35,14 @@ FLAGS = (
 ).split()
 
 
+CHROME_APP = "/Applications/Google Chrome.app/Contents/MacOS/Google Chrome"
+"""Where a Mac has it; `brew install chromedriver` brings what drives it."""
+
+
 def program(variable: str, name: str) -> str:
     found = os.environ.get(variable) or shutil.which(name)
+    if not found and name == "chromium" and os.path.exists(CHROME_APP):
+        return CHROME_APP
     if not found:
         pytest.fail(f"no {name}: apt install chromium chromium-driver, or set {variable}")
     return found

@@ -5,16 +5,16 @@ import io
 import json
 import socket
 import sys
-import threading
 import time
 import traceback
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 from coconut.backend import MakeBackend
-from coconut.errors import UserError, guarded, options_of
+from coconut.errors import UserError, guarded, machine_trouble, options_of
 from coconut.inside.inspect import Asked, add_options, asked_questions, look
 from coconut.inside.lens import Lens
 from coconut.inside.page.page import page, page_item
@@ -52,15 +52,16 @@ class Server(ThreadingHTTPServer):
 
     def __init__(self, port: int, twin: str, lens: Lens, options: argparse.Namespace) -> None:
         self.lens, self.options = lens, options
-        self.busy = threading.Lock()
+        # On one thread for good: what a model computes lazily belongs to the thread that asked.
+        self.model = ThreadPoolExecutor(1)
         found = [look(lens, asked, options) for asked in asked_questions(options)]
         self.page = page(lens, twin, found, is_live=True).encode("utf-8")
         super().__init__((HOST, port), Handler)
 
     def ask(self, question: str) -> dict[str, Any]:
         """What the page shows of a question. Raises UserError."""
-        with self.busy:
-            return page_item(look(self.lens, Asked(question), self.options))
+        answer = self.model.submit(look, self.lens, Asked(question), self.options)
+        return page_item(answer.result())
 
 
 def open_server(twin: str, make_backend: MakeBackend, options: argparse.Namespace) -> Server:
@@ -133,9 +134,10 @@ class Handler(BaseHTTPRequestHandler):
             found = self.server.ask(question)
         except UserError as error:
             return self._fail(HTTPStatus.BAD_REQUEST, str(error))
-        except Exception:
+        except Exception as error:
             traceback.print_exc()
             message = "the model failed on this question; the server's terminal says how"
+            message = machine_trouble(error) or message
             return self._fail(HTTPStatus.INTERNAL_SERVER_ERROR, message)
         return self._send(HTTPStatus.OK, "application/json", json.dumps(found).encode())
 
