@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pytest
 from test_source import IDS, MARKED, checkpoint
-from tiny import run_config
+from tiny import run_config, zero_model
 
+from coconut.checkpoints.model_args import PUBLISHED_SHAPES
 from coconut.commands.run import start_run
 from coconut.config.keys import RunConfig
 from coconut.config.reading import check_config
@@ -20,7 +21,6 @@ from coconut.plan import memory
 from coconut.plan.memory import evaluation_bytes, shape_of, training_bytes
 from coconut.plan.plan import print_plan, resume_in_words
 from coconut.plan.rows import LONGEST, SPREAD
-from coconut.plan.unbuilt import PUBLISHED_SHAPES
 from coconut.world import World
 
 ROOT = Path(__file__).parents[2]
@@ -286,9 +286,7 @@ def trained(tmp_path: Path, **fields) -> Path:
     directory = checkpoint(
         tmp_path / "trained", len(MARKED), method="coconut", latent_ids=IDS, **fields
     )
-    model = json.loads(TINY.read_text()) | {"vocab_size": len(MARKED)}
-    (directory / "config.json").write_text(json.dumps(model))
-    return directory
+    return zero_model(directory, **json.loads(TINY.read_text()) | {"vocab_size": len(MARKED)})
 
 
 @pytest.mark.parametrize(
