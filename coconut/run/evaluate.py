@@ -24,6 +24,9 @@ from coconut.run.start import Run
 from coconut.text.answers import classify_chain, cot_match, exact_match, extract, numeric_match
 from coconut.text.tokenizer import Tokenizer
 
+Questions = tuple[Sequence[dict[str, Any]], Sequence[Sample]]
+"""Items, and each one's tokens."""
+
 
 @dataclass
 class Evaluation:
@@ -38,7 +41,7 @@ def evaluate(
     items: Sequence[dict[str, Any]],
     samples: Sequence[Sample],
     stage: int,
-    swapped: tuple[Sequence[dict[str, Any]], Sequence[Sample]] | None = None,
+    swapped: Questions | None = None,
     advance: Callable[[int], None] = lambda n: None,
 ) -> Evaluation:
     """Answer every question at a stage and compare.
@@ -51,13 +54,19 @@ def evaluate(
     backend.memory()
     backend.thought_statistics()
     start = time.perf_counter()
-    predictions = _answer(run, items, samples, stage, advance)
+    asked: Questions = (items, samples)
+    others: list[dict[str, Any]] = []
+    # Where rows read each other, no row may meet its swapped form.
+    if swapped is None or backend.mixes_rows:
+        (predictions,) = _answer(run, [asked], stage, advance)
+    else:
+        predictions, others = _answer(run, [asked, swapped], stage, advance)
     seconds = time.perf_counter() - start
-    summary = _count(predictions, seconds)
+    summary = _count(predictions, seconds, len(predictions) + len(others))
     if thoughts := backend.thought_statistics():
         summary["thoughts"] = thoughts
     if swapped is not None:
-        others = _answer(run, *swapped, stage, advance)
+        others = others or _answer(run, [swapped], stage, advance)[0]
         for prediction, other in zip(predictions, others, strict=True):
             prediction["swapped_answer"] = other["answer"]
             prediction["swapped_correct"] = other["correct"]
@@ -79,32 +88,41 @@ def evaluate(
 
 def _answer(
     run: Run,
-    items: Sequence[dict[str, Any]],
-    samples: Sequence[Sample],
+    forms: Sequence[Questions],
     stage: int,
     advance: Callable[[int], None],
-) -> list[dict[str, Any]]:
+) -> list[list[dict[str, Any]]]:
+    """Predictions for each form of the questions; what an item's forms begin with is read once."""
     backend, config, tokenizer = run.backend, run.config, run.tokenizer
     markers = markers_of(tokenizer)
+    n, n_forms = len(forms[0][0]), len(forms)
+    all_items, samples = ([a for form in forms for a in form[i]] for i in (0, 1))
     rows = [question_row(config, sample, stage, markers, config.n_latents) for sample in samples]
     # A question that fills the model's positions can only be answered as far as they go.
     longest = max(len(row.ids) for row in rows)
     room = config.new_tokens if backend.n_positions is None else backend.n_positions - longest
     n_new = min(config.new_tokens, room)
     decoding = Decoding(n_new, tokenizer.eos_id, config.temperature, config.seed)
-    batches = list(by_length([len(row.ids) for row in rows], config.eval_batch_size))
+    lengths = [len(row.ids) for row in rows[:n]]
+    batches = [
+        np.concatenate([numbers + n * form for form in range(n_forms)])
+        for numbers in by_length(lengths, max(1, config.eval_batch_size // n_forms))
+    ]
 
     def said(numbers: np.ndarray) -> list[list[int]]:
-        batch = collate([rows[i] for i in numbers], tokenizer.pad_id)
-        return backend.generate(batch, decoding)
+        source = numbers % n if n_forms > 1 else None
+        batch = collate([rows[i] for i in numbers], tokenizer.pad_id, source=source)
+        # What thoughts look like is said of the questions as asked.
+        return backend.generate(batch, decoding, n_measured=len(numbers) // n_forms)
 
     found = zip(batches, run.world.deal(batches, said, advance), strict=True)
     answers = {i: tokens for part in found for i, tokens in zip(*part, strict=True)}
-    return [
-        _judge(config, tokenizer, items[i], stage, answers[i])
+    judged = [
+        _judge(config, tokenizer, all_items[i], stage, answers[i])
         | {"idx": row.idx, "prompt_tokens": len(row.ids), "n_latents": row.n_latents}
         for i, row in enumerate(rows)
     ]
+    return [judged[start : start + n] for start in range(0, len(rows), n)]
 
 
 def _judge(
@@ -134,7 +152,7 @@ def _judge(
     return judged
 
 
-def _count(predictions: Sequence[dict[str, Any]], seconds: float) -> dict[str, Any]:
+def _count(predictions: Sequence[dict[str, Any]], seconds: float, n_asked: int) -> dict[str, Any]:
     n = len(predictions)
     accuracy = sum(p["correct"] for p in predictions) / n
     # Where all steps are in latents there is no chain to get right or wrong.
@@ -147,7 +165,7 @@ def _count(predictions: Sequence[dict[str, Any]], seconds: float) -> dict[str, A
         "chains": len(chains),
         "n": n,
         "seconds": seconds,
-        "samples_per_second": n / seconds,
+        "samples_per_second": n_asked / seconds,
         "new_tokens_per_question": sum(p["new_tokens"] for p in predictions) / n,
         "unfinished": sum(not p["ended"] for p in predictions) / n,
     }

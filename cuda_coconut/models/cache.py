@@ -25,6 +25,11 @@ class SegmentCache:
         self.values[layer] = _grown(self.values[layer], v)
         return self.keys[layer], self.values[layer]
 
+    def take(self, rows):
+        """Rows of the batch in place of those so far: row r goes on from row rows[r]."""
+        self.keys = [[k[rows] for k in kept] for kept in self.keys]
+        self.values = [[v[rows] for v in kept] for kept in self.values]
+
 
 class DecodeCache(caches.DecodeCache):
     """Joined segments with room for new tokens; see coconut/caches.py."""

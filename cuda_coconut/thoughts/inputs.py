@@ -20,8 +20,10 @@ class Inputs:
     positions: torch.Tensor
     is_latent: torch.Tensor
     pads_left: bool = True
-    """Some row begins with a pad. If none does, the causal rule alone hides every pad."""
+    """Some row has a pad before a token. If none does, the causal rule alone hides every pad."""
     segments: torch.Tensor | None = None
+    beginning: tuple[int, torch.Tensor, torch.Tensor] | None = None
+    """(width, source, first) of `Batch.beginning`."""
 
     @classmethod
     def of(cls, batch: Batch, device: torch.device | str = "cpu") -> Self:
@@ -29,8 +31,18 @@ class Inputs:
         # twin: torch wants to know the device; MLX has one for all.
         arrays = (batch.ids, batch.mask, batch.positions, batch.is_latent)
         segments = None if batch.segments is None else to_device(batch.segments, device)
-        pads_left = not batch.mask[:, 0].all()
-        return cls(*(to_device(a, device) for a in arrays), pads_left, segments)
+        pads_left = bool((batch.mask[:, 1:] > batch.mask[:, :-1]).any())
+        common, beginning = batch.beginning, None
+        if common is not None and common.width:
+            both = (common.source, common.first)
+            beginning = (common.width, *(to_device(a, device) for a in both))
+        return cls(*(to_device(a, device) for a in arrays), pads_left, segments, beginning)
+
+    def begun(self) -> Self:
+        """The columns that rows have in common, a row for each beginning."""
+        width, _, first = self.beginning
+        arrays = (self.ids, self.mask, self.positions, self.is_latent)
+        return type(self)(*(a[first, :width] for a in arrays), self.pads_left)
 
     def latents_on_host(self) -> np.ndarray:
         """(B, T) bool: which columns are latents of a row, spared ones left out."""

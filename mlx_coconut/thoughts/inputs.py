@@ -19,13 +19,24 @@ class Inputs:
     positions: mx.array
     is_latent: mx.array
     segments: mx.array | None = None
+    beginning: tuple[int, mx.array, mx.array] | None = None
+    """(width, source, first) of `Batch.beginning`."""
 
     @classmethod
     def of(cls, batch: Batch) -> Self:
         """Copy from the host."""
         segments = None if batch.segments is None else mx.array(batch.segments)
         arrays = map(mx.array, (batch.ids, batch.mask, batch.positions, batch.is_latent))
-        return cls(*arrays, segments)
+        common, beginning = batch.beginning, None
+        if common is not None and common.width:
+            beginning = (common.width, mx.array(common.source), mx.array(common.first))
+        return cls(*arrays, segments, beginning)
+
+    def begun(self) -> Self:
+        """The columns that rows have in common, a row for each beginning."""
+        width, _, first = self.beginning
+        arrays = (self.ids, self.mask, self.positions, self.is_latent)
+        return type(self)(*(a[first, :width] for a in arrays))
 
     def latents_on_host(self) -> np.ndarray:
         """(B, T) bool: which columns are latents of a row, spared ones left out."""

@@ -26,13 +26,13 @@ class Answers:
     """A back end that says what `answer` makes of a question's text, and keeps the batches."""
 
     name = device = dtype = model_type = "answers"
-    note, n_params, n_positions = "", 1, None
+    note, n_params, n_positions, mixes_rows = "", 1, None, False
 
     def __init__(self, tokenizer, answer):
         self.tokenizer, self.answer = tokenizer, answer
         self.batches, self.decodings = [], []
 
-    def generate(self, batch, decoding):
+    def generate(self, batch, decoding, n_measured):
         self.batches.append(batch)
         self.decodings.append(decoding)
         new = []
