@@ -94,7 +94,8 @@ def collate(
         members = [np.flatnonzero(of_row == number) for number in range(len(first))]
         common = [_common([rows[r] for r in own]) for own in members]
         begun, shared = [common[number] for number in of_row], max(common)
-        beginning = Beginning(shared, of_row.astype(np.int32), first.astype(np.int32))
+        if shared:
+            beginning = Beginning(shared, of_row, first)
     latent_rows = [(row, n) for row, n in zip(rows, begun, strict=True) if row.n_latents]
     column = max((shared + row.first_latent - n for row, n in latent_rows), default=0)
     if latent_rows:

@@ -6,7 +6,7 @@ from typing import Self
 import numpy as np
 import torch
 
-from coconut.batches.batch import Batch
+from coconut.batches.batch import Batch, Beginning
 from cuda_coconut.models.arrays import to_device
 from cuda_coconut.models.base import Mask, additive_mask
 
@@ -22,8 +22,8 @@ class Inputs:
     pads_left: bool = True
     """Some row has a pad before a token. If none does, the causal rule alone hides every pad."""
     segments: torch.Tensor | None = None
-    beginning: tuple[int, torch.Tensor, torch.Tensor] | None = None
-    """(width, source, first) of `Batch.beginning`."""
+    beginning: Beginning | None = None
+    """What rows have in common; its arrays stay on the host."""
 
     @classmethod
     def of(cls, batch: Batch, device: torch.device | str = "cpu") -> Self:
@@ -32,15 +32,11 @@ class Inputs:
         arrays = (batch.ids, batch.mask, batch.positions, batch.is_latent)
         segments = None if batch.segments is None else to_device(batch.segments, device)
         pads_left = bool((batch.mask[:, 1:] > batch.mask[:, :-1]).any())
-        common, beginning = batch.beginning, None
-        if common is not None and common.width:
-            both = (common.source, common.first)
-            beginning = (common.width, *(to_device(a, device) for a in both))
-        return cls(*(to_device(a, device) for a in arrays), pads_left, segments, beginning)
+        return cls(*(to_device(a, device) for a in arrays), pads_left, segments, batch.beginning)
 
     def begun(self) -> Self:
         """The columns that rows have in common, a row for each beginning."""
-        width, _, first = self.beginning
+        width, first = self.beginning.width, to_device(self.beginning.first, self.ids.device)
         arrays = (self.ids, self.mask, self.positions, self.is_latent)
         return type(self)(*(a[first, :width] for a in arrays), self.pads_left)
 

@@ -67,9 +67,8 @@ def latent_forward(
     keys = split_key(key, n_passes + 1)
     hidden, end = [], 0
     if inputs.beginning is not None:
-        end, source, _ = inputs.beginning
-        hidden.append(_begin(model, inputs.begun(), cache, checkpointing)[source])
-        cache.take(source)
+        hidden.append(_begin(model, inputs, cache, checkpointing))
+        end = inputs.beginning.width
 
     def run(x: torch.Tensor, start: int, end: int, i: int) -> torch.Tensor:
         positions = inputs.positions[:, start:end]
@@ -98,10 +97,13 @@ def latent_forward(
 
 
 def _begin(model, inputs: Inputs, cache: SegmentCache, checkpointing: bool) -> torch.Tensor:
-    """Hidden states (P, width, D) of what rows have in common; its keys are in the cache then."""
-    x = model.embed(inputs.ids)
-    mask = inputs.pass_mask(0, x.shape[1], x.dtype)
-    return model.trunk(x, inputs.positions, mask, cache, None, checkpointing)
+    """Hidden states (B, width, D) of what rows have in common; its keys are in the cache then."""
+    source, begun = inputs.beginning.source, inputs.begun()
+    x = model.embed(begun.ids)
+    mask = begun.pass_mask(0, x.shape[1], x.dtype)
+    hidden = model.trunk(x, begun.positions, mask, cache, None, checkpointing)
+    cache.go_on(source)
+    return hidden[arrays.from_host(source, hidden)]
 
 
 @torch.inference_mode()

@@ -6,7 +6,7 @@ from typing import Self
 import mlx.core as mx
 import numpy as np
 
-from coconut.batches.batch import Batch
+from coconut.batches.batch import Batch, Beginning
 from mlx_coconut.models.base import additive_mask
 
 
@@ -19,22 +19,19 @@ class Inputs:
     positions: mx.array
     is_latent: mx.array
     segments: mx.array | None = None
-    beginning: tuple[int, mx.array, mx.array] | None = None
-    """(width, source, first) of `Batch.beginning`."""
+    beginning: Beginning | None = None
+    """What rows have in common; its arrays stay on the host."""
 
     @classmethod
     def of(cls, batch: Batch) -> Self:
         """Copy from the host."""
         segments = None if batch.segments is None else mx.array(batch.segments)
         arrays = map(mx.array, (batch.ids, batch.mask, batch.positions, batch.is_latent))
-        common, beginning = batch.beginning, None
-        if common is not None and common.width:
-            beginning = (common.width, mx.array(common.source), mx.array(common.first))
-        return cls(*arrays, segments, beginning)
+        return cls(*arrays, segments, batch.beginning)
 
     def begun(self) -> Self:
         """The columns that rows have in common, a row for each beginning."""
-        width, _, first = self.beginning
+        width, first = self.beginning.width, mx.array(self.beginning.first)
         arrays = (self.ids, self.mask, self.positions, self.is_latent)
         return type(self)(*(a[first, :width] for a in arrays))
 
