@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from coconut.batches.batch import Batch
+from coconut.batches.decoding import Decoding
 from coconut.batches.results import LossSum, PolicyStats, Sampled, Scores, StepStats, Trace
 from coconut.batches.rollouts import RolloutBatch
 from coconut.checkpoints.initial import grown_rows, initial_weights
@@ -26,33 +27,6 @@ from coconut.config.keys import WITH_FEEDBACK, RunConfig
 from coconut.feedback.measures import Table, measure
 from coconut.feedback.statistics import ThoughtStatistics
 from coconut.world import World
-
-
-@dataclass(frozen=True)
-class Decoding:
-    """How new tokens are drawn. temperature 0 is greedy.
-
-    stops: further ends of a row besides eos; told the row's tokens after each new one.
-    """
-
-    max_new_tokens: int
-    eos_id: int
-    temperature: float = 0.0
-    seed: int = 0
-    stops: Callable[[list[int]], bool] | None = None
-
-    def ends(self, tokens: list[int]) -> bool:
-        """Whether a row is complete with these new tokens."""
-        if not tokens:
-            return False
-        return tokens[-1] == self.eos_id or (self.stops is not None and self.stops(tokens))
-
-    def uniforms(self, streams: Sequence[tuple[int, ...]]) -> np.ndarray:
-        """(R, max_new_tokens) float32 in [0, 1): what each token of each row is drawn by."""
-        if self.temperature == 0:
-            return np.zeros((len(streams), self.max_new_tokens), np.float32)
-        rngs = (np.random.default_rng([self.seed, *stream]) for stream in streams)
-        return np.stack([rng.random(self.max_new_tokens, dtype=np.float32) for rng in rngs])
 
 
 @dataclass(frozen=True)
@@ -80,10 +54,13 @@ class Backend:
     device: str
     note: str
     """A line for the log about the libraries underneath; may be empty."""
+    uses_tf32: bool
+    """Whether products of float32 matrices are rounded to TF32."""
 
     def __init__(self, config: RunConfig, source: Source, world: World | None = None):
         self.config = dict(source.config)
         self.dtype = "bfloat16" if config.bf16 else "float32"
+        self.dtype += " with TF32 products" * self.uses_tf32
         self.model_type: str = self.config["model_type"]
         self.n_positions = source.n_positions
         self.adapter = source.adapter
@@ -193,6 +170,7 @@ class Backend:
         n_measured: of so many rows, the first, the thoughts count in `thought_statistics`; None: of
         all.
         """
+        decoding = replace(decoding, n_positions=self.n_positions)
         watch = None if self.statistics is None else partial(self._measure, n_measured)
         with self.trainer.compute_weights():
             return self.twin.generate.generate(
@@ -254,6 +232,7 @@ class Backend:
         streams: Sequence[tuple[int, ...]],
     ) -> list[Sampled]:
         """LaTRO: new tokens of R rows; row r goes on from prompt source[r], drawn by streams[r]."""
+        decoding = replace(decoding, n_positions=self.n_positions)
         return self.policy.sample(prompts, decoding, source, streams)
 
     def keep_reference(self) -> None:

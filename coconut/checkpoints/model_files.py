@@ -1,11 +1,12 @@
 """The files of a whole model, whatever arrays they are written from: config.json and weights."""
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from coconut.checkpoints.checkpoint import WEIGHTS, WEIGHTS_INDEX
+from coconut.checkpoints.checkpoint import REMEDY, WEIGHTS, WEIGHTS_INDEX
+from coconut.checkpoints.safetensors import safetensors_header
 from coconut.errors import UserError
 
 SHARD_BYTES = 5 * 2**30
@@ -50,19 +51,12 @@ def save_weights(
     (directory / WEIGHTS_INDEX).write_text(json.dumps(index, indent=1))
 
 
-def check_fits(
-    weights: Mapping[str, Sequence[int]], model: Mapping[str, Sequence[int]], where: str
-) -> None:
-    """Raise UserError unless weights have the names and shapes of a model's, listing what differs.
-
-    Both: name -> shape.
-    """
-    problems = [f"{name}: missing" for name in model if name not in weights]
-    problems += [f"{name}: not a tensor of this model" for name in weights if name not in model]
-    problems += [
-        f"{name}: shape {tuple(shape)}, expected {tuple(model[name])}"
-        for name, shape in weights.items()
-        if name in model and tuple(shape) != tuple(model[name])
-    ]
-    if problems:
-        raise UserError(where, *problems)
+def check_moments(path: Path, fit: bool = True) -> None:
+    """Raise UserError unless a file holds moments, which fit the model, and their step."""
+    if not path.exists():
+        raise UserError(str(path), "missing; this checkpoint cannot be resumed, only started from")
+    header = safetensors_header(path)
+    step = header.pop("step", None)
+    is_step = step is not None and step[:2] == ("I64", (1,))
+    if not fit or not is_step or any(entry.dtype != "F32" for entry in header.values()):
+        raise UserError(str(path), f"its moments do not fit the model; {REMEDY}")

@@ -19,7 +19,7 @@ from coconut.batches.curriculum import (
     training_row,
 )
 from coconut.config.keys import RunConfig
-from coconut.run.ending import measured_with, write_results
+from coconut.run.ending import measured_with, say_cut, write_results
 from coconut.run.start import Run
 from coconut.text.answers import classify_chain, cot_match, exact_match, extract, numeric_match
 from coconut.text.tokenizer import Tokenizer
@@ -81,6 +81,7 @@ def evaluate(
     summary |= {
         "stage": stage,
         "n_latents": [min(n_latents), max(n_latents)],
+        "out_of_positions": sum(p["out_of_positions"] for p in [*predictions, *others]),
         "peak_memory_bytes": max(run.world.exchange(backend.memory())),
     }
     return Evaluation(predictions, summary)
@@ -98,11 +99,8 @@ def _answer(
     n, n_forms = len(forms[0][0]), len(forms)
     all_items, samples = ([a for form in forms for a in form[i]] for i in (0, 1))
     rows = [question_row(config, sample, stage, markers, config.n_latents) for sample in samples]
-    # A question that fills the model's positions can only be answered as far as they go.
-    longest = max(len(row.ids) for row in rows)
-    room = config.new_tokens if backend.n_positions is None else backend.n_positions - longest
-    n_new = min(config.new_tokens, room)
-    decoding = Decoding(n_new, tokenizer.eos_id, config.temperature, config.seed)
+    how = (config.temperature, config.seed, tokenizer.ended)
+    decoding = Decoding(config.new_tokens, tokenizer.eos_id, *how)
     lengths = [len(row.ids) for row in rows[:n]]
     batches = [
         np.concatenate([numbers + n * form for form in range(n_forms)])
@@ -120,6 +118,7 @@ def _answer(
     judged = [
         _judge(config, tokenizer, all_items[i], stage, answers[i])
         | {"idx": row.idx, "prompt_tokens": len(row.ids), "n_latents": row.n_latents}
+        | {"out_of_positions": decoding.ran_out(answers[i])}
         for i, row in enumerate(rows)
     ]
     return [judged[start : start + n] for start in range(0, len(rows), n)]
@@ -144,7 +143,7 @@ def _judge(
         "correct_as_number": numeric_match(answer, item["answer"]),
         "cot_match": cot_match(chain, expected) if expected else None,
         "new_tokens": len(new_tokens),
-        "ended": bool(new_tokens) and new_tokens[-1] == tokenizer.eos_id,
+        "ended": tokenizer.ended(new_tokens),
     }
     if "edges" in item and kept == len(item["steps"]):
         # Only a chain that should be whole can be held against the graph.
@@ -224,7 +223,9 @@ def report(
         new_tokens=s["new_tokens_per_question"],
         samples_per_second=s["samples_per_second"],
         peak_memory_bytes=s["peak_memory_bytes"],
+        out_of_positions=s["out_of_positions"] or None,
     )
+    say_cut(run, s["out_of_positions"])
     if s.get("thoughts"):
         run.console.record("thoughts", epoch=s["epoch"], stage=s["stage"], **s["thoughts"])
     for name, count in s.get("outcomes", {}).items():

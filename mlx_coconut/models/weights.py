@@ -1,6 +1,5 @@
 """Checkpoint directories in and out: config.json, weights in Hugging Face layout, moments."""
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,13 +9,16 @@ import mlx.nn as nn
 import numpy as np
 from mlx.utils import tree_flatten, tree_map, tree_unflatten
 
-from coconut.checkpoints.checkpoint import FEEDBACK, OPTIMIZER, weight_files
-from coconut.checkpoints.model_files import check_fits
-from coconut.errors import UserError
+from coconut.checkpoints.checkpoint import FEEDBACK, OPTIMIZER, describe, weight_files
+from coconut.checkpoints.model_files import check_moments
+from coconut.checkpoints.safetensors import read_safetensors, safetensors_header
+from coconut.checkpoints.verdict import NOT_FINITE, check_fits, without_constants
+from coconut.errors import UserError, some
 from coconut.feedback.weights import RULE_PREFIX
+from coconut.files import library_writes
 from mlx_coconut import models
 
-HEAD = "lm_head.weight"
+HEAD, TABLES = "lm_head.weight", ("wte.weight", "embed_tokens.weight")
 
 
 def load_model(directory: Path) -> tuple[Any, Any, dict[str, Any]]:
@@ -24,16 +26,27 @@ def load_model(directory: Path) -> tuple[Any, Any, dict[str, Any]]:
 
     Every parameter is set exactly once with its own shape, or UserError lists what does not fit.
     """
-    config = json.loads((directory / "config.json").read_text())
+    config = describe(directory)["config"]
     model, module = models.build(config, str(directory / "config.json"))
     raw: dict[str, mx.array] = {}
     for name in weight_files(directory):
-        raw.update(mx.load(str(directory / name)))
-    own = module.sanitize(raw)
+        raw.update(read_tensors(directory / name))
+    own = module.sanitize(without_constants(config, raw, to_numpy, str(directory)))
     if config.get("quantization"):
         _quantize_as(model, config["quantization"], own, str(directory / "config.json"))
     set_weights(model, own, str(directory))
     return model, module, config
+
+
+def check_finite(weights: Mapping[str, mx.array], where: str) -> None:
+    """Raise UserError naming the tensors that hold NaN or infinity."""
+    # One reduction a tensor: a sum is finite where all of it is, if it is not too large.
+    sums = {name: w.sum() for name, w in weights.items() if mx.issubdtype(w.dtype, mx.floating)}
+    mx.eval(sums)
+    odd = [n for n, s in sums.items() if not mx.isfinite(s).item()]
+    odd = [n for n in odd if not mx.isfinite(weights[n]).all().item()]
+    if odd:
+        raise UserError(where, *some(f"{name}: {NOT_FINITE}" for name in odd))
 
 
 def _quantize_as(model, quantization: dict[str, Any], own: dict[str, mx.array], where: str) -> None:
@@ -66,7 +79,7 @@ def set_weights(model, weights: dict[str, mx.array], where: str) -> None:
     if HEAD in weights and HEAD not in shapes:
         weights = dict(weights)
         head = weights.pop(HEAD)
-        if not any(mx.array_equal(head, w) for w in weights.values()):
+        if not any(mx.array_equal(head, w) for n, w in weights.items() if n.endswith(TABLES)):
             raise UserError(
                 where,
                 f"{HEAD}: differs from the embedding that config.json ties it to; set"
@@ -77,6 +90,7 @@ def set_weights(model, weights: dict[str, mx.array], where: str) -> None:
         name: w.astype(mx.float32) if mx.issubdtype(w.dtype, mx.floating) else w
         for name, w in weights.items()
     }
+    check_finite(own, where)
     model.update(tree_unflatten(list(own.items())))
     mx.eval(model.parameters())
     if hasattr(model, "check"):  # a borrowed model, held against its library's own forward
@@ -115,7 +129,8 @@ def save_feedback(model, directory: Path) -> None:
 def load_feedback(directory: Path) -> dict[str, mx.array]:
     """The weights in feedback.safetensors without prefix; none if there is no such file."""
     path = directory / FEEDBACK
-    raw = mx.load(str(path)) if path.exists() else {}
+    raw = read_tensors(path) if path.exists() else {}
+    check_finite(raw, str(path))
     return {n.removeprefix(RULE_PREFIX): w for n, w in raw.items()}
 
 
@@ -140,10 +155,9 @@ def save_moments(optimizer, module, directory: Path | None) -> None:
 def load_moments(optimizer, model, module, directory: Path) -> None:
     """Read what `save_moments` of either twin wrote. Raises UserError on anything missing."""
     path = directory / OPTIMIZER
-    if not path.exists():
-        raise UserError(str(path), "missing; this checkpoint cannot be resumed, only started from")
-    raw = mx.load(str(path))
-    step = raw.pop("step", None)
+    check_moments(path)
+    raw = read_tensors(path)
+    step = raw.pop("step")
     optimizer.init(model.trainable_parameters())
     flat = dict(tree_flatten(optimizer.state))
     for kind in ("m", "v"):
@@ -151,8 +165,7 @@ def load_moments(optimizer, model, module, directory: Path) -> None:
         rule = {n: named.pop(n) for n in list(named) if n.startswith(RULE_PREFIX)}
         own = module.sanitize(named) | rule
         shapes = {n: w.shape for n, w in flat.items() if n.endswith(f".{kind}")}
-        if step is None or {f"{n}.{kind}": w.shape for n, w in own.items()} != shapes:
-            raise UserError(str(path), "its moments do not fit the model; remove it to start anew")
+        check_moments(path, {f"{n}.{kind}": w.shape for n, w in own.items()} == shapes)
         flat.update({f"{n}.{kind}": w for n, w in own.items()})
     flat["step"] = mx.array(int(step.item()), mx.uint64)
     optimizer.state = tree_unflatten(list(flat.items()))
@@ -163,7 +176,20 @@ def write_tensors(path: Path, arrays: dict[str, mx.array]) -> None:
     """Write a safetensors file that other programs open."""
     # transformers refuses files that do not say which framework's layout they hold.
     contiguous = {name: mx.contiguous(w) for name, w in arrays.items()}
-    mx.save_safetensors(str(path), contiguous, metadata={"format": "pt"})
+    mx.eval(contiguous)  # so that what is raised below is of the disk
+    with library_writes(path, RuntimeError):
+        mx.save_safetensors(str(path), contiguous, metadata={"format": "pt"})
+
+
+def read_tensors(path: Path) -> dict[str, mx.array]:
+    """The arrays of a safetensors file. Raises UserError if it is damaged."""
+    if any(entry.dtype == "F64" for entry in safetensors_header(path).values()):
+        # twin: torch reads float64 itself.
+        return {name: mx.array(t.float32()) for name, t in read_safetensors(path).items()}
+    try:
+        return mx.load(str(path))
+    except RuntimeError as error:
+        raise UserError(str(path), f"cannot be read: {error}") from None
 
 
 def to_numpy(weights: dict[str, mx.array]) -> dict[str, np.ndarray]:

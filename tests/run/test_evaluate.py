@@ -9,7 +9,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from tiny import read_log, run_config, start
+from tiny import random_gpt2, read_log, run_config, start
 
 from coconut.backend import LossSum, StepStats
 from coconut.batches.batch import collate
@@ -30,11 +30,12 @@ class Answers:
 
     def __init__(self, tokenizer, answer):
         self.tokenizer, self.answer = tokenizer, answer
-        self.batches, self.decodings = [], []
+        self.batches, self.decodings, self.n_measured = [], [], []
 
     def generate(self, batch, decoding, n_measured):
         self.batches.append(batch)
         self.decodings.append(decoding)
+        self.n_measured.append(n_measured)
         new = []
         for ids, mask in zip(batch.ids, batch.mask, strict=True):
             text = self.answer(self.tokenizer.decode(ids[mask].tolist()))
@@ -329,3 +330,52 @@ def test_stage_of_an_evaluation(twin, tmp_path, keys, stage):
     result = start(twin, config).evaluate_once()
     assert result.summary["stage"] == stage
     assert result.summary["n_latents"] == [stage, stage]
+
+
+def test_one_long_question_takes_no_room_from_the_others(twin, tmp_path, capsys):
+    """Room for an answer is each row's own; what was cut is counted and said."""
+    short = [{"question": f"{n}+{n}=", "steps": [], "answer": str(2 * n)} for n in range(4)]
+    long = {"question": "1+" * 24 + "1=", "steps": [], "answer": "25"}
+    random_gpt2(tmp_path / "model", 257, 16, n_positions=60, std=0.6)
+
+    def evaluated(name, items):
+        (tmp_path / f"{name}.json").write_text(json.dumps(items))
+        keys = {"method": "cot", "only_eval": True, "model_id": str(tmp_path / "model")}
+        keys |= {"val_path": str(tmp_path / f"{name}.json"), "model_config_path": None}
+        keys |= {"tokenizer": "bytes", "max_new_tokens": 20, "name": name}
+        result = start(twin, run_config(tmp_path, **keys)).evaluate_once()
+        (event,) = read_log(run_config(tmp_path, **keys), "eval")
+        return result, event.get("out_of_positions"), capsys.readouterr().out
+
+    alone, none, said = evaluated("alone", short)
+    assert (none, alone.summary["out_of_positions"]) == (None, 0) and "cut" not in said
+    mixed, counted, said = evaluated("mixed", [*short[:2], long, *short[2:]])
+    assert "note: answers cut where the model's 60 positions end: 1 " in said
+    assert counted == mixed.summary["out_of_positions"] == 1
+    cut = mixed.predictions.pop(2)
+    assert cut["out_of_positions"] and cut["new_tokens"] == 60 - cut["prompt_tokens"] == 9
+    assert [p["output"] for p in mixed.predictions] == [p["output"] for p in alone.predictions]
+    assert {p["new_tokens"] for p in mixed.predictions} == {20}
+
+
+# ---- what a question and its swapped form have in common
+
+
+@pytest.mark.parametrize("mixes_rows", [False, True])
+def test_a_question_and_its_swapped_form_share_a_batch_unless_rows_read_each_other(
+    tmp_path, items, monkeypatch, mixes_rows
+):
+    monkeypatch.setattr(Answers, "mixes_rows", mixes_rows)
+    others = [prosqa.swap(item) for item in items]
+    result, backend = judge(
+        tmp_path, items, answer_of([*items, *others]), swap=True, eval_batch_size=8
+    )
+    assert result.summary["both_accuracy"] == 1.0
+    sizes = [len(batch.ids) for batch in backend.batches]
+    if mixes_rows:
+        assert sizes == [8, 4, 8, 4]
+        assert all(batch.beginning is None for batch in backend.batches)
+    else:
+        assert sizes == [8, 8, 8]
+        assert [len(batch.beginning.first) for batch in backend.batches] == [4, 4, 4]
+        assert backend.n_measured == [4, 4, 4]

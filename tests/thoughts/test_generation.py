@@ -56,6 +56,21 @@ def decode(
     return twin.generate.generate(model, batch, n_passes, decoding)
 
 
+def test_a_row_is_cut_at_its_own_last_position_and_says_so(twin):
+    """One long prompt among short ones takes nothing from them: rows differ in room, 0 too."""
+    rows = prompts(11, (2, 0, 3, 1))
+    lengths = np.array([len(row.ids) for row in rows])
+    limit = int(lengths.max())
+    free = decode(twin, rows, Decoding(N_NEW, eos_id=-1))
+    bound = Decoding(N_NEW, eos_id=-1, n_positions=limit)
+    cut = decode(twin, rows, bound)
+    room = np.minimum(N_NEW, limit - lengths)
+    assert len(set(room)) > 2 and room.min() == 0
+    assert cut == [new[:n] for new, n in zip(free, room, strict=True)]
+    assert [bound.ran_out(new) for new in cut] == (room < N_NEW).tolist()
+    assert not Decoding(N_NEW, cut[int(room.argmax())][-1]).ran_out(cut[int(room.argmax())])
+
+
 def oracle(rows: list[Row], decoding: Decoding, latent: int | None = LATENT) -> list[list[int]]:
     model = naive.GPT2.load(MODEL)
     limits = (decoding.eos_id, decoding.max_new_tokens)
@@ -375,3 +390,76 @@ def test_the_keys_of_a_prompt_are_kept_once_and_leave_with_its_last_row(twin, mo
     width = batch.ids.shape[1]
     assert caches[0].prompt_keys[0].shape[2] == width
     assert caches[0].used == [3] * len(caches[0].used)  # new tokens alone
+
+
+# ---- rows that begin alike
+
+
+def pairs(seed: int, latents: tuple[tuple[int, int], ...]) -> list[Row]:
+    """Rows two by two with these numbers of latents; two have a beginning in common."""
+    rng = np.random.default_rng(seed)
+    rows = []
+    for numbers in latents:
+        beginning = rng.choice(WORDS, rng.integers(5, 12)).tolist()
+        for n in numbers:
+            ids = beginning + rng.choice(WORDS, rng.integers(1, 5)).tolist()
+            ids += [TOKENS["start"], *[LATENT] * n, TOKENS["end"]]
+            rows.append(as_row(len(rows), ids, None))
+    return rows
+
+
+@pytest.mark.parametrize("name", ["gpt2-tiny", "qwen2-tiny"])
+@pytest.mark.parametrize("latents", [((2, 2), (2, 2)), ((3, 1), (0, 2), (1, 1)), ((0, 0),)])
+def test_what_rows_begin_with_in_common_is_read_once_and_changes_nothing(
+    twin, monkeypatch, name, latents
+):
+    rows, source = pairs(31, latents), np.arange(2 * len(latents)) // 2
+    model, _, _ = twin.weights.load_model(MODELS / name)
+    decoding, shapes = Decoding(N_NEW, EOS), []
+    cls = type(model)
+    trunk = cls.trunk
+    monkeypatch.setattr(
+        cls, "trunk", lambda self, x, *a, **k: shapes.append(x.shape[:2]) or trunk(self, x, *a, **k)
+    )
+    thoughts = []
+
+    def said(order, source=None):
+        batch = collate([rows[i] for i in order], EOS, source=source)
+        for i, ids, real in zip(order, batch.ids, batch.mask, strict=True):
+            assert ids[real].tolist() == rows[i].ids
+        found = twin.generate.generate(
+            model,
+            batch,
+            batch.n_passes,
+            decoding,
+            watch=lambda state: thoughts.append(state.thoughts_on_host()),
+        )
+        return dict(zip(order, found, strict=True))
+
+    alone = said(range(len(rows)))
+    del shapes[:]
+    assert said(range(len(rows)), source) == alone
+    assert shapes[0] == (len(latents), collate(rows, EOS, source=source).beginning.width)
+    assert shapes[1][0] == len(rows)
+    # As an evaluation puts them: first the questions as asked.
+    order = [*range(0, len(rows), 2), *range(1, len(rows), 2)]
+    assert said(order, source[order]) == alone
+    has = np.arange(len(thoughts[0]))[:, None] < [row.n_latents for row in rows]
+    np.testing.assert_allclose(thoughts[1][has], thoughts[0][has], atol=THOUGHTS)
+
+
+def test_thoughts_are_measured_of_the_first_rows_if_at_all(twin, tmp_path):
+    rows, decoding = pairs(32, ((2, 2), (2, 2))), Decoding(2, EOS)
+    engine = backend(twin, tmp_path)
+    engine.generate(collate(rows[::2], EOS), decoding)
+    alone = engine.thought_statistics()
+    batch = collate(rows[::2] + rows[1::2], EOS, source=[0, 1, 0, 1])
+    engine.generate(batch, decoding, n_measured=2)
+    both = engine.thought_statistics()
+    assert alone.keys() == both.keys()
+    for name, values in alone.items():
+        for value, other in zip(values, both[name], strict=True):
+            assert value == other is None or value == pytest.approx(other, abs=1e-4)
+    silent = backend(twin, tmp_path, measure_thoughts=False)
+    silent.generate(batch, decoding)
+    assert silent.thought_statistics() == {}
