@@ -10,7 +10,7 @@ from typing import Any
 import naive
 import numpy as np
 import pytest
-from conftest import few
+from conftest import few, load_twin
 from golden_models import MODELS, TOKENS, as_row, golden
 from tiny import MODEL, run_config
 
@@ -463,3 +463,91 @@ def test_thoughts_are_measured_of_the_first_rows_if_at_all(twin, tmp_path):
     silent = backend(twin, tmp_path, measure_thoughts=False)
     silent.generate(batch, decoding)
     assert silent.thought_statistics() == {}
+
+
+# ---- what the host waits for, and what is computed for nobody
+
+
+def late(twin, monkeypatch, every: int) -> None:
+    """Decode as on a device that queues work, where the host looks at every so many tokens."""
+    monkeypatch.setattr(twin.generate, "queues", lambda a: True)
+    monkeypatch.setattr(twin.generate, "LOOK_EVERY", every)
+
+
+@pytest.mark.parametrize("every", few([5, 2, 12, 50], 1))
+def test_ends_that_are_seen_late_change_nothing(twin, monkeypatch, every):
+    rows = prompts(4, (1, 2, 0, 1, 3, 2, 1, 0, 2, 1, 0, 2))
+    eos, expected = ends_at_different_times(rows)
+    drawn = Decoding(N_NEW, eos, temperature=1.0, stops=lambda tokens: tokens[-1] % 5 == 0)
+    at_once = decode(twin, rows, drawn)
+    assert len({len(new) for new in at_once}) > 3
+    # The last one's room ends two positions behind the longest prompt.
+    most = max(len(row.ids) for row in rows) + 2
+    short = Decoding(N_NEW, -1, n_positions=most)
+    cut = decode(twin, rows, short)
+    late(twin, monkeypatch, every)
+    assert decode(twin, rows, Decoding(N_NEW, eos)) == expected
+    assert decode(twin, rows, drawn) == at_once
+    assert decode(twin, rows, short) == cut
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_the_host_waits_once_for_several_tokens(twin, monkeypatch, temperature):
+    rows, waits = prompts(33, (2, 1)), []
+    if twin.__name__ == "cuda_coconut":
+        from waits import Waits
+
+        late(twin, monkeypatch, 4)
+        found = Waits(monkeypatch)
+        with found:
+            decode(twin, rows, Decoding(N_NEW, -1, temperature))
+        waits = [name for name in found.found if name != "numpy"]
+    else:
+        import mlx.core as mx
+
+        late(twin, monkeypatch, 4)
+        evaluate = mx.eval
+        monkeypatch.setattr(mx, "eval", lambda *a: waits.append("eval") or evaluate(*a))
+        decode(twin, rows, Decoding(N_NEW, -1, temperature))
+    assert len(waits) == N_NEW // 4, waits
+
+
+def test_a_mask_is_made_only_where_a_row_is_padded(twin, monkeypatch):
+    rows, masks = prompts(34, (2, 1)), []
+    cls = type(read_model(twin, MODEL))
+    trunk = cls.trunk
+
+    def watched(self, x, positions, mask=None, *rest):
+        masks.append(mask if mask is None or isinstance(mask, str) else "mask")
+        return trunk(self, x, positions, mask, *rest)
+
+    monkeypatch.setattr(cls, "trunk", watched)
+    decode(twin, rows[:1], Decoding(4, -1))
+    assert masks[-3:] == [None] * 3
+    decode(twin, rows, Decoding(4, -1))
+    assert masks[-3:] == ["mask"] * 3
+
+
+def test_in_bf16_a_weight_is_cast_once_however_many_tokens(tmp_path):
+    twin = load_twin("cuda")
+    pytest.importorskip("torch")
+    from torch.utils._python_dispatch import TorchDispatchMode
+
+    class Casts(TorchDispatchMode):
+        n = 0
+
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            if function.overloadpacket.__name__ == "_to_copy":
+                self.n += any(args[0].shape == p.shape for p in weights)
+            return function(*args, **(kwargs or {}))
+
+    engine = backend(twin, tmp_path, bf16=True)
+    weights = [p for p in engine.model.parameters() if p.ndim == 2]
+    weights[-1].requires_grad_(False)  # as an adapter's base is
+    batch, counts = collate(prompts(35, (2, 2)), EOS), []
+    for n in (2, 6):
+        with Casts() as casts:
+            engine.generate(batch, Decoding(n, -1))
+        counts.append(casts.n)
+    assert counts[0] == counts[1] <= len(weights), counts
+    assert [p.requires_grad for p in weights] == [True] * (len(weights) - 1) + [False]
