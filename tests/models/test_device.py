@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import os
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 from conftest import load_twin
 from tiny import run_config, start
 
 from coconut.errors import UserError
 from coconut.world import wanted_device
+
+
+CPU_STREAM = "mx.stream(mx.cpu)"
 
 
 @pytest.fixture
@@ -98,3 +104,45 @@ def test_a_run_says_and_records_that_products_are_rounded(tmp_path, monkeypatch,
         assert f" M9 {dtype} | run" in capsys.readouterr().out
         log = (config.run_dir / "log.jsonl").read_text().splitlines()
         assert json.loads(log[0])["config"]["tf32"] is tf32
+
+
+def test_no_float64_array_of_mlx_meets_another_stream_than_the_cpus():
+    """A GPU has no float64: outside of `with mx.stream(mx.cpu)` it may be compared with only."""
+    folder = Path(load_twin("mlx").backend.__file__).parent
+    outside = []
+    for path in folder.rglob("*.py"):
+        tree = ast.parse(path.read_text())
+        allowed: set[ast.AST] = set()
+        for node in ast.walk(tree):
+            is_cpu = (
+                isinstance(node, ast.With) and ast.unparse(node.items[0]) == "mx.stream(mx.cpu)"
+            )
+            if is_cpu or isinstance(node, ast.Compare):
+                allowed |= set(ast.walk(node))
+        found = [n for n in ast.walk(tree) if isinstance(n, ast.Attribute) and n.attr == "float64"]
+        outside += [
+            f"{path.name}:{n.lineno}"
+            for n in found
+            if n not in allowed and ast.unparse(n.value) == "mx"
+        ]
+    assert outside == []
+
+
+def test_matrices_that_are_inverted_are_multiplied_on_the_cpu(monkeypatch):
+    import mlx.core as mx
+
+    arrays, streams = load_twin("mlx").arrays, []
+    stream = mx.stream
+
+    def noted(device):
+        streams.append(device)
+        return stream(device)
+
+    monkeypatch.setattr(arrays.mx, "stream", noted)
+    rows = mx.random.normal((5, 3))
+    gram, inverse = arrays.gram(rows), arrays.inverse_of(rows[None], 0.1)
+    assert streams == [mx.cpu, mx.cpu]
+    whole = np.array(rows, np.float64)
+    loaded = whole.T @ whole + 0.1 * np.trace(whole.T @ whole) / 3 * np.eye(3)
+    assert np.abs(gram - whole.T @ whole).max() < 1e-5
+    assert np.abs(np.array(inverse)[0] @ loaded - np.eye(3)).max() < 1e-5
