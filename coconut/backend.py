@@ -300,8 +300,9 @@ class Backend:
             fused = self.module.to_hf(self.twin.adapters.fused(self.model))
             return self.twin.weights.to_numpy(fused)
 
-    def memory(self) -> int:
-        """Peak bytes since the last call."""
+    def memory(self) -> dict[str, int]:
+        """Bytes: `peak_memory_bytes` since the last call; `active_`, held now, and `cached_`, kept
+        for arrays to come, where the library counts them."""
         raise NotImplementedError
 
     def n_traces(self) -> int:

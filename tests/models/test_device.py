@@ -17,7 +17,6 @@ from tiny import run_config, start
 from coconut.errors import UserError
 from coconut.world import wanted_device
 
-
 CPU_STREAM = "mx.stream(mx.cpu)"
 
 
@@ -146,3 +145,19 @@ def test_matrices_that_are_inverted_are_multiplied_on_the_cpu(monkeypatch):
     loaded = whole.T @ whole + 0.1 * np.trace(whole.T @ whole) / 3 * np.eye(3)
     assert np.abs(gram - whole.T @ whole).max() < 1e-5
     assert np.abs(np.array(inverse)[0] @ loaded - np.eye(3)).max() < 1e-5
+
+
+def test_bytes_are_told_apart_and_a_full_cache_is_given_back(twin, tmp_path, monkeypatch):
+    runner = start(twin, run_config(tmp_path))
+    runner.console.close()
+    backend, found = runner.backend, runner.backend.memory()
+    assert found["peak_memory_bytes"] > 0
+    if twin.__name__ == "cuda_coconut":
+        return
+    mx, cleared = twin.backend.mx, []
+    assert 0 < found["active_memory_bytes"] <= found["peak_memory_bytes"]
+    monkeypatch.setattr(mx, "clear_cache", lambda: cleared.append(1))
+    for cached, on_gpu, n in ((10**12, False, 0), (0, True, 0), (10**12, True, 1)):
+        monkeypatch.setattr(mx, "get_cache_memory", lambda cached=cached: cached)
+        backend.on_gpu = on_gpu
+        assert backend.memory()["cached_memory_bytes"] == cached and len(cleared) == n

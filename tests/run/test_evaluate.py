@@ -43,7 +43,7 @@ class Answers:
         return new
 
     def memory(self):
-        return 123
+        return {"peak_memory_bytes": 123}
 
     def thought_statistics(self):
         return {}
