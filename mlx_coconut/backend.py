@@ -65,6 +65,10 @@ class Backend(shared.Backend):
             adapters.grow_quantized(self.model, path, *rows)
         self.config["vocab_size"] = n
 
+    def n_traces(self) -> int:
+        """How often a step was traced or compiled."""
+        return 0 if "MLX_DISABLE_COMPILE" in os.environ else self.trainer.n_traces
+
     def memory(self) -> dict[str, int]:
         """Bytes of the arrays, as far as they are counted on this device."""
         found = {

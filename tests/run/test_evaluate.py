@@ -272,6 +272,9 @@ class Learned(Answers):
         both = [*items, *(prosqa.swap(item) for item in items)]
         super().__init__(tokenizer, answer_of(both, also=lambda item: self.n_updates >= 3))
 
+    def compiled_in_words(self):
+        return ""
+
     def train_step(self, micro_batches, lr, dropout_key, progress):
         self.n_updates += 1
         return StepStats(1.0, 1, 1.0)
