@@ -6,6 +6,7 @@ the modules of a `Twin`, which have the same names in both.
 """
 
 import math
+import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
@@ -91,6 +92,7 @@ class Backend:
             world=world,
         )
         self.policy = self.twin.latro.Policy(self.trainer)
+        self._compiled = (0, 0.0)
         self.statistics = ThoughtStatistics()
 
     def _open(self, config: RunConfig, source: Source) -> None:
@@ -147,7 +149,22 @@ class Backend:
         micro_batches: this process's share, maybe none: its i-th is number rank + i * size of the
         update (see `World`). Gradients, losses and targets are summed over all processes.
         """
-        return self.trainer.step(micro_batches, lr, dropout_key, progress)
+        start, before = time.perf_counter(), self.n_traces()
+        stats = self.trainer.step(micro_batches, lr, dropout_key, progress)
+        if n := self.n_traces() - before:
+            n_before, seconds = self._compiled
+            self._compiled = (n_before + n, seconds + time.perf_counter() - start)
+        return stats
+
+    def compiled_in_words(self) -> str:
+        """How many functions were compiled for updates since the last call; "" if none was."""
+        (n, seconds), self._compiled = self._compiled, (0, 0.0)
+        if not n:
+            return ""
+        return (
+            f"compiled {n} functions in {seconds:.1f} s, their first run included; each new length"
+            " of rows is compiled once"
+        )
 
     def eval_loss(self, batch: Batch) -> LossSum:
         """Loss without dropout and without an update."""
@@ -300,8 +317,9 @@ class Backend:
             fused = self.module.to_hf(self.twin.adapters.fused(self.model))
             return self.twin.weights.to_numpy(fused)
 
-    def memory(self) -> int:
-        """Peak bytes since the last call."""
+    def memory(self) -> dict[str, int]:
+        """Bytes: `peak_memory_bytes` since the last call; `active_`, held now, and `cached_`, kept
+        for arrays to come, where the library counts them."""
         raise NotImplementedError
 
     def n_traces(self) -> int:
