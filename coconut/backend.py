@@ -6,6 +6,7 @@ the modules of a `Twin`, which have the same names in both.
 """
 
 import math
+import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
@@ -95,6 +96,7 @@ class Backend:
         self.statistics = ThoughtStatistics() if config.measure_thoughts else None
         self._table: Table | None = None
         """Of the embedding, for `measure`; None: the weights have changed since."""
+        self._compiled = (0, 0.0)
 
     def _open(self, config: RunConfig, source: Source) -> None:
         """Build the model and give it a checkpoint's weights, or random ones."""
@@ -151,7 +153,22 @@ class Backend:
         update (see `World`). Gradients, losses and targets are summed over all processes.
         """
         self._table = None
-        return self.trainer.step(micro_batches, lr, dropout_key, progress)
+        start, before = time.perf_counter(), self.n_traces()
+        stats = self.trainer.step(micro_batches, lr, dropout_key, progress)
+        if n := self.n_traces() - before:
+            n_before, seconds = self._compiled
+            self._compiled = (n_before + n, seconds + time.perf_counter() - start)
+        return stats
+
+    def compiled_in_words(self) -> str:
+        """How many functions were compiled for updates since the last call; "" if none was."""
+        (n, seconds), self._compiled = self._compiled, (0, 0.0)
+        if not n:
+            return ""
+        return (
+            f"compiled {n} functions in {seconds:.1f} s, their first run included; each new length"
+            " of rows is compiled once"
+        )
 
     def eval_loss(self, batch: Batch) -> LossSum:
         """Loss without dropout and without an update."""
@@ -324,8 +341,9 @@ class Backend:
             fused = self.module.to_hf(self.twin.adapters.fused(self.model))
             return self.twin.weights.to_numpy(fused)
 
-    def memory(self) -> int:
-        """Peak bytes since the last call."""
+    def memory(self) -> dict[str, int]:
+        """Bytes: `peak_memory_bytes` since the last call; `active_`, held now, and `cached_`, kept
+        for arrays to come, where the library counts them."""
         raise NotImplementedError
 
     def n_traces(self) -> int:

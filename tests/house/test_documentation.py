@@ -95,6 +95,9 @@ COMMANDS: dict[str, How] = {
     "brew install *": How(skip="installs, on a Mac"),
     "uv python install *": How(skip="installs"),
     "python3 -c import platform; *": How(skip="prints x86_64 or arm64"),
+    "PYTHONPATH=. python tests/checkpoints/test_what_is_read.py": How(
+        skip="makes the tables again"
+    ),
     "mlx-coconut mac-check": How(skip="takes minutes; tests/commands/test_mac_check.py runs parts"),
     "mlx-coconut mac-check --table *": How(swap={"FILE": "docs/mac-check-cpu.json"}),
     "make *": How(),

@@ -23,7 +23,7 @@ from coconut.batches.rollouts import Rollout
 from coconut.checkpoints import checkpoint
 from coconut.config.latro_keys import LatroConfig
 from coconut.errors import UserError
-from coconut.run.ending import check_finite, measured_with, test_once, write_results
+from coconut.run.ending import check_finite, measured_with, memory_used, test_once, write_results
 from coconut.run.latro.answers import answers, in_words
 from coconut.run.latro.draw_and_score import Rollouts
 from coconut.run.latro.resume import (
@@ -209,7 +209,7 @@ class LatroRunner:
             "rollout_seconds": scored - start,
             "samples_per_second": B / seconds,
             "tokens_per_second": n_sampled / seconds,
-            "peak_memory_bytes": max(self.world.exchange(backend.memory())),
+            **memory_used(self.world, backend),
         }
         self.speed = {name: float(fields[name]) for name in SPEED}
         prompt_epoch = (u + 1) * config.n_prompts / len(self.data.train)
