@@ -25,7 +25,7 @@ from coconut.checkpoints.initial import grown_rows, initial_weights
 from coconut.checkpoints.model_files import save_config, save_weights
 from coconut.checkpoints.source import Source
 from coconut.config.keys import WITH_FEEDBACK, RunConfig
-from coconut.feedback.measures import Table, measure
+from coconut.feedback.measures import Table, add_to
 from coconut.feedback.statistics import ThoughtStatistics
 from coconut.world import World
 
@@ -199,18 +199,9 @@ class Backend:
 
     def _measure(self, n_rows: int | None, state: Any) -> None:
         """Add the thoughts of the first rows of a `LatentOutput` to the statistics."""
-        if n := len(state.thoughts):
-            xp = self.twin.arrays
-            has = state.inputs.latents_on_host()
-            # Latents stand in one run of columns, the same for all rows.
-            first = int(np.argmax(has.any(axis=0)))
-            has = has[:n_rows, first : first + n]
-            sources = state.hidden[:n_rows, first - 1 : first - 1 + n]
-            thoughts = [thought[:n_rows] for thought in state.thoughts]
-            self._table = self._table or Table.of(xp, self.model)
-            found = measure(xp, self.model, thoughts, sources, self._table)
-            self.statistics.add(found, has)
-            self.statistics.add_rank(state.thoughts_on_host()[:, :n_rows], has)
+        if state.thoughts:
+            self._table = self._table or Table.of(self.twin.arrays, self.model)
+            add_to(self.statistics, self.twin.arrays, self.model, state, n_rows, self._table)
 
     @property
     def mixes_rows(self) -> bool:

@@ -9,6 +9,7 @@ import numpy as np
 
 from coconut.blocks import Array
 from coconut.feedback.sizes import entropy_of, norm, rho, rms
+from coconut.feedback.statistics import ThoughtStatistics
 
 # ---- the noise as a distribution
 
@@ -91,3 +92,17 @@ def measure(
         "nearest_cosine": xp.to_host(xp.concatenate(nearest)).reshape(R, B),
         "lens_entropy": xp.to_host(xp.concatenate(entropies)).reshape(R, B),
     }
+
+
+def add_to(
+    statistics: ThoughtStatistics, xp: Any, model: Any, state: Any, n_rows: int | None, table: Table
+) -> None:
+    """Measure the thoughts of a `LatentOutput`'s first rows, those of which have the latent."""
+    n, has = len(state.thoughts), state.inputs.latents_on_host()
+    # Latents stand in one run of columns, the same for all rows.
+    first = int(np.argmax(has.any(axis=0)))
+    has = has[:n_rows, first : first + n]
+    sources = state.hidden[:n_rows, first - 1 : first - 1 + n]
+    thoughts = [thought[:n_rows] for thought in state.thoughts]
+    statistics.add(measure(xp, model, thoughts, sources, table), has)
+    statistics.add_rank(state.thoughts_on_host()[:, :n_rows], has)

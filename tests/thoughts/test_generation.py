@@ -18,6 +18,7 @@ from coconut.backend import Decoding
 from coconut.batches.batch import collate
 from coconut.batches.curriculum import Row
 from coconut.checkpoints.source import Source
+from coconut.feedback import measures
 
 EOS, LATENT = TOKENS["eos"], TOKENS["latent"]
 N_NEW = 12
@@ -448,7 +449,7 @@ def test_what_rows_begin_with_in_common_is_read_once_and_changes_nothing(
     np.testing.assert_allclose(thoughts[1][has], thoughts[0][has], atol=THOUGHTS)
 
 
-def test_thoughts_are_measured_of_the_first_rows_if_at_all(twin, tmp_path):
+def test_thoughts_are_measured_of_the_first_rows_if_at_all(twin, tmp_path, monkeypatch):
     rows, decoding = pairs(32, ((2, 2), (2, 2))), Decoding(2, EOS)
     engine = backend(twin, tmp_path)
     engine.generate(collate(rows[::2], EOS), decoding)
@@ -460,6 +461,17 @@ def test_thoughts_are_measured_of_the_first_rows_if_at_all(twin, tmp_path):
     for name, values in alone.items():
         for value, other in zip(values, both[name], strict=True):
             assert value == other is None or value == pytest.approx(other, abs=1e-4)
+    # The embedding's own sizes are taken once, and anew when its weights have changed.
+    taken = []
+    of = measures.Table.of
+    monkeypatch.setattr(measures.Table, "of", lambda *a: taken.append(1) or of(*a))
+    engine.generate(batch, decoding)
+    engine.generate(batch, decoding)
+    assert taken == []
+    row = as_row(0, [1, 2, 3, 4], [1, 2, 3, 4])
+    engine.train_step([collate([row], EOS)], 1e-2, (0, 0))
+    engine.generate(batch, decoding)
+    assert taken == [1]
     silent = backend(twin, tmp_path, measure_thoughts=False)
     silent.generate(batch, decoding)
     assert silent.thought_statistics() == {}
