@@ -199,7 +199,7 @@ class Backend:
 
     def _measure(self, n_rows: int | None, state: Any) -> None:
         """Add the thoughts of the first rows of a `LatentOutput` to the statistics."""
-        if state.thoughts:
+        if state.thoughts and self.statistics is not None:
             self._table = self._table or Table.of(self.twin.arrays, self.model)
             add_to(self.statistics, self.twin.arrays, self.model, state, n_rows, self._table)
 

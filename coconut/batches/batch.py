@@ -77,7 +77,7 @@ def collate(
     rows: Sequence[Row],
     pad_id: int,
     pad_multiple: int = 1,
-    source: Sequence[int] | None = None,
+    source: Sequence[int] | np.ndarray | None = None,
 ) -> Batch:
     """Align, pad and plan a batch. Rows are not changed.
 
@@ -92,7 +92,7 @@ def collate(
     if source is not None:
         _, first, of_row = np.unique(source, return_index=True, return_inverse=True)
         members = [np.flatnonzero(of_row == number) for number in range(len(first))]
-        common = [_common([rows[r] for r in own]) for own in members]
+        common = [_common([rows[r] for r in own.tolist()]) for own in members]
         begun, shared = [common[number] for number in of_row], max(common)
         if shared:
             beginning = Beginning(shared, of_row, first)

@@ -97,7 +97,8 @@ def _answer(
     backend, config, tokenizer = run.backend, run.config, run.tokenizer
     markers = markers_of(tokenizer)
     n, n_forms = len(forms[0][0]), len(forms)
-    all_items, samples = ([a for form in forms for a in form[i]] for i in (0, 1))
+    all_items = [item for items, _ in forms for item in items]
+    samples = [sample for _, samples in forms for sample in samples]
     rows = [question_row(config, sample, stage, markers, config.n_latents) for sample in samples]
     how = (config.temperature, config.seed, tokenizer.ended)
     decoding = Decoding(config.new_tokens, tokenizer.eos_id, *how)
