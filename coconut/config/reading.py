@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import typing
 from collections.abc import Mapping
@@ -75,7 +76,7 @@ def check_config(
             problems.append(f"{theirs}: stands for {ours}, which is given too; drop one")
         else:
             given[ours] = theirs
-    named = {ours: values[theirs] for ours, theirs in given.items()}
+    named = {ours: _at_home(values[theirs]) for ours, theirs in given.items()}
     found, wrong = read_keys(kind, named, PUBLISHED_NAMES, "docs/keys.md lists them")
     if "method" in wrong:  # all else depends on it
         raise UserError(where, *problems, f"method: {wrong['method']}")
@@ -89,6 +90,11 @@ def check_config(
     if problems:
         raise UserError(where, *[_as_given(line, values) for line in problems])
     return config
+
+
+def _at_home(value: Any) -> Any:
+    """A path that begins in the user's home, written out: a shell does so, a YAML file does not."""
+    return os.path.expanduser(value) if isinstance(value, str) and value.startswith("~/") else value
 
 
 def _as_given(line: str, given: Mapping[Any, Any]) -> str:

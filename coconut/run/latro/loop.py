@@ -92,7 +92,7 @@ class LatroRunner:
 
     def train(self) -> None:
         """Warm start if asked for, then all updates that are left."""
-        with self.console:
+        with self.run.opened():
             self._train()
 
     def _train(self) -> None:
@@ -121,8 +121,6 @@ class LatroRunner:
         if config.test_at_end:
             data = self.data.path("test")
             test_once(self.run, self.run_dir / BEST, data, self._answer_test)
-        if self.run.reporter:
-            self.run.reporter.finish()
 
     def _warm_start(self) -> None:
         """Supervised updates on prompt, written rationale, separator, answer."""
