@@ -18,6 +18,9 @@ and may have
     sft_published_prompt(...)     how the published code asks an SFT model; otherwise sft_prompt
     released(output, item)        whether it is right by the published rule; otherwise by `answer`
     SHOTS: str, N_SHOTS: int      worked examples before the question (NAME_8shot), and how many
+    REWARDS: dict[str, function]  rewards of LaTRO besides likelihood and correct: name ->
+                                  (prompt, rationale, answer, groundtruth) -> number; the answer
+                                  is what `answer` reads in the output
 
 An output is right if its `answer` is that of the item's own `response`.
 """
@@ -35,7 +38,10 @@ from typing import Any
 from coconut.errors import UserError
 
 REQUIRED = ("FILES", "HOW", "read", "prompt", "response", "answer")
-_VALUES: dict[str, type] = {"FILES": dict, "HOW": str, "SHOTS": str, "N_SHOTS": int}
+_VALUES: dict[str, type] = {
+    **{"FILES": dict, "HOW": str, "SHOTS": str, "N_SHOTS": int},
+    "REWARDS": dict,
+}
 _FUNCTIONS: dict[str, tuple[str, type]] = {
     "read": ("read(path)", list),
     "prompt": ("prompt(item, chat)", str),
@@ -47,7 +53,11 @@ _FUNCTIONS: dict[str, tuple[str, type]] = {
     "released": ("released(output, item)", bool),
 }
 """How a part is called, and what it gives."""
-_IN_WORDS = {dict: "a dict", str: "text", int: "a number", list: "a list of items", bool: "a bool"}
+_REWARD = "(prompt, rationale, answer, groundtruth)"
+_IN_WORDS: dict[Any, str] = {
+    **{dict: "a dict", str: "text", int: "a number", list: "a list of items", bool: "a bool"},
+    (int, float): "a number",
+}
 _SPLITS = ("train", "validation", "test")
 SHOWN = 80
 """Characters of a question in a message."""
@@ -87,7 +97,11 @@ def load(name: str) -> SimpleNamespace:
     if problems := _problems(parts):
         raise UserError(file, f"{'; '.join(problems)}; {_ADVICE}")
     for part in _FUNCTIONS.keys() & parts:
-        parts[part] = _watched(file, part, parts[part])
+        parts[part] = _watched(file, *_FUNCTIONS[part], parts[part])
+    parts["REWARDS"] = {
+        reward: _watched(file, f"REWARDS[{reward!r}]{_REWARD}", (int, float), function)
+        for reward, function in parts.get("REWARDS", {}).items()
+    }
     return SimpleNamespace(**parts)
 
 
@@ -103,6 +117,11 @@ def _problems(parts: dict[str, Any]) -> list[str]:
     for part, (call, _) in _FUNCTIONS.items():
         if part in parts and not callable(parts[part]):
             found.append(f"{part} must be a function, {call}, got {type(parts[part]).__name__}")
+    rewards = parts.get("REWARDS", {})
+    for reward, function in rewards.items() if isinstance(rewards, dict) else ():
+        if not callable(function):
+            got = type(function).__name__
+            found.append(f"REWARDS[{reward!r}] must be a function, {_REWARD}, got {got}")
     files = parts.get("FILES", {})
     if isinstance(files, dict):
         missing += [f"FILES[{part!r}]" for part in ("train", "test") if part not in files]
@@ -114,9 +133,8 @@ def _problems(parts: dict[str, Any]) -> list[str]:
     return [*([f"lacks {', '.join(missing)}"] if missing else []), *found]
 
 
-def _watched(file: str, part: str, function: Callable[..., Any]) -> Callable[..., Any]:
+def _watched(file: str, call: str, kind: Any, function: Callable[..., Any]) -> Callable[..., Any]:
     """The function, held to what the part has to give."""
-    call, kind = _FUNCTIONS[part]
 
     def watched(*given: Any) -> Any:
         try:
