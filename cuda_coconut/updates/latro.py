@@ -33,6 +33,7 @@ class Policy:
 
     def keep_reference(self) -> None:
         """Freeze the weights of now as the reference."""
+        self.reference = None  # first: there is not always room for an old one and a new one
         # Frozen weights beside an adapter are shared, not copied.
         shared = {id(p): p for p in self.trainer.model.parameters() if not p.requires_grad}
         self.reference = copy.deepcopy(self.trainer.model, shared).requires_grad_(False)

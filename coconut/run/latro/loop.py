@@ -25,11 +25,13 @@ from coconut.run.latro.diagnostics import best_and_worst, measures
 from coconut.run.latro.draw_and_score import Rollouts
 from coconut.run.latro.policy_update import Round, draw_round, step
 from coconut.run.latro.resume import (
+    REFERENCE,
     WARM_START,
     checkpoints,
     plan_lines,
+    reference_weights,
+    references,
     resumed_from,
-    warm_weights,
     whole_update,
 )
 from coconut.run.learning_rate import learning_rate
@@ -60,7 +62,9 @@ class LatroRunner:
     ):
         self.world, self.run_dir = world or World(), config.run_dir
         self.config = whole = whole_update(config, self.world.size)
-        self.resumed, warm = agreed_paths(self.world, resumed_from(whole), warm_weights(whole))
+        resumed = resumed_from(whole)
+        reference = reference_weights(whole, resumed)
+        self.resumed, warm = agreed_paths(self.world, resumed, reference)
         self.run = run = Run(config, twin, self.world, warm)
         self.tokenizer = run.tokenizer
         self.data = Data(whole, self.tokenizer)
@@ -84,6 +88,16 @@ class LatroRunner:
         if self.config.kl_coef:
             self.backend.keep_reference()
 
+    def _renew_reference(self) -> None:
+        """The weights of now become the reference, written for a run that is gone on with."""
+        self._keep_reference()
+        name = REFERENCE.format
+        self._save(self.run_dir / name(self.update), with_optimizer=False)
+        updates = [int(p.name[7:]) for p in checkpoints(self.run_dir)]
+        every = self.config.reference_every
+        needed = [self.run_dir / name(u // every * every) for u in updates]
+        prune(self.run, references, 1, needed)
+
     # ---- training
 
     def train(self) -> None:
@@ -105,6 +119,8 @@ class LatroRunner:
             self._update(self.update)
             self.update += 1
             last = self.update == self.total
+            if config.reference_every and self.update % config.reference_every == 0:
+                self._renew_reference()
             # As published: after updates 1, 1 + every, ..., and the last one.
             if every and ((self.update - 1) % every == 0 or last):
                 self._evaluate()

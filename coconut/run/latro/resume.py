@@ -8,9 +8,17 @@ from coconut import files
 from coconut.checkpoints import checkpoint
 from coconut.config.latro_keys import LatroConfig
 from coconut.errors import UserError
+from coconut.run.saving import STATE
 
 WARM_START = "warm_start"
+REFERENCE = "reference_{:04d}"
+"""Weights after so many updates, which became the reference (reference_every)."""
 _UPDATE = re.compile(r"update_(\d+)", re.ASCII)
+
+
+def references(run_dir: Path) -> list[Path]:
+    """The weights that became the reference of a run, in the order of their updates."""
+    return sorted(run_dir.glob("reference_*"), key=lambda p: int(p.name[10:]))
 
 
 def checkpoints(run_dir: Path) -> list[Path]:
@@ -47,6 +55,24 @@ def resumed_from(config: LatroConfig) -> Path | None:
         raise UserError(
             str(found),
             f"holds weights alone, no optimizer to go on with; name an update_N, or {begin}",
+        )
+    return found
+
+
+def reference_weights(config: LatroConfig, resumed: Path | None) -> Path | None:
+    """The weights that are the reference of a run that goes on from `resumed`: the last that became
+    it on the way there, or those of the warm start. Raises UserError if they are gone.
+    """
+    every = config.reference_every
+    done = files.read_json(resumed / STATE)["n_updates"] if resumed and every else 0
+    if resumed is None or not every or done < every:
+        return warm_weights(config)
+    found = resumed.parent / REFERENCE.format(done // every * every)
+    if not found.is_dir():
+        raise UserError(
+            str(found),
+            "gone, and with it the reference of the KL term; bring it back, or go on with the"
+            " reference_every that it was trained with",
         )
     return found
 
