@@ -310,8 +310,8 @@ def test_expected_update_is_the_slope_of_what_it_climbs(twin, tmp_path, rule, kl
     """All 36 pairs of one-token rationales by their probability, on the policy.
 
     With the KL in the reward it climbs E[r] - beta KL(policy | reference); k3 in the loss climbs
-    -beta KL(reference | policy) instead. The advantages of dr_grpo are half of those of rloo; grpo climbs
-    the expectation of its own advantage. The entropy bonus adds its multiple of the entropy.
+    -beta KL(reference | policy) instead. Of dr_grpo the advantages are half of those of
+    rloo; grpo climbs the expectation of its own. The bonus adds its multiple of the entropy.
     """
     directory = enumeration_model(tmp_path / "toy")
     oracle, ref = naive.GPT2.load(directory), naive.GPT2.load(directory)

@@ -18,7 +18,7 @@ def measures(config: LatroConfig, drawn: Round, stepped: Stepped) -> dict[str, A
     """The figures of an update: those with published names, and others.
 
     What does not exist is left out: a correlation of what is constant, a length of rationales that
-    ended if none did, who was right if no reward asks.
+    ended if none did, who was right if no reward asks, clipping in the only update.
     """
     scored, earned, K = drawn.scored, drawn.earned, config.rloo_k
     rewards, log_ratio = earned.rewards, scored.said - scored.ref
@@ -40,9 +40,10 @@ def measures(config: LatroConfig, drawn: Round, stepped: Stepped) -> dict[str, A
         "objective/zero_variance_groups": np.mean(groups < 1e-8),
         "objective/entropy": scored.entropy / n_said,
         "objective/on_policy_gap": stepped.on_policy_gap,
-        "objective/clip_fraction": stepped.clip_fraction,
         "grad_norm": stepped.grad_norm,
     }
+    if config.num_iterations > 1:
+        fields["objective/clip_fraction"] = stepped.clip_fraction
     return fields | _of_lengths(drawn) | _of_rewards(config, drawn)
 
 
