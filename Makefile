@@ -10,7 +10,7 @@ PYTEST := HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n logical --maxprocesses=8 -
 # Without bytecode every process that a test starts would compile its libraries again.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: setup demo test test-all test-browser lint bench analyses
+.PHONY: setup demo mac-check test test-all test-browser lint bench analyses
 .DELETE_ON_ERROR:
 
 setup: $(READY)
@@ -26,6 +26,10 @@ $(READY): pyproject.toml constraints.txt setup.py
 
 demo: setup
 	$(BIN)/python -m mlx_coconut.run args/prosqa_coconut_eval.yaml
+
+# Is this machine's MLX right, and how fast? See docs/on_a_mac.md.
+mac-check: setup
+	$(BIN)/python -m mlx_coconut mac-check $(ARGS)
 
 # At least a case of every test file, both twins.
 test: setup
@@ -49,7 +53,7 @@ bench: setup
 
 # MODEL and DATA choose another checkpoint and its questions, ARGS adds options.
 MODEL ?= data/checkpoints/prosqa
-DATA ?= data/prosqa_test.json
+DATA ?= data/prosqa_made_test.json
 
 analyses: setup
 	$(BIN)/python -m mlx_coconut analyse all --model $(MODEL) --data $(DATA) --items 300 --out docs/analyses $(ARGS)

@@ -322,7 +322,7 @@ def main() -> int:
     parser.add_argument("--samples", type=int, default=16, help="rationales a prompt")
     parser.add_argument("--repeats", type=int, default=2, help="timed updates a round")
     parser.add_argument("--model", type=Path, help="shipped checkpoint; default data/checkpoints/*")
-    parser.add_argument("--data", type=Path, default=ROOT / "data" / "prosqa_test.json")
+    parser.add_argument("--data", type=Path, default=ROOT / "data" / "prosqa_made_test.json")
     models = ("gpt2", "qwen")
     parser.add_argument("--models", nargs="+", choices=models, default=models, help="for memory")
     parser.add_argument("--small", action="store_true", help="gpu: tiny shapes, to try it anywhere")

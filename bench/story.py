@@ -15,7 +15,7 @@ from typing import Any
 
 from mlx_coconut.__main__ import main as mlx_coconut
 
-DATA, ITEM = Path(__file__).parents[1] / "data" / "prosqa_test.json", 4
+DATA, ITEM = Path(__file__).parents[1] / "data" / "prosqa_made_test.json", 4
 N_PANELS = 5
 INK, QUIET, FAINT = "#1d2733", "#5c6875", "#b9c2cc"
 GOOD, BAD, THOUGHT = "#00695c", "#b3402a", "#1f5fb0"

@@ -32,6 +32,7 @@ class Decoding:
     """How new tokens are drawn. temperature 0 is greedy.
 
     stops: further ends of a row besides eos; told the row's tokens after each new one.
+    n_positions: of the model, which the back end fills in; None: it has no limit.
     """
 
     max_new_tokens: int
@@ -39,6 +40,16 @@ class Decoding:
     temperature: float = 0.0
     seed: int = 0
     stops: Callable[[list[int]], bool] | None = None
+    n_positions: int | None = None
+
+    def room(self, lengths: np.ndarray) -> np.ndarray:
+        """New tokens (R,) that each row may have behind a prompt of so many positions (R,)."""
+        limit = math.inf if self.n_positions is None else self.n_positions
+        return np.minimum(self.max_new_tokens, limit - lengths)
+
+    def ran_out(self, tokens: list[int]) -> bool:
+        """Whether a row's new tokens stop because the model has no further position for it."""
+        return len(tokens) < self.max_new_tokens and not self.ends(tokens)
 
     def ends(self, tokens: list[int]) -> bool:
         """Whether a row is complete with these new tokens."""
@@ -79,10 +90,13 @@ class Backend:
     device: str
     note: str
     """A line for the log about the libraries underneath; may be empty."""
+    uses_tf32: bool
+    """Whether products of float32 matrices are rounded to TF32."""
 
     def __init__(self, config: RunConfig, source: Source, world: World | None = None):
         self.config = dict(source.config)
         self.dtype = "bfloat16" if config.bf16 else "float32"
+        self.dtype += " with TF32 products" * self.uses_tf32
         self.model_type: str = self.config["model_type"]
         self.n_positions = source.n_positions
         self.adapter = source.adapter
@@ -183,6 +197,7 @@ class Backend:
 
         replaced (R, B, D): what the latents receive instead of the model's own thoughts.
         """
+        decoding = replace(decoding, n_positions=self.n_positions)
         with self.trainer.compute_weights():
             return self.twin.generate.generate(
                 self.model, batch, self._n_passes(batch), decoding, replaced, self._measure
@@ -234,6 +249,7 @@ class Backend:
         streams: Sequence[tuple[int, ...]],
     ) -> list[Sampled]:
         """LaTRO: new tokens of R rows; row r goes on from prompt source[r], drawn by streams[r]."""
+        decoding = replace(decoding, n_positions=self.n_positions)
         return self.policy.sample(prompts, decoding, source, streams)
 
     def keep_reference(self) -> None:

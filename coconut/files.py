@@ -1,8 +1,11 @@
 """Files read, written whole or not at all, and their digests; errors name file and place."""
 
+import errno
 import hashlib
 import json
 import os
+import platform
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -10,11 +13,13 @@ from typing import Any
 
 from coconut.errors import UserError
 
+HOST = re.sub(r"[^\w.]+", "_", platform.node(), flags=re.ASCII)[-48:] or "_"
+"""This machine, as the name of a file that is being written says it."""
 _PACKAGE = Path(__file__).resolve().parent
 SHIPPED = (
     *("args/**/*.yaml", "args/**/*.json", "docs/*.md", "docs/*.ipynb", "data/README.md"),
-    *("data/prosqa_tiny.json", "data/prosqa_small_*.json", "data/prosqa_valid.json"),
-    *("data/prosqa_test.json", "data/hops_valid.json", "data/chains_*.jsonl"),
+    *("data/prosqa_tiny.json", "data/prosqa_small_*.json", "data/prosqa_made_valid.json"),
+    *("data/prosqa_made_test.json", "data/hops_valid.json", "data/chains_*.jsonl"),
     "data/checkpoints/*/*",
 )
 """What an installed project has beside its code; setup.py copies it into `coconut/shipped/`."""
@@ -23,7 +28,7 @@ SHIPPED = (
 def shipped(name: str) -> Path:
     """Where a file of SHIPPED lies: in a checkout, or in what the build put into the package.
 
-    name: its path in the checkout, `data/prosqa_test.json`.
+    name: its path in the checkout, `data/prosqa_made_test.json`.
     """
     installed = _PACKAGE / "shipped"
     return (installed if installed.is_dir() else _PACKAGE.parent) / name
@@ -41,24 +46,36 @@ def shipped_names(root: Path) -> list[str]:
     return sorted(path.relative_to(root).as_posix() for path in found)
 
 
-def read_bytes(path: Path) -> bytes:
-    """Content of a file. Raises UserError if it cannot be read."""
+def read_bytes(path: Path, remedy: str = "") -> bytes:
+    """Content of a file. Raises UserError, with the remedy, if it cannot be read."""
     try:
         return Path(path).read_bytes()
     except OSError as error:
-        raise UserError(str(path), f"cannot be read: {error.strerror}") from error
+        raise UserError(str(path), f"cannot be read: {error.strerror}{remedy}") from error
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """The JSON object in a file. Raises UserError if it is not there or not one."""
+def read_json(path: Path, remedy: str = "") -> dict[str, Any]:
+    """The JSON object in a file. Raises UserError, with the remedy, if there is none."""
+    remedy = remedy and f"; {remedy}"
     try:
-        content = json.loads(read_bytes(path))
+        content = json.loads(read_bytes(path, remedy))
     # RecursionError: brackets nested a thousand deep are damage too.
     except (ValueError, RecursionError) as error:
-        raise UserError(str(path), f"not JSON, the file is damaged ({error})") from error
+        raise UserError(str(path), f"not JSON, the file is damaged ({error}){remedy}") from error
     if not isinstance(content, dict):
-        raise UserError(str(path), f"expected a JSON object, got {type(content).__name__}")
+        kind = type(content).__name__
+        raise UserError(str(path), f"expected a JSON object, got {kind}{remedy}")
     return content
+
+
+@contextmanager
+def library_writes(path: Path, kind: type[Exception]) -> Iterator[None]:
+    """What a library raises (kind) where the disk refuses, as the OSError that it is."""
+    try:
+        yield
+    except kind as error:
+        why = str(error).strip().split("\n")[0]
+        raise OSError(errno.EIO, f"{path.name}: {why}", str(path)) from error
 
 
 @contextmanager
@@ -75,6 +92,7 @@ def writing(path: Path | str) -> Iterator[Path]:
         yield partial
         flush(partial)
         partial.replace(path)
+        flush(path.parent)
     except OSError as error:
         raise UserError(str(path), f"cannot be written: {error.strerror}") from error
     finally:
@@ -104,13 +122,29 @@ def sha256(path: Path) -> str:
 
 
 def hidden(path: Path, state: str) -> Path:
-    return path.parent / f".{path.name}.{state}-{os.getpid()}"
+    return path.parent / f".{path.name}.{state}-{HOST}-{os.getpid()}"
+
+
+def is_running(pid: int) -> bool:
+    """Whether there is a process of this number on this machine."""
+    try:
+        os.kill(pid, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:
+        pass
+    return True
 
 
 def flush(path: Path) -> None:
+    """Put a file, or the names in a folder, on the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
+    except OSError as error:
+        # Some network disks flush no folders.
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP) or not path.is_dir():
+            raise
     finally:
         os.close(descriptor)
 

@@ -1,6 +1,7 @@
 """The processes of one run: who this one is, what they tell each other, how they end together."""
 
 import json
+import os
 import platform
 import sys
 from collections.abc import Callable, Sequence
@@ -8,9 +9,21 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from coconut import files
-from coconut.errors import UserError
+from coconut.errors import UserError, of_disk
 
 Part = TypeVar("Part")
+DEVICES = ("cpu", "gpu")
+
+
+def wanted_device(key: str | None) -> str | None:
+    """cpu, gpu, or None for the library's own choice: the key, else COCONUT_DEVICE.
+
+    Raises UserError for another word there.
+    """
+    wanted = key or os.environ.get("COCONUT_DEVICE") or None
+    if wanted not in (None, *DEVICES):
+        raise UserError("COCONUT_DEVICE", f"expected {' or '.join(DEVICES)}, got {wanted!r}")
+    return wanted
 
 
 class AgreedError(UserError):
@@ -137,8 +150,8 @@ def together(run: Callable[[World], None], make_world: Callable[[], World]) -> N
     world = make_world()
     try:
         run(world)
-    except UserError as error:
-        told = world.tell(error)
+    except (UserError, OSError) as error:
+        told = world.tell(error if isinstance(error, UserError) else of_disk(error))
         if world.is_first or not isinstance(told, AgreedError):
             print(told, file=sys.stderr, flush=True)
         if isinstance(told, AgreedError):

@@ -10,12 +10,25 @@ import torch
 from coconut import backend as shared
 from coconut.checkpoints.source import Source
 from coconut.config.keys import RunConfig
-from coconut.world import World
+from coconut.errors import UserError
+from coconut.world import World, wanted_device
 from cuda_coconut import models
 from cuda_coconut.models import adapters, arrays, weights
 from cuda_coconut.models.cpu import keep_freed_memory
 from cuda_coconut.thoughts import feedback, generate, latent, look_inside
 from cuda_coconut.updates import latro, train
+
+
+def start_device(wanted: str | None, tf32: bool) -> bool:
+    """Choose the device and how it rounds, before anything is computed.
+
+    wanted: cpu, gpu, None for the library's own choice. Returns whether it is a GPU. Raises
+    UserError if there is none.
+    """
+    if wanted == "gpu" and not torch.cuda.is_available():
+        raise UserError("device", "gpu: torch finds none here; use device: cpu")
+    torch.set_float32_matmul_precision("high" if tf32 else "highest")
+    return wanted != "cpu" and torch.cuda.is_available()
 
 
 class Backend(shared.Backend):
@@ -27,10 +40,11 @@ class Backend(shared.Backend):
     )
 
     def __init__(self, config: RunConfig, source: Source, world: World | None = None):
-        self.on_gpu = torch.cuda.is_available()
+        self.on_gpu = start_device(wanted_device(config.device), config.tf32)
+        self.uses_tf32 = self.on_gpu and config.tf32
         self.device = torch.cuda.get_device_name() if self.on_gpu else "cpu"
         self.note = f"torch {torch.__version__}, {torch.get_num_threads()} CPU threads"
-        if torch.version.cuda and not self.on_gpu:
+        if torch.version.cuda and not torch.cuda.is_available():
             self.note += ": this torch is built for a GPU and sees none"
         super().__init__(config, source, world)
 

@@ -20,7 +20,7 @@ class Processes(World):
     """The processes that a launcher started together."""
 
     def __init__(self) -> None:
-        on_gpu = torch.cuda.is_available()
+        on_gpu = torch.cuda.is_available() and os.environ.get("COCONUT_DEVICE") != "cpu"
         if on_gpu:
             local, n_gpus = int(os.environ.get("LOCAL_RANK", "0")), torch.cuda.device_count()
             if local >= n_gpus:

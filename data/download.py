@@ -1,17 +1,20 @@
 """Download the public files the builders read: checked by sha256, resumed where they stopped.
 
     python data/download.py gsm8k-train gsm8k-test
-    python data/download.py --repo OWNER/NAME --file PATH [--revision REV] [--sha256 HEX]
+    python data/download.py prosqa
+    python data/download.py --repo OWNER/NAME --file PATH [--revision COMMIT] [--sha256 HEX]
 
 The second form takes any file of a data set on the Hugging Face hub (HF_ENDPOINT and HF_TOKEN
-count). A transfer that is cut leaves `NAME.part`; the next run asks the server for the rest only.
+count), named by a commit or by its checksum: what a branch holds may change. A transfer that is cut
+leaves `NAME.part`; the next run asks the server for the rest only.
 """
 
 import argparse
+import re
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -20,6 +23,7 @@ if not __package__:  # run as `python data/download.py`
 
 from coconut.errors import UserError
 from coconut.files import sha256
+from coconut.tasks import official
 from coconut.tasks.files import command
 
 _TRIES = 5  # without a byte of progress
@@ -35,6 +39,7 @@ class Source:
     sha256: str | None
     licence: str = ""
     is_hub: bool = False
+    folder: str = "data/cache"
 
 
 _GSM8K = (
@@ -77,7 +82,16 @@ SOURCES = {
         "0a3909a9e7d8d2f7ad6b8c7b5608aa744988d835f9bf874d4cf06ca77df6bf8c",
         "MIT",
     ),
+    # Where the published YAML files look for them.
+    **{
+        name.removesuffix(".json").replace("_", "-"): Source(
+            f"{official.AT}/{name}", name, known, "MIT", folder="data"
+        )
+        for name, (_, known) in official.PROSQA.items()
+    },
 }
+GROUPS = {"prosqa": ("prosqa-train", "prosqa-valid", "prosqa-test")}
+"""Several files by one name."""
 
 
 def hub_source(repo: str, file: str, revision: str = "main", sha256: str | None = None) -> Source:
@@ -101,6 +115,9 @@ def fetch(source: Source, directory: Path | str) -> Path:
     for a file that does not exist, no network, a transfer cut too often, or a wrong checksum.
     """
     path = Path(directory) / source.name
+    record = path.with_name(path.name + ".sha256")
+    if source.sha256 is None and record.exists():
+        source = replace(source, sha256=record.read_text().strip())
     if path.exists():
         if source.sha256 and sha256(path) != source.sha256:
             raise UserError(
@@ -125,6 +142,9 @@ def fetch(source: Source, directory: Path | str) -> Path:
             "nothing kept, try again",
         )
     part.replace(path)
+    if source.sha256 is None and not source.is_hub:
+        record.write_text(f"{actual}\n")
+        print(f"{path}: its sha256 was not known before; recorded in {record}")
     return path
 
 
@@ -200,23 +220,28 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         prog="data/download.py", description="Download public data files, checked and resumable."
     )
-    parser.add_argument("names", nargs="*", metavar="NAME", help=", ".join(SOURCES))
+    names = ", ".join([*GROUPS, *SOURCES])
+    parser.add_argument("names", nargs="*", metavar="NAME", help=names)
     parser.add_argument("--repo", metavar="OWNER/NAME", help="a data set on the Hugging Face hub")
     parser.add_argument("--file", metavar="PATH", help="a file of that repository")
-    parser.add_argument("--revision", default="main", help="branch, tag or commit (%(default)s)")
+    parser.add_argument("--revision", default="main", help="a commit; with --sha256 a branch too")
     parser.add_argument("--sha256", metavar="HEX", help="what its checksum must be")
-    parser.add_argument("--out-dir", default="data/cache", metavar="DIR", help="(%(default)s)")
+    help = "(data/cache; ProsQA: data)"
+    parser.add_argument("--out-dir", metavar="DIR", help=help)
     args = parser.parse_args()
     if bool(args.repo) != bool(args.file) or not (args.names or args.repo):
         parser.error("give one or more NAMEs, or --repo with --file")
-    unknown = [name for name in args.names if name not in SOURCES]
+    if args.repo and not args.sha256 and not re.fullmatch("[0-9a-f]{40}", args.revision):
+        parser.error("--repo needs --revision COMMIT (40 digits), or --sha256: a branch may change")
+    wanted = [one for name in args.names for one in GROUPS.get(name, (name,))]
+    unknown = [name for name in wanted if name not in SOURCES]
     if unknown:
-        parser.error(f"unknown: {', '.join(unknown)}; known: {', '.join(SOURCES)}")
-    sources = [SOURCES[name] for name in args.names]
+        parser.error(f"unknown: {', '.join(unknown)}; known: {names}")
+    sources = [SOURCES[name] for name in wanted]
     if args.repo:
         sources.append(hub_source(args.repo, args.file, args.revision, args.sha256))
     for source in sources:
-        path = fetch(source, args.out_dir)
+        path = fetch(source, args.out_dir or source.folder)
         print(f"have {path} | {path.stat().st_size:,} bytes | sha256 {sha256(path)}")
 
 

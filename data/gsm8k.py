@@ -18,7 +18,7 @@ if not __package__:  # run as `python data/gsm8k.py`
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from coconut.errors import UserError
-from coconut.tasks.files import Item, atomic, command, field, parse_json, read_lines, write_items
+from coconut.tasks.files import Item, atomic, command, field, read_lines, read_records, write_items
 
 _ANNOTATION = re.compile(r"<<.*?>>")
 
@@ -67,14 +67,12 @@ def read(path: Path | str) -> list[Item]:
 
     Raises UserError naming file and line of an item that is broken.
     """
+    if Path(path).suffix != ".jsonl":
+        return [from_line(line, where) for where, line in read_lines(path)]
     items = []
-    for where, line in read_lines(path):
-        if Path(path).suffix == ".jsonl":
-            raw = parse_json(line, where)
-            question, solution = (field(raw, name, str, where) for name in ("question", "answer"))
-            items.append(from_solution(question, solution, where))
-        else:
-            items.append(from_line(line, where))
+    for where, raw in read_records(path):
+        question, solution = (field(raw, name, str, where) for name in ("question", "answer"))
+        items.append(from_solution(question, solution, where))
     return items
 
 

@@ -17,7 +17,7 @@ CANDIDATES = ("libopenblas.so.0", "libopenblas.so", "libmkl_rt.so.3", "libmkl_rt
 def load() -> str:
     """Load the first fast BLAS found. Returns a line for the log: which one, or what to do.
 
-    COCONUT_BLAS names a library to use instead; COCONUT_BLAS=none leaves MLX as it is.
+    COCONUT_BLAS names a library to try first; COCONUT_BLAS=none leaves MLX as it is.
     """
     if not sys.platform.startswith("linux"):
         return ""
@@ -29,19 +29,18 @@ def load() -> str:
     in_prefix = sorted(str(p) for p in Path(sys.prefix, "lib").glob("libmkl_rt.so.*"))
     # The default threading layer of mkl wants a library of its own; GNU's is always there.
     os.environ.setdefault("MKL_THREADING_LAYER", "GNU")
-    for name in [wanted] if wanted else [*CANDIDATES, *in_prefix]:
+    missing = ""
+    for name in [wanted, *CANDIDATES, *in_prefix]:
         try:
-            ctypes.CDLL(name, mode=ctypes.RTLD_GLOBAL)
+            if name:
+                ctypes.CDLL(name, mode=ctypes.RTLD_GLOBAL)
+                return f"BLAS: {name}{missing}"
         except OSError as error:
-            if wanted:
-                return (
-                    f"BLAS: COCONUT_BLAS={wanted} cannot be loaded ({error}); slow reference BLAS"
-                )
-            continue
-        return f"BLAS: {name}"
+            if name == wanted:
+                missing = f"; COCONUT_BLAS={wanted} cannot be loaded ({error})"
     return (
         "BLAS: MLX's slow reference BLAS; `apt install libopenblas0` or `pip install mkl` makes"
-        " matrix products 20 to 30 times faster"
+        f" matrix products 20 to 30 times faster{missing}"
     )
 
 

@@ -22,6 +22,8 @@ CHOSEN = os.environ.get("TWINS", "mlx,cuda").split(",")
 # Each shape of a compiled step costs seconds of a C++ compiler on a CPU: only what is marked
 # `compiled` is. Processes that a test starts inherit it.
 os.environ["MLX_DISABLE_COMPILE"] = "1"
+# Where a GPU would round float32 products to 10 bits, no tolerance here would hold.
+os.environ["MLX_ENABLE_TF32"] = "0"
 if "PYTEST_XDIST_WORKER" in os.environ:
     # Tiny arrays: a second thread waits for the core on which the next worker computes.
     os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -67,7 +69,10 @@ def load_twin(name: str) -> Any:
     """The modules of the package that `name` ("mlx" or "cuda") stands for."""
     if name not in TWINS:
         pytest.fail(f"TWINS names {name!r}; known: {', '.join(TWINS)}")
-    return Twin(name)
+    twin = Twin(name)
+    if name == "mlx" and "COCONUT_DEVICE" in os.environ:  # for tests that open no back end
+        twin.backend.start_device(os.environ["COCONUT_DEVICE"], tf32=False)
+    return twin
 
 
 def few(cases: Iterable[Any], n: int) -> list[Any]:

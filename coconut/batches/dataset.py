@@ -1,4 +1,4 @@
-"""Reads and checks the data: JSON list of {question, answer, steps} -> tokenised samples."""
+"""Reads and checks the data: items of question, answer and steps -> tokenised samples."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -7,6 +7,8 @@ from typing import Any
 
 from coconut.batches.curriculum import Sample
 from coconut.errors import UserError
+from coconut.tasks.files import read_records
+from coconut.tasks.graphs import graph_problems
 from coconut.text.tokenizer import Tokenizer
 
 CHECKED_ITEMS = 50_000
@@ -17,16 +19,9 @@ SHOWN_PROBLEMS = 5
 def read_items(path: str | Path) -> list[dict[str, Any]]:
     """Items of a data file, checked. Extra keys are kept. Raises UserError naming file and item."""
     where = str(path)
-    try:
-        items = json.loads(Path(path).read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(where, "no such file; data/README.md says how to make it") from None
-    except json.JSONDecodeError as error:
-        raise UserError(where, f"line {error.lineno}: not valid JSON: {error.msg}") from None
-    except (OSError, ValueError, RecursionError) as error:
-        raise UserError(where, f"cannot be read as JSON: {error}") from None
-    if not isinstance(items, list):
-        raise UserError(where, "expected a JSON list of items with question, answer and steps")
+    if not Path(path).exists():
+        raise UserError(where, "no such file; data/README.md says how to make it")
+    items = [item for _, item in read_records(path)]
     if not items:
         raise UserError(where, "holds no items")
     problems = [f"item {i}: {text}" for i, item in enumerate(items) for text in _complaints(item)]
@@ -47,11 +42,11 @@ def _complaints(item: Any) -> list[str]:
             found.append(f"{name} is empty")
     steps = item.get("steps")
     if "steps" not in item:
-        found.append("steps is missing (an empty list is allowed)")
+        published = "####" in str(item.get("answer"))
+        remedy = "python data/gsm8k.py makes items of GSM8K" if published else "or a text cot"
+        found.append(f"steps is missing (an empty list is allowed; {remedy})")
     elif not isinstance(steps, list) or not all(isinstance(step, str) for step in steps):
         found.append("steps must be a list of texts")
-    else:
-        found += [f"step {i} is empty" for i, step in enumerate(steps) if not step.strip()]
     latents = item.get("latents", 0)
     if type(latents) is not int or latents < 0:
         found.append(f"latents must be a number of latents, got {latents!r}")
@@ -60,6 +55,7 @@ def _complaints(item: Any) -> list[str]:
         found.append("thoughts must be a list of texts, one a latent")
     elif thoughts and len(thoughts) != latents:
         found.append(f"thoughts must be one text for each of its latents, got {len(thoughts)}")
+    found += graph_problems(item)
     try:
         json.dumps(item, ensure_ascii=False).encode("utf-8")
     except UnicodeEncodeError:
@@ -87,8 +83,12 @@ def tokenize(
         steps = [tokenizer.encode(step + "\n") for step in item["steps"]]
         answer = tokenizer.encode("### " + item["answer"])
         if i % stride == 0:
-            whole = "\n".join([item["question"], *item["steps"], "### " + item["answer"]])
-            parts = [*question, *(token for step in steps for token in step), *answer]
+            # An empty step, as the published conversion of GSM8K leaves behind, is a bare line end,
+            # which many vocabularies join to the one before it.
+            written = [step for step in item["steps"] if step]
+            whole = "\n".join([item["question"], *written, "### " + item["answer"]])
+            of_steps = [step for text, step in zip(item["steps"], steps, strict=True) if text]
+            parts = [*question, *(token for step in of_steps for token in step), *answer]
             if tokenizer.encode_question(whole) != parts:
                 problems.append(
                     f"item {idx}: its parts, tokenised alone, are not the tokens of the whole text;"
@@ -98,8 +98,21 @@ def tokenize(
         # A thought is one position: it is taught the first token of its text.
         thoughts = tuple(tokenizer.encode(text)[0] for text in item.get("thoughts", []))
         samples.append(Sample(idx, question, steps, [*answer, tokenizer.eos_id], latents, thoughts))
+    if problems and not _joins(tokenizer):
+        raise UserError(
+            f"tokenizer {tokenizer.name}",
+            "reads a line alone as other tokens than within a text, so no item can be made of"
+            " parts; choose another (key tokenizer)",
+        )
     raise_all(where, problems)
     return samples
+
+
+def _joins(tokenizer: Tokenizer) -> bool:
+    """Whether plain lines, encoded one by one, are the tokens of the text that they make."""
+    first, *others = lines = ["a b\n", "c d\n", "### e"]
+    parts = [*tokenizer.encode_question(first), *(t for x in others for t in tokenizer.encode(x))]
+    return parts == tokenizer.encode_question("".join(lines))
 
 
 def check_lengths(lengths: Mapping[int, int], n_positions: int | None, where: str) -> None:

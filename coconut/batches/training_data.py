@@ -50,7 +50,8 @@ class TrainingData:
     ):
         self.config, self.tokenizer = config, tokenizer
         self.world = world or World()
-        self.limit = DEBUG_ITEMS if config.debug else None
+        limits = [DEBUG_ITEMS] * config.debug + [config.max_size] * bool(config.max_size)
+        self.limit = min(filter(None, limits), default=None)
         self.generated = dict(config.generate)
         self.fresh = self.generated.pop("fresh", False)
         self.n_items = int(self.generated.pop("items", 0))
@@ -122,7 +123,7 @@ class TrainingData:
 
     def _held_out(self) -> list[Path]:
         """Files that no training item may come from: those that ship, and val_path."""
-        paths = [shipped(f"data/prosqa_{split}.json") for split in ("valid", "test")]
+        paths = [shipped(f"data/prosqa_made_{split}.json") for split in ("valid", "test")]
         return [*paths, Path(str(self.config.val_path))]
 
 

@@ -2,9 +2,9 @@
 
     save_path/name/                 a run
         epoch_07/                   a checkpoint: a Hugging Face directory, and checksums.json
-        .epoch_08.partial-4242/     being written by process 4242, or left by it when it was killed
-        .epoch_07.replaced-4242/    the old one while process 4242 puts a new one in its place
-        .epoch_01.deleted-4242/     on its way out
+        .epoch_08.partial-HOST-4242/    being written by process 4242, or left by it, killed
+        .epoch_07.replaced-HOST-4242/   the old one while that process puts a new one in its place
+        .epoch_01.deleted-HOST-4242/    on its way out
 
 A name without a dot is always complete: it appears by one rename of a directory already on disk.
 """
@@ -20,7 +20,17 @@ from typing import Any
 from coconut.checkpoints.architectures import check_architecture, resolved
 from coconut.checkpoints.safetensors import TensorEntry, _is_entry, safetensors_header
 from coconut.errors import UserError
-from coconut.files import flush, hidden, is_file_name, read_json, sha256, write_json
+from coconut.files import (
+    HOST,
+    flush,
+    hidden,
+    is_file_name,
+    is_running,
+    read_json,
+    sha256,
+    write_json,
+)
+from coconut.lock import is_held
 
 FORMAT_VERSION = 1
 CONFIG, COCONUT, CHECKSUMS = "config.json", "coconut.json", "checksums.json"
@@ -29,9 +39,11 @@ ADAPTERS = "adapters.safetensors"
 FEEDBACK = "feedback.safetensors"
 OPTIMIZER = "optimizer.safetensors"
 """A feedback rule's own weights: beside the model's, so that other programs open these alone."""
+REMEDY = "copy the checkpoint again, or delete it: a run goes on from the one before it"
+"""Of one that is damaged."""
 
 _CHECKPOINT_NAME = re.compile(r"epoch_(\d{2,})", re.ASCII)
-_HIDDEN_NAME = re.compile(r"\.(.+)\.(partial|replaced|deleted)-(\d+)", re.ASCII)
+_HIDDEN_NAME = re.compile(r"\.(.+)\.(partial|replaced|deleted)-(?:([\w.]*)-)?(\d+)", re.ASCII)
 # This process's own partial directories: a container gives each run the same process number, so
 # the number alone does not tell what is being written from what a killed run left.
 _being_written: set[Path] = set()
@@ -76,17 +88,16 @@ def verify(directory: Path) -> None:
     Raises UserError naming each missing, truncated or changed file; further files are allowed.
     """
     directory = Path(directory)
-    _recover(directory.parent)
+    _check_in_place(directory)
     if not (directory / CHECKSUMS).is_file():
         raise UserError(
             str(directory),
             f"no {CHECKSUMS}: not a finished checkpoint; delete it or name another one",
         )
-    files = read_json(directory / CHECKSUMS).get("files")
+    files = read_json(directory / CHECKSUMS, REMEDY).get("files")
     if not isinstance(files, dict) or not all(_is_entry(*item) for item in files.items()):
-        raise UserError(
-            str(directory / CHECKSUMS), "expected files with bytes and sha256; the file is damaged"
-        )
+        problem = f"expected files with bytes and sha256; the file is damaged; {REMEDY}"
+        raise UserError(str(directory / CHECKSUMS), problem)
     problems = []
     for name, entry in files.items():
         path = directory / name
@@ -102,9 +113,7 @@ def verify(directory: Path) -> None:
         except OSError as error:
             problems.append(f"{name} cannot be read: {error.strerror}")
     if problems:
-        problems[-1] += (
-            "; copy the checkpoint again, or delete it: a run goes on from the one before it"
-        )
+        problems[-1] += f"; {REMEDY}"
         raise UserError(str(directory), *problems)
 
 
@@ -127,7 +136,6 @@ def checkpoints(run_dir: Path) -> list[Path]:
     run_dir = Path(run_dir)
     if not run_dir.is_dir():
         return []
-    _recover(run_dir)
     found = [path for path in run_dir.iterdir() if epoch_of(path) is not None and path.is_dir()]
     return sorted(found, key=lambda path: epoch_of(path) or 0)
 
@@ -141,25 +149,29 @@ def latest(run_dir: Path) -> Path | None:
 def prune(found: Sequence[Path], keep: int, spare: Collection[Path] = ()) -> list[Path]:
     """Delete all but the last `keep` of these checkpoints, and those in `spare` (the best one).
 
-    Returns the deleted ones. Each goes by a rename first, so no half of one keeps its name.
+    Returns the deleted ones.
     """
     if keep < 1:
         raise ValueError(f"keep must be at least 1, got {keep}")
     spared = {Path(path).resolve() for path in spare}
     doomed = [path for path in found[:-keep] if path.resolve() not in spared]
     for path in doomed:
-        doomed_path = hidden(path, "deleted")
-        try:
-            path.rename(doomed_path)
-            shutil.rmtree(doomed_path)
-        except OSError as error:
-            raise UserError(str(path), f"cannot be deleted: {error.strerror}") from error
+        delete(path)
     return doomed
+
+
+def delete(directory: Path) -> None:
+    """Delete a checkpoint, by a rename first: what is half deleted has not its name."""
+    try:
+        directory.rename(doomed := hidden(directory, "deleted"))
+        shutil.rmtree(doomed)
+    except OSError as error:
+        raise UserError(str(directory), f"cannot be deleted: {error.strerror}") from error
 
 
 def clean(run_dir: Path) -> None:
     """Recover and remove what killed processes left in a run directory."""
-    _recover(run_dir)
+    recover(run_dir)
     for path, _, _ in _left_behind(run_dir):
         if path.is_dir():
             shutil.rmtree(path)
@@ -214,7 +226,7 @@ def describe(directory: Path, with_weights: bool = True) -> dict[str, Any]:
     Raises UserError: no directory, no or unsupported config.json, a newer format, damaged weights.
     """
     directory = Path(directory)
-    _recover(directory.parent)
+    _check_in_place(directory)
     if not directory.is_dir():
         problem = "a file, not a directory" if directory.exists() else "no such directory"
         raise UserError(str(directory), f"{problem}; expected a checkpoint directory")
@@ -271,7 +283,7 @@ def _seal(directory: Path) -> None:
 
 def _put_in_place(partial: Path, directory: Path) -> None:
     # POSIX renames no directory over a full one. Between the two renames only the hidden old one
-    # exists; `_recover` gives it its name back if the process dies there.
+    # exists; `recover` gives it its name back if the process dies there.
     replaced = hidden(directory, "replaced")
     is_new = not directory.exists()
     if not is_new:
@@ -287,18 +299,28 @@ def _put_in_place(partial: Path, directory: Path) -> None:
         shutil.rmtree(replaced)
 
 
-def _recover(run_dir: Path) -> None:
-    """Give a replaced directory its name back where the replacement never came."""
+def recover(run_dir: Path) -> None:
+    """Give a replaced directory its name back where the replacement never came; a writer's part."""
     for path, name, state in _left_behind(run_dir):
         if state == "replaced" and not (run_dir / name).exists():
             try:
                 path.rename(run_dir / name)
-            except FileNotFoundError:
-                pass  # another reader was quicker
             except OSError as error:
                 raise UserError(
                     str(path), f"cannot be renamed back to {name}: {error.strerror}"
                 ) from error
+
+
+def _check_in_place(directory: Path) -> None:
+    """Raise UserError where a checkpoint is gone because it was just being replaced."""
+    found = [] if directory.exists() else sorted(directory.parent.glob(".*.replaced-*"))
+    for path in found:
+        if (match := _HIDDEN_NAME.fullmatch(path.name)) and match[1] == directory.name:
+            raise UserError(
+                str(directory),
+                f"was being replaced; if its run was killed, start it again, or rename {path.name}"
+                f" to {directory.name}",
+            )
 
 
 def _left_behind(run_dir: Path) -> list[tuple[Path, str, str]]:
@@ -308,16 +330,12 @@ def _left_behind(run_dir: Path) -> list[tuple[Path, str, str]]:
     except OSError:
         return []
     found = [(path, _HIDDEN_NAME.fullmatch(path.name)) for path in entries]
-    return [(path, m[1], m[2]) for path, m in found if m and _is_left(path, int(m[3]))]
+    return [(path, m[1], m[2]) for path, m in found if m and _is_left(path, m[3], int(m[4]))]
 
 
-def _is_left(path: Path, pid: int) -> bool:
-    if pid == os.getpid():
-        return path not in _being_written
-    try:
-        os.kill(pid, 0)
-    except (ProcessLookupError, OverflowError):
-        return True
-    except PermissionError:
-        return False
-    return False
+def _is_left(path: Path, host: str | None, pid: int) -> bool:
+    if host not in (None, HOST):
+        # What goes on there cannot be seen from here; but nobody else writes checkpoints into a
+        # directory that this process works in.
+        return path.is_dir() and is_held(path.parent)
+    return path not in _being_written if pid == os.getpid() else not is_running(pid)

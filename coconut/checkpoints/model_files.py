@@ -5,7 +5,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from coconut.checkpoints.checkpoint import WEIGHTS, WEIGHTS_INDEX
+from coconut.checkpoints.checkpoint import REMEDY, WEIGHTS, WEIGHTS_INDEX
+from coconut.checkpoints.safetensors import safetensors_header
 from coconut.errors import UserError
 
 SHARD_BYTES = 5 * 2**30
@@ -66,3 +67,14 @@ def check_fits(
     ]
     if problems:
         raise UserError(where, *problems)
+
+
+def check_moments(path: Path, fit: bool = True) -> None:
+    """Raise UserError unless a file holds moments, which fit the model, and their step."""
+    if not path.exists():
+        raise UserError(str(path), "missing; this checkpoint cannot be resumed, only started from")
+    header = safetensors_header(path)
+    step = header.pop("step", None)
+    is_step = step is not None and step[:2] == ("I64", (1,))
+    if not fit or not is_step or any(entry.dtype != "F32" for entry in header.values()):
+        raise UserError(str(path), f"its moments do not fit the model; {REMEDY}")

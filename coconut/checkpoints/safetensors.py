@@ -19,6 +19,8 @@ class TensorEntry(NamedTuple):
     stop: int
 
 
+MOST_AXES = 32
+"""Of a tensor: what every numpy takes."""
 _LONGEST_HEADER = 100_000_000  # the format's own limit
 _BITS = {
     **dict.fromkeys(("BOOL", "U8", "I8", "F8_E4M3", "F8_E5M2", "F8_E8M0"), 8),
@@ -87,6 +89,8 @@ def _tensor_entry(path: Path, name: str, entry: object) -> TensorEntry:
             bits = _BITS.get(dtype)
             if bits is None:
                 raise UserError(str(path), f"{name}: type {dtype} is not supported")
+            if len(shape) > MOST_AXES:
+                raise UserError(str(path), f"{name}: {len(shape)} axes, at most {MOST_AXES}")
             if len(offsets) == 2 and 8 * (offsets[1] - offsets[0]) == bits * math.prod(shape):
                 return TensorEntry(dtype, tuple(shape), offsets[0], offsets[1])
     raise UserError(str(path), f"{name}: dtype, shape and data_offsets do not fit together")

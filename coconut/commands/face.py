@@ -10,6 +10,7 @@ import argparse
 import html
 import json
 import tempfile
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -164,7 +165,8 @@ def generate(
     """Answer questions, as `generate` does: a text gives a text, a sequence a list in its order.
 
     latents: thoughts; None as the model was loaded. temperature: 0 is greedy. seed: of the draws.
-    Raises UserError: a number that is too low, a question that is empty or too long.
+    Warns of answers cut where the model's positions end. Raises UserError: a number too low,
+    a question that is empty or too long.
     """
     from coconut.commands.generate import answers
 
@@ -172,7 +174,11 @@ def generate(
     given |= {"seed": seed, "batch_size": batch_size}
     _check(latents=latents, **given)
     asked = [questions] if isinstance(questions, str) else list(questions)
-    texts = [answer.text for answer in answers(model.with_thoughts(latents), asked, **given)]
+    found = list(answers(model.with_thoughts(latents), asked, **given))
+    if cut := sum(answer.cut for answer in found):
+        n = model.backend.n_positions
+        warnings.warn(f"answers cut where the model's {n} positions end: {cut}", stacklevel=2)
+    texts = [answer.text for answer in found]
     return texts[0] if isinstance(questions, str) else texts
 
 

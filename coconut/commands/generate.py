@@ -26,11 +26,15 @@ LEAST = {"latents": 0, "max_new_tokens": 1, "batch_size": 1, "temperature": 0, "
 
 @dataclass(frozen=True)
 class Answer:
-    """What a model says to a question, after so many thoughts."""
+    """What a model says to a question, after so many thoughts.
+
+    cut: it ends where the model's positions do.
+    """
 
     question: str
     latents: int
     text: str
+    cut: bool
 
 
 def main(twin: str, make_backend: MakeBackend, argv: Sequence[str] | None = None) -> None:
@@ -71,20 +75,21 @@ def answers(
             problems.append(f"number {i}: expected a text, got {question!r}")
             continue
         row = replace(lens.prompt(question, lens.given_thoughts), idx=i)
-        if limit is not None and len(row.ids) + max_new_tokens > limit:
+        if limit is not None and len(row.ids) >= limit:
             problems.append(
-                f"number {i}: {len(row.ids)} tokens and {max_new_tokens} new ones, but the model"
-                f" has {limit} positions; shorten it or lower --max-new-tokens"
+                f"number {i}: {len(row.ids)} tokens, but the model has {limit} positions and an"
+                " answer needs one; shorten it"
             )
         rows.append(row)
     raise_all("questions", problems)
-    decoding = Decoding(max_new_tokens, tokenizer.eos_id, temperature, seed)
+    decoding = Decoding(max_new_tokens, tokenizer.eos_id, temperature, seed, tokenizer.ended)
 
     def answered() -> Iterator[Answer]:
         for part in chunks(np.arange(len(rows)), batch_size):
             batch = collate([rows[i] for i in part], tokenizer.pad_id)
             for i, tokens in zip(part, lens.backend.generate(batch, decoding), strict=True):
-                yield Answer(questions[i], rows[i].n_latents, tokenizer.decode(tokens).strip())
+                text, cut = tokenizer.decode(tokens).strip(), decoding.ran_out(tokens)
+                yield Answer(questions[i], rows[i].n_latents, text, cut)
 
     return answered()
 
@@ -92,6 +97,8 @@ def answers(
 def _answer(make_backend: MakeBackend, options: argparse.Namespace) -> None:
     if problems := too_low(options, **LEAST):
         raise UserError("command line", *problems)
+    if not options.question and sys.stdin.isatty():
+        print("questions, one a line; Ctrl-D ends them", file=sys.stderr)
     questions = options.question or [line.rstrip("\n") for line in sys.stdin]
     questions = [question for question in questions if question.strip()]
     if not questions:
@@ -106,6 +113,9 @@ def _answer(make_backend: MakeBackend, options: argparse.Namespace) -> None:
     for answer in found:
         as_json = options.json and json.dumps(asdict(answer), ensure_ascii=False)
         print(as_json or answer.text, flush=True)
+        if answer.cut:
+            n = lens.backend.n_positions
+            print(f"warning: answer cut where the model's {n} positions end", file=sys.stderr)
 
 
 def _asked(options: argparse.Namespace) -> tuple[Path, str | None]:

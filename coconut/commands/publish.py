@@ -22,9 +22,9 @@ from coconut.checkpoints.checkpoint import (
 )
 from coconut.checkpoints.hub import DESCRIPTION, http_error, status_and_reason
 from coconut.config.keys import DATASET_METHODS
-from coconut.config.reading import read_yaml
 from coconut.errors import UserError, guarded, options_of, typed
 from coconut.files import read_json
+from coconut.run.changed import settings_of
 
 CARD, SUMMARY = "README.md", "summary.json"
 ASKED = ("method", "c_thought", "max_latent_stage", "pad_latent_to_max", "stage")
@@ -101,7 +101,7 @@ def card(directory: Path, options: argparse.Namespace) -> str:
     run's config.yaml nor the command line tell.
     """
     found = describe(directory)
-    made_with, settings = found["coconut"] or {}, _settings(directory)
+    made_with, settings = found["coconut"] or {}, settings_of(directory.resolve().parent)
     base, data = options.base or _base(settings), options.data or _data(settings)
     untold = [f"--{name}" for name, told in (("base", base), ("data", data)) if not told]
     if untold:
@@ -139,12 +139,6 @@ def card(directory: Path, options: argparse.Namespace) -> str:
 
 
 _TERMS = "The weights follow the terms of base model and data."
-
-
-def _settings(directory: Path) -> dict[str, Any]:
-    """The configuration of the run that a checkpoint lies in; {} if it lies in none."""
-    path = directory.resolve().parent / "config.yaml"
-    return read_yaml(path) if path.is_file() else {}
 
 
 def _base(settings: dict[str, Any]) -> str | None:

@@ -1,6 +1,8 @@
 """The command line of both twins: arguments, --check, exit codes."""
 
+import sys
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from functools import partial
 
 from coconut.backend import Backend
@@ -9,6 +11,10 @@ from coconut.config.latro_keys import LatroConfig
 from coconut.config.reading import load_config
 from coconut.config.reference import help_text
 from coconut.errors import UserError, guarded, options_of
+from coconut.lock import held
+from coconut.plan.memory import gpu_memory
+from coconut.reporting.console import silenced
+from coconut.tasks import official
 from coconut.world import World, together
 
 
@@ -40,15 +46,20 @@ def main(
 
 def _check(config: RunConfig, twin: str, world: World) -> None:
     """Print the plan of a run."""
+    _refuse(config, twin, world.size, only_check=True)
+    if world.is_first:
+        _plan(config, twin, world.size)
+    world.wait()
+
+
+def _plan(config: RunConfig, twin: str, n: int) -> list[str]:
+    """Print the plan. Returns what was said of batches that this machine has no room for."""
     from coconut.plan.latro_plan import print_latro_plan
     from coconut.plan.plan import print_plan
 
-    _refuse(config, twin, world.size, only_check=True)
-    if world.is_first and isinstance(config, LatroConfig) and not config.only_eval:
-        print_latro_plan(config, twin, world.size)
-    elif world.is_first:
-        print_plan(config, twin, world.size)
-    world.wait()
+    if isinstance(config, LatroConfig) and not config.only_eval:
+        return print_latro_plan(config, twin, n)
+    return print_plan(config, twin, n)
 
 
 def start_run(
@@ -59,6 +70,19 @@ def start_run(
     make_backend: told the processes (`world`) too. Raises UserError for what does not fit.
     """
     _refuse(config, twin, world.size)
+    if world.is_first and gpu_memory() is not None:
+        with silenced():
+            large = _plan(config, twin, world.size)
+        for line in large:
+            print(line, file=sys.stderr)
+    with held(config.run_dir) if world.is_first else nullcontext():
+        world.wait()  # the others hear of a directory that is taken
+        _start(config, make_backend, twin, world)
+
+
+def _start(
+    config: RunConfig, make_backend: Callable[..., Backend], twin: str, world: World
+) -> None:
     given = (config, partial(make_backend, world=world), twin, world)
     if isinstance(config, LatroConfig) and config.method == "preexperiment":
         from coconut.run.latro.preexperiment import measure
@@ -87,7 +111,14 @@ def start_run(
 
 
 def _refuse(config: RunConfig, twin: str, n: int, only_check: bool = False) -> None:
-    """Raise UserError for what is wrong with running in n processes, or the keys about them."""
+    """Raise UserError for what is wrong with running in n processes, or the keys about them.
+
+    Also for official data that is not there, before a model is fetched; a check goes on without.
+    """
+    reads_train = not config.only_eval and not config.generate
+    for path in (config.val_path, config.train_path if reads_train else None):
+        if not only_check and official.absent(path):
+            raise UserError(str(path), f"no such file; `{official.HOW}` fetches it")
     if config.shard and twin == "mlx_coconut":
         problem = "MLX has no sharding of weights; train with cuda_coconut, or set shard: False"
     elif config.shard and n == 1 and not only_check:

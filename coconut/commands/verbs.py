@@ -30,6 +30,9 @@ VERBS = {
     "fuse": Verb("coconut.commands.fuse", "twin make_backend", "join an adapter and its base"),
     "publish": Verb("coconut.commands.publish", "twin", "upload a checkpoint with a model card"),
     "init": Verb("coconut.commands.init", "twin", "begin a directory with runs and data"),
+    "mac-check": Verb(
+        "coconut.commands.mac_check", "twin make_backend", "check MLX on this machine"
+    ),
 }
 
 PROJECT = "mlx-coconut"
@@ -61,6 +64,8 @@ def main(
             what = f"{PROJECT}[{EXTRAS[library]}]"
             print(f"{command}: needs {library}: pip install '{what}'", file=sys.stderr)
             sys.exit(2)
+        except KeyboardInterrupt:  # while libraries are imported; the verb has its own answer
+            sys.exit(130)
         return
     parser = argparse.ArgumentParser(
         prog=command,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import stat
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -15,16 +16,22 @@ from coconut.config.keys import RunConfig
 from coconut.config.latro_keys import PRESETS
 from coconut.config.lora_keys import read_lora
 from coconut.config.values import shown
-from coconut.errors import nearest
+from coconut.errors import UserError, nearest
 from coconut.feedback.rules import parse
-from coconut.tasks import questions
+from coconut.files import read_json
+from coconut.tasks import official, questions
+
+GPT2_ROWS = range(50257, 50305)
+"""Embedding rows of a model that reads GPT-2's tokens: latent markers and padding included."""
 
 
 def problems_together(config: RunConfig, given: Mapping[Any, Any]) -> list[str]:
     """What is wrong with keys that are right one by one; given: all, as they were written.
 
-    Sets `method` from the published switches.
+    Sets `method` from the published switches, and where a model is described if that was said in
+    another way.
     """
+    _resolve_model(config)
     return [
         *_resolve_method(config),
         *_resolve_tracker(config),
@@ -53,6 +60,23 @@ def _resolve_method(config: RunConfig) -> Iterator[str]:
         return
     for switch in of_runs.PUBLISHED_SWITCHES:
         setattr(config, switch, switch == config.method)
+
+
+def _resolve_model(config: RunConfig) -> None:
+    """A `model_id` that is a config.json is `model_config_path`; with GPT-2's words, its tokenizer.
+
+    So the published runs that start from random weights say it.
+    """
+    name = config.model_id
+    if name and not config.model_config_path and (name.endswith(".json") or os.path.isfile(name)):
+        config.model_id, config.model_config_path = None, name
+    path = config.model_config_path
+    if not path or config.load_model_path or config.tokenizer or not os.path.isfile(path):
+        return
+    with suppress(UserError):  # said where the model is opened
+        model = read_json(Path(path))
+        if model.get("model_type") in ("gpt2", None) and model.get("vocab_size") in GPT2_ROWS:
+            config.tokenizer = "gpt2"
 
 
 def _resolve_tracker(config: RunConfig) -> Iterator[str]:
@@ -188,8 +212,12 @@ def _missing_files(config: RunConfig) -> Iterator[str]:
     wanted.append(("test_path", config.test_path))
     if not config.only_eval and not config.generate:
         wanted.append(("train_path", config.train_path))
+    if config.generate and Path(str(config.train_path)).name in official.PROSQA:
+        yield "train_path: is an official file's name; give what generate makes another"
     for name, path in wanted:
-        if path and not os.path.isfile(path):
+        if path and (note := official.note(path)):
+            config.notes += (f"{name}: {note}",)
+        elif path and not os.path.isfile(path):
             yield f"{name}: no such file: {path}{_remedy(path)}"
     path = config.load_model_path
     if path and not os.path.exists(path):

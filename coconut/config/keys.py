@@ -12,6 +12,7 @@ import yaml
 
 from coconut.config.lora_keys import Lora, read_lora
 from coconut.config.values import key
+from coconut.world import DEVICES
 
 CURRICULUM = (
     *("coconut", "cot", "no_cot", "no_thoughts", "pause", "pause_as_thought"),
@@ -39,17 +40,19 @@ SWITCHES = "Published switches"
 
 # Kinds of keys: the heading that they stand under, and who reads them where not all methods do.
 run = partial(key, group="The run")
-model = partial(key, group="Model")
-data = partial(key, group="Data")
-row = partial(key, group="Stages and latents", read_by=WITH_STAGE)
+what = partial(run, identity=True)
+model = partial(key, group="Model", identity=True)
+data = partial(key, group="Data", identity=True)
+row = partial(key, group="Stages and latents", read_by=WITH_STAGE, identity=True)
 latent = partial(row, read_by=WITH_LATENTS)
 fed = partial(row, read_by=WITH_FEEDBACK)
-icot = partial(key, group="Of single methods", read_by=("icot",))
+icot = partial(key, group="Of single methods", read_by=("icot",), identity=True)
 fit = partial(key, group="Updates", read_by=TRAINED)
 ask = partial(key, group="Evaluation", read_by=TRAINED)
 test = partial(ask, read_by=CURRICULUM)
 file = partial(key, group="Files and lines", read_by=TRAINED)
 text = partial(key, group="Questions with rationales in words", read_by=DATASET_METHODS)
+put = partial(text, identity=True)
 reply = partial(text, read_by=("latro", "sft"))
 switch = partial(key, group=SWITCHES)
 
@@ -59,19 +62,25 @@ class RunConfig:
     """One run. What the published code has too keeps its name and meaning."""
 
     project: str = run("coconut", "project name for the tracker")
-    save_path: str = run("runs", "folder that holds the run directories")
+    save_path: str = run("runs", "folder that holds the run directories", aliases="output_dir")
     name: str = run("run", "name of the run; its directory is save_path/name", aliases="run_name")
-    seed: int = run(0, "seed of weights, order, curriculum draws and dropout", low=0)
-    method: str | None = run(None, "what to train; replaces the four switches", choices=METHODS)
+    seed: int = what(0, "seed of weights, order, curriculum draws and dropout", low=0)
+    method: str | None = what(None, "what to train; replaces the four switches", choices=METHODS)
     only_eval: bool = run(False, "evaluate load_model_path (or model_id) once and stop")
-    resume: int = run(
+    resume: int = what(
         0, "epochs of the schedule to skip; selects the stage it starts with", low=0, read_by=EPOCHS
     )
-    debug: bool = run(False, "5,000 training and 32 validation items, no checkpoint, no tracker")
+    resume_changed: bool = run(
+        False,
+        "go on from the run's checkpoint though keys that say what it is have changed; model and"
+        " tokenizer stay the checkpoint's",
+        read_by=TRAINED,
+    )
+    debug: bool = what(False, "5,000 training and 32 validation items, no checkpoint, no tracker")
 
     model_id: str | None = model(
         None,
-        "Hugging Face model, or a directory in its layout",
+        "Hugging Face model, or a directory in its layout; a config.json: random weights",
         aliases="base_model_name_or_path model_name_or_path",
     )
     model_revision: str | None = model(
@@ -86,10 +95,26 @@ class RunConfig:
     tokenizer: str | None = model(
         None, "gpt2, prosqa, bytes, or a tokenizer directory; otherwise the model's own"
     )
-    bf16: bool = model(False, "compute in bfloat16; weights and optimizer stay float32")
+    bf16: bool = model(
+        False, "compute in bfloat16; weights and optimizer stay float32", identity=False
+    )
+    tf32: bool = model(
+        False,
+        "let a GPU round float32 products to TF32, 10 bits instead of 23: faster",
+        identity=False,
+    )
+    device: str | None = model(
+        None,
+        "cpu or gpu; otherwise what COCONUT_DEVICE says, or a GPU if there is one",
+        choices=DEVICES,
+        identity=False,
+    )
 
-    train_path: str | None = data(None, "training data, JSON (see data/README.md)")
-    val_path: str | None = data(None, "validation data, JSON")
+    train_path: str | None = data(None, "training data, JSON or JSON lines (see data/README.md)")
+    val_path: str | None = data(None, "validation data, JSON or JSON lines")
+    max_size: int | None = data(
+        None, "train on the first so many items only", low=1, read_by=CURRICULUM
+    )
     generate: dict[str, Any] = data(
         {}, "training data made as it is needed; the keys of `generate` below", read_by=CURRICULUM
     )
@@ -123,15 +148,23 @@ class RunConfig:
         "draw stage i <= k with weight i+1 at stage k, per item or one for each micro-batch",
         choices=("none", "item", "batch"),
     )
-    stage: int | None = row(None, "evaluate at this stage, whatever resume says", low=0)
-    n_latents: int | None = latent(None, "evaluate with exactly this many latents", low=0)
+    stage: int | None = row(
+        None, "evaluate at this stage, whatever resume says", low=0, identity=False
+    )
+    n_latents: int | None = latent(
+        None, "evaluate with exactly this many latents", low=0, identity=False
+    )
     feedback: str | None = fed(
-        None, "what a latent receives (docs/feedback.md); otherwise the checkpoint's rule, or last"
+        None,
+        "what a latent receives (docs/feedback.md); otherwise the checkpoint's rule, or last",
+        aliases="replacement_method",
     )
     replace_feedback: bool = fed(
         False, "use feedback though the checkpoint was trained with another rule"
     )
-    feedback_lr_multiplier: float = fed(1.0, "rate of the rule's own weights, times lr", low=0)
+    feedback_lr_multiplier: float = fed(
+        1.0, "rate of the rule's own weights, times lr", low=0, identity=False
+    )
 
     icot_tokens_per_epoch: float = icot(8.0, "iCoT: chain tokens removed per epoch", low=0)
     icot_smoothing: float = icot(4.0, "iCoT: rate of the random extra removal; 0 for none", low=0)
@@ -151,12 +184,18 @@ class RunConfig:
     gradient_accumulation_steps: int = fit(1, "micro-batches of one update, of each process", low=1)
     lr: float = fit(1e-4, "learning rate of AdamW", low=0, aliases="learning_rate")
     lr_schedule: str = fit(
-        "constant", "after the warm-up", choices=("constant", "linear", "cosine")
+        "constant",
+        "after the warm-up",
+        choices=("constant", "linear", "cosine"),
+        synonyms={"constant_with_warmup": "constant"},
+        aliases="lr_scheduler_type",
     )
-    warmup_updates: int = fit(0, "updates of linear warm-up", low=0)
+    warmup_updates: int = fit(0, "updates of linear warm-up", low=0, aliases="warmup_steps")
     weight_decay: float = fit(0.01, "decoupled weight decay, on every parameter", low=0)
     adam_beta2: float = fit(0.999, "AdamW's second beta; 0.99 forgets sooner", low=0, below=1)
-    max_grad_norm: float = fit(0.0, "clip the gradient to this norm; 0: never", low=0)
+    max_grad_norm: float = fit(
+        0.0, "clip the gradient to this norm; 0: never", low=0, aliases="grad_clip"
+    )
     reset_optimizer: str = fit(
         "stage",
         "when AdamW's moments are cleared; the published True means epoch, False never",
@@ -174,7 +213,10 @@ class RunConfig:
         32, "lengths are padded to multiples of this, so few shapes occur", low=1, read_by=None
     )
     lora: dict[str, Any] = fit(
-        {}, "train low-rank adapters beside a frozen base; the keys of `lora` below", read_by=None
+        {},
+        "train low-rank adapters beside a frozen base; the keys of `lora` below",
+        read_by=None,
+        identity=True,
     )
 
     eval_every: int = ask(
@@ -195,45 +237,52 @@ class RunConfig:
     save_every: int = file(
         0, "updates between checkpoints inside an epoch; 0: none", low=0, read_by=EPOCHS
     )
-    keep_checkpoints: int = file(0, "checkpoints kept, the newest; 0: all", low=0)
-    log_every: int = file(50, "updates between lines on the terminal; log.jsonl has all", low=1)
+    keep_checkpoints: int = file(
+        0, "checkpoints kept, the newest; 0: all", low=0, aliases="save_total_limit"
+    )
+    log_every: int = file(
+        50,
+        "updates between lines on the terminal; log.jsonl has all",
+        low=1,
+        aliases="logging_steps",
+    )
     report: bool = file(True, "draw the curves into the run's report.html and .png as it trains")
     wandb: bool = file(False, "the same as report_to: wandb", read_by=None)
     report_to: str = file(
         "none", "tracker that gets the run's numbers too", choices=TRACKERS, read_by=None
     )
 
-    dataset_name: str | None = text(
+    dataset_name: str | None = put(
         None,
         "latro, sft: of coconut/tasks/questions; gsm8k_8shot: examples first (docs/data_sets.md)",
     )
-    test_path: str | None = text(None, "latro, sft: the test split; otherwise the data set's own")
+    test_path: str | None = put(None, "latro, sft: the test split; otherwise the data set's own")
     split: str = text(
         "test",
         "what only_eval answers; a preexperiment reads train",
         choices=("test", "validation", "train"),
     )
-    validation_items: int = text(
+    validation_items: int = put(
         500, "items of train held out, where the set has no validation file of its own", low=1
     )
-    split_seed: int = text(0, "which items are held out; the run's own seed does not matter", low=0)
-    chat_template: str = text(
+    split_seed: int = put(0, "which items are held out; the run's own seed does not matter", low=0)
+    chat_template: str = put(
         "auto",
         "put questions into the tokenizer's chat template: if it has one, or always, or never",
         choices=("auto", "always", "never"),
     )
-    prompt: str = text(
+    prompt: str = put(
         "auto",
         "which wording asks: to reason, as sft is trained, as published for evaluating sft; auto"
         " takes the method's",
         choices=("auto", "reason", "sft", "sft_published"),
     )
     response_length: int = reply(200, "tokens of a rationale, and of an evaluation's output", low=1)
-    stop_token: str = text(
+    stop_token: str = put(
         "both", "what ends an output beside the end of a turn", choices=("eos", "pad", "both")
     )
-    stop_token_ids: list[int] | None = text(None, "replaces stop_token")
-    pad_token: str | None = text(
+    stop_token_ids: list[int] | None = put(None, "replaces stop_token")
+    pad_token: str | None = put(
         None, "a token that is never written; otherwise the tokenizer's own, which must not be eos"
     )
     answer_rule: str = reply(
@@ -252,6 +301,8 @@ class RunConfig:
 
     where = "configuration"
     """What a message about a key names: the file it was read from."""
+    notes = tuple[str, ...]()
+    """What is to be said of keys that change nothing here, and of files that are not there yet."""
 
     @property
     def run_dir(self) -> Path:
@@ -284,14 +335,16 @@ class RunConfig:
     def to_yaml(self) -> str:
         """The resolved configuration as a file that loads to the same run."""
         resolved = {f.name: getattr(self, f.name) for f in fields(self)}
-        # Switches repeat another key; written out they could only contradict an override.
-        for switch in (*PUBLISHED_SWITCHES, "wandb"):
-            del resolved[switch]
+        for name in NOT_KEPT:
+            del resolved[name]
         return yaml.safe_dump(resolved, sort_keys=False, allow_unicode=True)
 
 
 PUBLISHED_SWITCHES = tuple(f.name for f in fields(RunConfig) if f.metadata["group"] == SWITCHES)
+NOT_KEPT = (*PUBLISHED_SWITCHES, "wandb", "resume_changed")
+"""What config.yaml leaves out: switches repeat another key, so that written out they could only
+contradict an override; and what was allowed once is asked again."""
 PUBLISHED_NAMES = {
     name: f.name for f in fields(RunConfig) for name in f.metadata["aliases"].split()
 }
-"""LaTRO's published argument -> the key it stands for."""
+"""A name that other programs have for a key -> the key."""

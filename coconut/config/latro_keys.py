@@ -23,6 +23,7 @@ STOP_SEQS = (
 """The published stop strings; those of a function call come from a task that was not published."""
 
 own = partial(key, group="Of `method: latro`", read_by=("latro",))
+begun = partial(own, identity=True)
 asks = partial(own, read_by=("latro", "preexperiment"))
 
 
@@ -52,8 +53,10 @@ class LatroConfig(RunConfig):
         "paper", "paper, or what the released code does instead", choices=("paper", "released")
     )
     exp_name: str = asks("latro", "experiment; names the run unless run_name does")
-    sanity_check: bool = asks(False, "keep only the first 1,000 items of every split")
-    checkpoint_path: str | None = own(None, "checkpoint of a run to go on from")
+    sanity_check: bool = asks(
+        False, "keep only the first 1,000 items of every split", identity=True
+    )
+    checkpoint_path: str | None = begun(None, "checkpoint of a run to go on from")
     total_episodes: int | None = own(None, "rollouts in all; replaces num_epochs", low=1)
     total_updates: int | None = own(None, "updates in all; replaces both", low=0)
     epoch_counts: str = own(
@@ -124,28 +127,35 @@ class LatroConfig(RunConfig):
         choices=("constant", "group_mean", "batch_mean", "mask"),
         released="batch_mean",
     )
-    stop_seqs: list[str] = own(list(STOP_SEQS), "texts that end a rationale", any_text=True)
-    stop_matching: str = own(
+    stop_seqs: list[str] = begun(list(STOP_SEQS), "texts that end a rationale", any_text=True)
+    stop_matching: str = begun(
         "text",
         "find stop_seqs in the text, or as exactly their own tokens",
         choices=("text", "ids"),
         released="ids",
     )
-    include_stop: bool = own(True, "the policy is trained to end as well", released=False)
+    include_stop: bool = begun(True, "the policy is trained to end as well", released=False)
     separator: str = asks(
         "\n",
         "between rationale and answer, instead of trailing white space",
         any_text=True,
         released="",
+        identity=True,
     )
     reward_offset: int = asks(
-        0, "-1: the reward begins a token early, as released", choices=(0, -1), released=-1
+        0,
+        "-1: the reward begins a token early, as released",
+        choices=(0, -1),
+        released=-1,
+        identity=True,
     )
-    latro_latents: int = own(0, "thoughts before each rationale; trained through both terms", low=0)
-    warm_start_updates: int = own(0, "supervised updates on items with rationales first", low=0)
-    warm_start_lr: float = own(1e-3, "their learning rate", low=0)
-    warm_start_items: int | None = own(None, "of the items with rationales, only so many", low=1)
-    warm_start_batch: int = own(32, "their rows an update", low=1)
+    latro_latents: int = begun(
+        0, "thoughts before each rationale; trained through both terms", low=0
+    )
+    warm_start_updates: int = begun(0, "supervised updates on items with rationales first", low=0)
+    warm_start_lr: float = begun(1e-3, "their learning rate", low=0)
+    warm_start_items: int | None = begun(None, "of the items with rationales, only so many", low=1)
+    warm_start_batch: int = begun(32, "their rows an update", low=1)
     evaluation_items: int = own(200, "validation items an evaluation asks", low=2)
     rationale_check: bool = own(
         False, "only_eval: answer again after its own, another question's and no rationale"

@@ -11,6 +11,7 @@ from typing import Any
 from coconut.config.checks import problems_together
 from coconut.config.keys import PUBLISHED_NAMES, PUBLISHED_SWITCHES, RunConfig
 from coconut.config.latro_keys import LatroConfig, with_preset
+from coconut.config.others import without_others
 from coconut.config.values import parse_yaml, read_keys, word
 from coconut.errors import UserError
 
@@ -65,6 +66,8 @@ def check_config(
     kind: type[RunConfig] = RunConfig
     if values.get("method") in ("latro", "preexperiment"):
         kind, values = LatroConfig, with_preset(values)
+    values, others, notes = without_others(values, kind.__dataclass_fields__)
+    problems += others
     given: dict[Any, Any] = {}  # key -> the name it is given by
     for theirs in values:
         ours = PUBLISHED_NAMES.get(theirs, theirs)
@@ -78,7 +81,7 @@ def check_config(
         raise UserError(where, *problems, f"method: {wrong['method']}")
     problems += [f"{word(given[name])}: {wrong[name]}" for name in given if name in wrong]
     config = kind(**found)
-    config.where = where
+    config.where, config.notes = where, notes
     # A key that could not be read has its default here, about which nothing need be said.
     failed = wrong.keys() & kind.__dataclass_fields__.keys()
     together = problems_together(config, values)
@@ -91,7 +94,8 @@ def check_config(
 def _as_given(line: str, given: Mapping[Any, Any]) -> str:
     """A complaint in the names that the keys were given by."""
     for theirs, ours in PUBLISHED_NAMES.items():
-        if theirs in given and ours != "name":  # which is a word, too
+        # Not one that is given too; and "name" is a word.
+        if theirs in given and ours not in (*given, "name"):
             line = re.sub(rf"\b{ours}\b", theirs, line)
     return line
 

@@ -93,7 +93,9 @@ def keys_markdown() -> str:
         + ", ".join(f"`{method}`" for method in of_runs.WITH_LATENTS)
         + "; *data sets* are "
         + ", ".join(f"`{method}`" for method in of_runs.DATASET_METHODS)
-        + ". [methods.md](methods.md) explains them. A default of – means that nothing is set.",
+        + ". [methods.md](methods.md) explains them. A default of – means that nothing is set. With"
+        " another value of a key marked † it is another run, so a run that goes on refuses it"
+        " ([runs.md](runs.md#going-on)).",
     ]
     for heading, keys, defaults, prefix in parts():
         lines += ["", heading if prefix else f"## {heading}", "", *_table(keys, defaults, prefix)]
@@ -104,7 +106,7 @@ def keys_markdown() -> str:
         "",
         f"## {own[0].metadata['group']}",
         "",
-        "LaTRO's published names of keys are taken as well: "
+        "Other programs' names of keys are taken as well: "
         + ", ".join(f"`{theirs}` ({ours})" for theirs, ours in of_runs.PUBLISHED_NAMES.items())
         + ".",
         "",
@@ -127,8 +129,13 @@ def _table(keys: Sequence[Field[Any]], defaults: object, prefix: str = "") -> li
     lines = ["| " + " | ".join(heads) + " |", "| " + " | ".join(["---"] * len(heads)) + " |"]
     for f in keys:
         default = _default(defaults, f)
-        cells = [f"`{prefix}{f.name}`", _values(f), "–" if default == "None" else f"`{default}`"]
-        cells += [f.metadata["help"], *([readers(f)] if with_readers else [])]
+        cells = [
+            f"`{prefix}{f.name}`",
+            _values(f),
+            "–" if default == "None" else f"`{default}`",
+        ]
+        about = f.metadata["help"] + " †" * f.metadata["identity"]
+        cells += [about, *([readers(f)] if with_readers else [])]
         lines.append("| " + " | ".join(cells).replace("  ", " ") + " |")
     return lines
 
@@ -159,7 +166,7 @@ def schema() -> dict[str, Any]:
         required = [] if task == Generate.task else ["task"]
         tasks.append({"properties": inner, "additionalProperties": False, "required": required})
     for theirs, ours in of_runs.PUBLISHED_NAMES.items():
-        keys[theirs] = {"$ref": f"#/properties/{ours}", "description": f"published name of {ours}"}
+        keys[theirs] = {"$ref": f"#/properties/{ours}", "description": f"another name of {ours}"}
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         "title": "A run of mlx-coconut",
@@ -179,7 +186,7 @@ def _properties(kind: type[Any]) -> dict[str, Any]:
             about["default"] = default
         if said["choices"]:
             booleans = [False, True] if said["booleans"] else []
-            about["enum"] = [*said["choices"], *booleans, *nothing]
+            about["enum"] = [*said["choices"], *said["synonyms"], *booleans, *nothing]
             continue
         names = [_TYPES[typing.get_origin(plain) or plain], *("null" for _ in nothing)]
         if names[0] == "array":

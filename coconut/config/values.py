@@ -32,21 +32,25 @@ def key(
     group: str,
     *,
     read_by: tuple[str, ...] | None = None,
+    identity: bool = False,
     choices: tuple[Any, ...] = (),
     complaint: str = "",
     aliases: str = "",
     booleans: tuple[str, ...] = (),
+    synonyms: Mapping[str, str] = types.MappingProxyType({}),
     any_text: bool = False,
     released: Any = None,
     **limits: float,
 ) -> Any:
     """All that is said of a configuration key; what is made of it reads it from the field.
 
-    group: the heading it stands under. read_by: the methods that read it; None: all do.
+    group: the heading it stands under. read_by: the methods that read it; None: all do. identity:
+    with another value it is another run, and the checkpoints of this one are not gone on from.
     limits: of LIMITS. complaint: said of a number outside of its choices or upper limit, instead of
-    the usual sentence. aliases: its published names. booleans: published meanings of False
-    and True. any_text: line breaks and other characters that cannot be printed are meant.
-    released: its value in LaTRO's released code, where that differs from the paper.
+    the usual sentence. aliases: the names that other programs have for it. booleans: published
+    meanings of False and True. synonyms: other programs' names of its choices. any_text: line
+    breaks and other characters that cannot be printed are meant. released: its value in LaTRO's
+    released code, where that differs from the paper.
     """
     metadata = {name: value for name, value in locals().items() if name != "default"}
     if isinstance(default, (list, dict)):
@@ -54,8 +58,22 @@ def key(
     return field(default=default, metadata=metadata)
 
 
+MOST_VALUES = 100_000
+"""Of a text, its aliases written out: a few lines of nested ones stand for billions."""
+
+
 class _Loader(yaml.SafeLoader):
-    """Refuses a key that comes twice, of which the library would silently take the last."""
+    """Refuses a key that comes twice, of which the library would silently take the last.
+
+    And aliases that stand for more than any configuration holds, or for themselves.
+    """
+
+    def construct_document(self, node):  # type: ignore[no-untyped-def]
+        if _n_values(node, {}) > MOST_VALUES:
+            raise yaml.constructor.ConstructorError(
+                None, None, f"more than {MOST_VALUES:,} values, aliases written out", None
+            )
+        return super().construct_document(node)
 
     def construct_mapping(self, node, deep=False):  # type: ignore[no-untyped-def]
         seen = set()
@@ -80,6 +98,16 @@ def parse_yaml(text: str) -> Any:
         place = f"line {mark.line + 1}: " if mark else ""
         what = getattr(error, "problem", None) or str(error).split("\n")[0]
         raise ValueError(f"{place}not valid YAML: {what}") from None
+
+
+def _n_values(node: yaml.Node, known: dict[int, float]) -> float:
+    """Nodes below one, itself among them, an alias counted as what it stands for."""
+    if id(node) not in known:
+        known[id(node)] = math.inf  # where it contains itself
+        inner: list[Any] = [] if isinstance(node, yaml.ScalarNode) else node.value
+        parts = [part for pair in inner for part in (pair if isinstance(pair, tuple) else [pair])]
+        known[id(node)] = 1 + sum(_n_values(part, known) for part in parts)
+    return known[id(node)]
 
 
 def without_none(hint: Any) -> Any:
@@ -112,6 +140,7 @@ def _convert(value: Any, hint: Any, metadata: Mapping[str, Any]) -> Any:
             raise ValueError(f"expected a list, got {shown(value)}")
         return [_CONVERTERS[hint.__args__[0]](inner) for inner in value]
     value = _CONVERTERS[typing.get_origin(hint) or hint](value)
+    value = metadata["synonyms"].get(value, value) if metadata["synonyms"] else value
     choices, complaint = metadata["choices"], metadata["complaint"]
     if choices and value not in choices:
         *most, last = map(str, choices)

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from safetensors import SafetensorError
 from safetensors.numpy import save_file
 
 from coconut.checkpoints.adapter_files import (
@@ -51,7 +52,7 @@ from coconut.config.lora_keys import Lora
 from coconut.convert.tensors import read_file
 from coconut.convert.write import refuse_existing
 from coconut.errors import UserError
-from coconut.files import read_json, write_json
+from coconut.files import library_writes, read_json, write_json
 from coconut.text.opening import load_tokenizer
 
 PEFT_WEIGHTS = "adapter_model.safetensors"
@@ -114,7 +115,8 @@ def to_peft(source: Path, target: Path) -> int | None:
                 else None,
             },
         )
-        save_file(tensors, partial / PEFT_WEIGHTS, metadata={"format": "pt"})
+        with library_writes(partial / PEFT_WEIGHTS, SafetensorError):
+            save_file(tensors, partial / PEFT_WEIGHTS, metadata={"format": "pt"})
         load_tokenizer(source).save(partial)
         for name in (COCONUT, FEEDBACK):
             if (source / name).exists():
@@ -146,8 +148,9 @@ def to_ours(source: Path, target: Path, settings: dict[str, Any], given: str | N
     factors = {mlx_name(n): w for n, w in arrays.items() if n not in whole}
     with tempfile.TemporaryDirectory() as folder:
         staged = Path(folder)
-        save_file(factors, staged / ADAPTERS)
-        save_file(whole, staged / TRAINED)
+        with library_writes(staged, SafetensorError):
+            save_file(factors, staged / ADAPTERS)
+            save_file(whole, staged / TRAINED)
         write_json(staged / ADAPTER_CONFIG, adapter_config(adapter, config))
         n_rows = max(config["vocab_size"], new.stop)
         write_json(staged / CONFIG, config | {"vocab_size": n_rows})

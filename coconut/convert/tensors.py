@@ -15,7 +15,7 @@ from typing import Any, NamedTuple, Self
 import numpy as np
 
 from coconut.checkpoints.checkpoint import WEIGHTS, WEIGHTS_INDEX
-from coconut.checkpoints.safetensors import safetensors_header
+from coconut.checkpoints.safetensors import MOST_AXES, safetensors_header
 from coconut.errors import UserError
 
 SHARD_BYTES = 5 * 2**30
@@ -156,6 +156,8 @@ def read_torch(path: Path) -> dict[str, Tensor]:
             problems.append(f"{shown(name)}: a {type(value).__name__}, expected a tensor")
         elif value.layout != torch.strided or str(value.dtype) not in _TORCH or value.is_quantized:
             problems.append(f"{shown(name)}: a {value.dtype} tensor of a kind that is not read")
+        elif value.ndim > MOST_AXES:
+            problems.append(f"{shown(name)}: {value.ndim} axes, at most {MOST_AXES}")
         # A few bytes repeated by their strides could stand for any size.
         elif value.numel() * value.element_size() > value.untyped_storage().nbytes():
             problems.append(f"{shown(name)}: its shape is larger than its data")

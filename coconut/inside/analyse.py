@@ -61,20 +61,22 @@ def _run(twin: str, make_backend: MakeBackend, given: argparse.Namespace) -> Non
     longest = max((item["question"] for item in items), key=len)
     lens.check(longest, 1)
     limit = lens.backend.n_positions
-    n_new = min(lens.room(item["question"], given.max_new_tokens) for item in items)
-    if n_new < 1:
+    room = [lens.room(item["question"], given.max_new_tokens) for item in items]
+    if min(room) < 1:
         raise UserError(given.data, f"a question fills the model's {limit} positions; shorten it")
     options = Options(
         items=items,
         swapped=[prosqa.swap(item) for item in items],
         batch_size=given.batch_size,
-        max_new_tokens=n_new,
+        max_new_tokens=given.max_new_tokens,
         reading=given.reading or lens.own_reading,
         seed=given.seed,
     )
     names = list(ANALYSES) if given.what == "all" else [given.what]
     about = _about(twin, lens, given, items)
     console = Console()
+    if short := sum(n < given.max_new_tokens for n in room):
+        console.say(f"note: {short} questions leave fewer than {given.max_new_tokens} positions")
     for name in names:
         analysis = ANALYSES[name]
         with console.progress(name, len(items)) as bar:

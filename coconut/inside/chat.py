@@ -95,7 +95,7 @@ class Chat:
             if text.startswith(shown) and text != shown:
                 self.say(text[len(shown) :], end="")
                 shown = text
-            return False
+            return tokenizer.ended(tokens)
 
         start = time.perf_counter()
         tokens: list[int] = []
@@ -110,7 +110,7 @@ class Chat:
         seconds = time.perf_counter() - start
         if self.screen.is_terminal:
             parts = [f"{self.n_thoughts} thoughts", f"{len(tokens)} tokens", f"{seconds:.2f} s"]
-            if tokens and tokens[-1] != tokenizer.eos_id:
+            if tokens and not tokenizer.ended(tokens):
                 parts.append("cut off")
             self.say(" | ".join(parts), "dim")
         if gold is not None:

@@ -203,7 +203,7 @@ class Lens:
         """The answer after every number of thoughts, from none to all."""
         tokenizer = self.tokenizer
         batch = collate(self._prompts(question), tokenizer.pad_id)
-        decoding = Decoding(max_new_tokens, tokenizer.eos_id)
+        decoding = Decoding(max_new_tokens, tokenizer.eos_id, stops=tokenizer.ended)
         written = self.backend.generate(batch, decoding)
         stated = set(sentences(question))
         forced = []
@@ -216,7 +216,7 @@ class Lens:
             answer, chain = extract(text)
             lines = [line for line in chain.split("\n") if line.strip()]
             start = self._answer_start(new) if answer else 0
-            is_finished = new[-1] == tokenizer.eos_id
+            is_finished = tokenizer.ended(new)
             found.append(
                 Stop(
                     n_thoughts=k,

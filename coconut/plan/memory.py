@@ -1,11 +1,15 @@
 """The size of a model, from its config.json, and the memory that training and decoding it take."""
 
+import os
+import platform
+import sys
 from dataclasses import dataclass
 from typing import Any
 
 from coconut.checkpoints.adapters import n_trained
 from coconut.checkpoints.architectures import check_architecture, is_borrowed, n_positions
 from coconut.checkpoints.source import Source
+from coconut.config.keys import RunConfig
 from coconut.errors import UserError
 
 
@@ -70,42 +74,77 @@ def training_bytes(
     n_rows: int,
     length: int,
     n_targets: int,
-    bf16: bool = False,
-    checkpointing: bool = False,
+    config: RunConfig,
+    source: Source | None = None,
+    n_behind: int = 0,
 ) -> int:
     """Estimated peak of a training step on a micro-batch of n_rows * length tokens.
 
-    A parameter costs 16 bytes: weight 4, gradient 4, AdamW's moments 8; with bf16 2 more for its
-    copy. A token keeps, in each layer, 12 vectors of the width, 2 of the MLP's inner width and 3
-    attention rows (heads * length), of 4 bytes (bf16 2). With gradient checkpointing it keeps, in
-    each layer, 6 vectors of the width and 6 of the keys' width, and two layers at a time the rest.
-    A label keeps 3 rows of the vocabulary, 4 bytes. The counts are fitted to the MLX twin: GPT-2
-    small, 4 * 480 tokens, 6 latents, 240 labels, second update, float32 on x86-64, took 5.1 GB.
+    n_behind: columns from the first latent on; 0 without latents. source: tells of an adapter,
+    beside which a frozen parameter costs 4 bytes, or if quantised its bits and 2 numbers of 4 bytes
+    a group.
+
+    The peak is in the update or in the backward pass. In the update a trained parameter costs 25
+    bytes: weight, gradient and AdamW's moments 16, the new ones of some of them 9. In the backward
+    pass it costs 12, and each layer keeps of a token 12 vectors of the width, 2 of the MLP's inner
+    width, and a head's attention: 1.3 numbers a pair of columns before the latents, 4.3 a pair of
+    one behind with any (keys in segments are not read by the fused kernel). With bf16 numbers have
+    2 bytes, and a parameter 2 more for its copy. With gradient checkpointing each layer keeps 6
+    vectors of the width and 6 of the keys' width, and two layers at a time the rest. A label keeps
+    3 rows of the vocabulary, 4 bytes.
+
+    Fitted to the MLX twin, GPT-2 small, second update, float32, x86-64: 4 rows of 480 tokens with 6
+    latents took 3.82 GB with 67 columns behind, 5.09 with 247; the update alone 3.11.
     """
-    size = 2 if bf16 else 4
-    tokens = n_rows * length
-    inside = 12 * shape.width + 2 * shape.inner + 3 * shape.n_heads * length
+    size = 2 if config.bf16 else 4
+    before = length - n_behind
+    attention = shape.n_heads * (1.3 * before * before + 4.3 * n_behind * length)
+    inside = (12 * shape.width + 2 * shape.inner) * length + attention
     kept = shape.n_layers * inside
-    if checkpointing:
-        kept = shape.n_layers * 6 * (shape.width + shape.kv_width) + 2 * inside
-    parameters = shape.n_params * (16 + 2 * bf16)
-    return parameters + tokens * kept * size + 3 * 4 * n_targets * shape.vocab_size
+    if config.gradient_checkpointing:
+        kept = shape.n_layers * 6 * (shape.width + shape.kv_width) * length + 2 * inside
+    frozen, n_trained = _weights(shape, source)
+    backward = 12 * n_trained + n_rows * kept * size + 3 * 4 * n_targets * shape.vocab_size
+    copies = 2 * config.bf16 * shape.n_params
+    return int(frozen + max(25 * n_trained, backward) + copies)
 
 
-def frozen_bytes(shape: Shape, source: Source, bf16: bool = False) -> int:
-    """What of `training_bytes` a frozen base does not need.
-
-    Gradient and moments, 12 bytes a parameter; of a quantised one all but its bits and 2 numbers of
-    4 bytes a group. What is trained costs its 16 bytes.
-    """
-    assert source.adapter is not None, "nothing is frozen otherwise"
+def _weights(shape: Shape, source: Source | None) -> tuple[float, int]:
+    """(bytes of what is frozen, parameters that are trained)."""
+    if source is None or source.adapter is None:
+        return 0, shape.n_params
     lora = source.adapter.lora
     quantized = source.config.get("quantization") or {}
     bits = lora.quantize or quantized.get("bits")
     group = lora.group_size if lora.quantize else quantized.get("group_size", 64)
-    saved = 12.0 if not bits else 16 - bits / 8 - 8 / group
-    n = n_trained(source.config, lora, len(source.adapter.rows))
-    return int(shape.n_params * saved) - n * (16 + 2 * bf16)
+    stored = bits / 8 + 8 / group if bits else 4
+    return shape.n_params * stored, n_trained(source.config, lora, len(source.adapter.rows))
+
+
+def too_large(n_bytes: int, keys: str) -> str | None:
+    """What to say of a batch that a Mac's GPU has no room for; None if it has, or is no Mac's.
+
+    keys: what to change.
+    """
+    room = gpu_memory()
+    if room is None or n_bytes < room:
+        return None
+    return (
+        f"this machine's GPU may use about {room / 1e9:.1f} GB, a batch needs {n_bytes / 1e9:.1f}:"
+        f" change {keys} (docs/on_a_mac.md)"
+    )
+
+
+def gpu_memory() -> int | None:
+    """Bytes that Metal lets one program use on this Mac; None elsewhere.
+
+    Two thirds of memory up to 36 GB, three quarters above: what Metal recommends as the working set
+    unless `sysctl iogpu.wired_limit_mb` says otherwise.
+    """
+    if (sys.platform, platform.machine()) != ("darwin", "arm64"):
+        return None
+    total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return total * 2 // 3 if total <= 36 << 30 else total * 3 // 4
 
 
 def evaluation_bytes(

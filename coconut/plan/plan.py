@@ -8,22 +8,24 @@ from coconut.batches.curriculum import IGNORED, Row, evaluation_stage, stage_of_
 from coconut.checkpoints.adapters import in_words, n_trained
 from coconut.checkpoints.source import Source
 from coconut.config.keys import DATASET_METHODS, RunConfig
-from coconut.plan.memory import Shape, evaluation_bytes, frozen_bytes, training_bytes
+from coconut.plan.memory import Shape, evaluation_bytes, too_large, training_bytes
 from coconut.plan.rows import Data, alike, check_fit, prompts_of, read_data, rows_of
 from coconut.plan.unbuilt import Model, find_model, to_fetch
 from coconut.reporting.console import Console
+from coconut.run.changed import changed_keys, changed_lines
 from coconut.run.saving import newest_checkpoint, progress_of
 from coconut.run.start import processes_in_words
 
 
-def print_plan(config: RunConfig, twin: str, n_processes: int = 1) -> None:
+def print_plan(config: RunConfig, twin: str, n_processes: int = 1) -> list[str]:
     """Check everything that needs no weights and print the plan of the run.
 
     n_processes: how many the run is spread over. Builds no model, opens no framework, writes
     nothing but what describes a model of the hub into the hub's cache; downloads no weights.
-    Raises UserError.
+    Returns what was said of batches that are too large for this machine. Raises UserError.
     """
     newest = None if config.only_eval else newest_checkpoint(config.run_dir)
+    changed = changed_keys(config, newest)
     model = find_model(config, newest, twin)
     shape = model.shape
     train, val = read_data(config, model)
@@ -39,7 +41,7 @@ def print_plan(config: RunConfig, twin: str, n_processes: int = 1) -> None:
 
     console = Console()
     console.say(_headline(config, twin, model))
-    for line in filter(None, (model.note, to_fetch(config, newest))):
+    for line in filter(None, (model.note, *config.notes, to_fetch(config, newest))):
         console.say(line)
     if train is None and config.method in DATASET_METHODS:
         console.say(f"evaluates {model.name} once on {config.split}: {asked_for(config)}")
@@ -47,13 +49,18 @@ def print_plan(config: RunConfig, twin: str, n_processes: int = 1) -> None:
         console.say(f"evaluates {model.name} once, at stage {stage} ({why})")
     rows = []
     if train is not None:
-        console.say(resume_in_words(config, newest))
+        for line in (resume_in_words(config, newest), *changed_lines(changed)):
+            console.say(line)
         _say_adapter(console, model)
-        rows = _say_stages(console, config, train, model, n_processes)
-    _say_evaluation(console, val, prompts, model)
-    if shape and model.tokenizer:
-        _say_memory(console, config, shape, rows, prompts, model.source)
+        # Of an official file that is not there yet the notes say how it comes.
+        rows = _say_stages(console, config, train, model, n_processes) if train.samples else []
+    if val.samples:
+        _say_evaluation(console, val, prompts, model)
+    large = []
+    if shape and model.tokenizer and val.samples:
+        large = _say_memory(console, config, shape, rows, prompts, model.source)
     console.say("checked: no model was built, no weights were downloaded, nothing was written")
+    return large
 
 
 def asked_for(config: RunConfig) -> str:
@@ -179,32 +186,50 @@ def _say_memory(
     rows: list[Row],
     prompts: dict[int, list[Row]],
     source: Source | None,
-) -> None:
-    """Memory of batches of the longest rows, and whether an answer has room behind its question."""
-    table = []
+) -> list[str]:
+    """Memory of batches of the longest rows, and whether an answer has room behind its question.
+
+    Returns a line for each batch that this machine has no room for; they are said too.
+    """
+    table, large = [], []
     if rows:
         length = max(len(row.ids) for row in rows)
         length = -(-length // config.pad_multiple) * config.pad_multiple
         targets = max(sum(label != IGNORED for label in row.labels or ()) for row in rows)
         n_rows = config.batch_size_training
-        options = (config.bf16, config.gradient_checkpointing)
-        size = training_bytes(shape, n_rows, length, n_rows * targets, *options)
-        if source is not None and source.adapter is not None:
-            size -= frozen_bytes(shape, source, config.bf16)
+        size = training_bytes(
+            shape, n_rows, length, n_rows * targets, config, source, behind_latents(rows)
+        )
         table.append(("training", n_rows, length, f"{size / 1e9:.2f}"))
+        large.append(
+            too_large(
+                size,
+                "batch_size_training, with more gradient_accumulation_steps:"
+                " the same update, or set gradient_checkpointing: True",
+            )
+        )
     questions = [len(row.ids) for asked in prompts.values() for row in asked]
     longest, n_rows = max(questions), min(config.eval_batch_size, len(prompts[min(prompts)]))
     size = evaluation_bytes(shape, n_rows, longest, config.new_tokens, config.bf16)
     table.append(("evaluation", n_rows, longest, f"{size / 1e9:.2f}"))
     title = "estimated peak memory of a batch of the longest rows:"
     console.table(title, ("in", "rows", "tokens", "GB"), table)
+    large.append(too_large(size, "eval_batch_size"))
+    found = list(filter(None, large))
+    for line in found:
+        console.say(line)
     room = shape.n_positions - longest
     if room < config.new_tokens and config.method != "preexperiment":
-        name = "response_length" if config.method in DATASET_METHODS else "max_new_tokens"
         console.say(
-            f"note: the longest question leaves {room} of {shape.n_positions} positions, fewer"
-            f" than the {config.new_tokens} new tokens allowed; set {name}: {room}"
+            f"note: the longest question leaves {room} of {shape.n_positions} positions, fewer than"
+            f" the {config.new_tokens} new tokens allowed: its answer is cut there, and counted"
         )
+    return found
+
+
+def behind_latents(rows: Sequence[Row]) -> int:
+    """The most columns that a row has from its first latent on; 0 if no row has one."""
+    return max((len(row.ids) - row.first_latent for row in rows if row.n_latents), default=0)
 
 
 def _span(numbers: Sequence[int]) -> str:

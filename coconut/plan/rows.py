@@ -29,6 +29,7 @@ from coconut.config.keys import DATASET_METHODS, WITH_LATENTS, RunConfig
 from coconut.config.latro_keys import LatroConfig
 from coconut.plan.unbuilt import Model
 from coconut.run.latro.preexperiment import scored
+from coconut.tasks.official import absent
 from coconut.text.tokenizer import Tokenizer
 
 SPREAD, LONGEST = 1_000, 200
@@ -49,12 +50,17 @@ def read_data(config: RunConfig, model: Model) -> tuple[Data | None, Data]:
     if config.method in DATASET_METHODS:
         return _data_set(config, model)
     assert config.val_path is not None, "checked with the configuration"
-    val_items = read_items(config.val_path)
-    if config.debug:
-        val_items = val_items[:DEBUG_VALIDATION]
-    val = _tokenised(config.val_path, val_items, len(val_items), model.tokenizer)
+    if n_absent := absent(config.val_path):
+        val = Data(config.val_path, n_absent, [])
+    else:
+        val_items = read_items(config.val_path)
+        if config.debug:
+            val_items = val_items[:DEBUG_VALIDATION]
+        val = _tokenised(config.val_path, val_items, len(val_items), model.tokenizer)
     if config.only_eval:
         return None, val
+    if (n_absent := absent(config.train_path)) and not config.generate:
+        return Data(str(config.train_path), n_absent, []), val
     items, where, total = TrainingData(config, model.tokenizer).preview(SPREAD)
     return _tokenised(where, items[:total], total, model.tokenizer), val
 

@@ -25,7 +25,7 @@ import rich.table
 import rich.text
 
 from coconut.config.keys import RunConfig
-from coconut.reporting.log import LOG, open_log, plain
+from coconut.reporting.log import LOG, append, open_log, plain
 from coconut.reporting.trackers import numbers_of, open_tracker
 from coconut.reporting.wording import are_numbers, cell, in_words, line_of
 
@@ -106,7 +106,7 @@ class Console:
         if self._log is not None:
             line = json.dumps(record, ensure_ascii=False, allow_nan=False) + "\n"
             # One write a line, past any buffer: a kill loses at most the line being written.
-            self._log.write(line.encode("utf-8", "backslashreplace"))
+            append(self._log, line.encode("utf-8", "backslashreplace"))
         if self._tracker is not None:
             self._tracker.log(numbers_of(kind, record))
 

@@ -6,8 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeGuard
 
-import yaml
-
+from coconut.config.values import parse_yaml
 from coconut.errors import UserError
 from coconut.reporting.log import LOG
 
@@ -93,7 +92,7 @@ def read_history(directory: Path | str) -> RunHistory:
         label=directory.resolve().name,
         curves=curves,
         stages=stages,
-        settings=_read_file(directory / "config.yaml", yaml.safe_load, "the settings", notes),
+        settings=_read_file(directory / "config.yaml", parse_yaml, "the settings", notes),
         summary=_read_file(directory / "summary.json", json.loads, "its results", notes),
         n_updates=sum(event["event"] == "train" for _, event in kept),
         n_epochs=n_epochs[-1] if n_epochs else None,

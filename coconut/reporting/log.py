@@ -30,6 +30,15 @@ def open_log(path: Path) -> tuple[Any, int]:
         raise UserError(str(path), f"cannot be written: {error.strerror}") from error
 
 
+def append(file: Any, line: bytes) -> None:
+    """Write a line to an open log. Raises UserError if the disk refuses; the rest is torn then."""
+    try:
+        while line:  # a disk that fills up takes a part of it, without an error
+            line = line[file.write(line) :]
+    except OSError as error:
+        raise UserError(file.name, f"cannot be written: {error.strerror}") from error
+
+
 def _is_json(line: bytes) -> bool:
     try:
         return isinstance(json.loads(line), dict)

@@ -12,9 +12,9 @@ from coconut.batches.questions import Questions
 from coconut.config.keys import RunConfig
 from coconut.config.latro_keys import LatroConfig
 from coconut.reporting.console import N_SHOWN, Console
-from coconut.run.ending import measured_with, write_results
+from coconut.run.ending import measured_with, say_cut, write_results
 from coconut.run.latro.rationale_check import RationaleCheck
-from coconut.run.sampling import decode_rows
+from coconut.run.sampling import decode_rows, decoding_of
 from coconut.run.start import Run
 from coconut.world import World
 
@@ -62,6 +62,7 @@ def evaluate_data_set(
         }
         write_results(run, summary, "predictions.jsonl", predictions)
         _say(console, summary, predictions)
+        say_cut(run, summary["out_of_positions"])
     return summary
 
 
@@ -87,12 +88,17 @@ def answer(
     if config.maj_k:
         votes = decode_rows(*asked, config.maj_k, config.maj_temperature, advance=advance)
     predictions = [_judged(questions, *asked) for asked in zip(items, greedy, votes, strict=True)]
+    ran_out = decoding_of(questions).ran_out
+    for prediction, tokens in zip(predictions, greedy, strict=True):
+        prediction["out_of_positions"] = ran_out(tokens)
     summary = _summary(config, predictions, time.perf_counter() - start)
+    cut = [ran_out(tokens) for each in (*([t] for t in greedy), *votes) for tokens in each]
     summary |= {
         "stage": 0,
         "n_shots": questions.n_shots,
         "chat_template": questions.uses_template,
         "prompt": questions.wording,
+        "out_of_positions": sum(cut),
         "peak_memory_bytes": max(run.world.exchange(backend.memory())),
     }
     return predictions, summary, greedy
@@ -126,6 +132,7 @@ def _say(console: Console, summary: dict[str, Any], predictions: Sequence[dict[s
         new_tokens=summary["new_tokens_per_question"],
         samples_per_second=summary["samples_per_second"],
         peak_memory_bytes=summary["peak_memory_bytes"],
+        out_of_positions=summary["out_of_positions"] or None,
     )
     for kind, found in summary.get("rationales", {}).items():
         console.record("rationales", which=kind, **found)

@@ -31,12 +31,12 @@ from coconut.batches.training_data import (
 )
 from coconut.checkpoints import checkpoint
 from coconut.config.keys import RunConfig
-from coconut.files import read_json
 from coconut.reporting.console import N_SHOWN
+from coconut.run import saving
 from coconut.run.ending import check_finite
 from coconut.run.evaluate import Evaluation, evaluate, report, validation_loss
 from coconut.run.learning_rate import learning_rate
-from coconut.run.saving import LAST, delete_last, newest_checkpoint, prune, read_state, save
+from coconut.run.saving import LAST, newest_checkpoint, prune, read_state, save
 from coconut.run.start import Run, agreed_paths, processes_in_words
 from coconut.tasks import prosqa
 from coconut.world import World
@@ -60,7 +60,7 @@ class Runner:
         self.config, self.world, self.run_dir = config, world or World(), config.run_dir
         self.resumed = None
         if not config.only_eval:
-            found = newest_checkpoint(self.run_dir) if self.world.is_first else None
+            found = newest_checkpoint(self.run_dir, True) if self.world.is_first else None
             (self.resumed,) = agreed_paths(self.world, found)
         self.run = run = Run(config, twin, self.world, self.resumed)
         self.tokenizer, self.made_with = run.tokenizer, run.made_with
@@ -117,8 +117,11 @@ class Runner:
     def _train(self) -> None:
         config = self.config
         self._greet()
-        if self.resumed and self._evaluation_due(self.epoch - 1):
-            self._evaluate_epoch(self.epoch - 1)  # the run was stopped between saving and this
+        if self.resumed and self.update_in_epoch == 0:
+            # The run may have been stopped between saving and what comes after it.
+            if self._evaluation_due(self.epoch - 1):
+                self._evaluate_epoch(self.epoch - 1)
+            self._prune()
         if self.feedback and self.feedback.rule.is_fitted and not self.feedback.is_trained:
             samples = self.data.samples(self.epoch)
             texts = plain_text(samples, config.batch_size_training, self.tokenizer.pad_id)
@@ -259,7 +262,7 @@ class Runner:
         check_finite(self.run, REMEDY, {"epoch": epoch + 1}, validation_loss=loss)
         report(self.run, result, self.val_path, epoch, loss)
         self.evaluations[str(epoch + 1)] = {"accuracy": result.summary["accuracy"], "loss": loss}
-        self.run.write("evaluations.json", json.dumps(self.evaluations, indent=1))
+        self.run.write(saving.EVALUATIONS, json.dumps(self.evaluations, indent=1))
         if self.run.reporter:
             self.run.reporter.draw()
 
@@ -300,11 +303,9 @@ class Runner:
         self.backend.load_optimizer(directory)
         self.epoch, self.update_in_epoch = state["epoch"], state["update_in_epoch"]
         self.n_updates = state["n_updates"]
-        path = self.run_dir / "evaluations.json"
-        if path.exists():
-            # Later ones are of checkpoints that are gone: what is trained again is measured again.
-            found = read_json(path).items()
-            self.evaluations = {epoch: value for epoch, value in found if int(epoch) <= self.epoch}
+        # Later ones are of checkpoints that are gone: what is trained again is measured again.
+        found = saving.read_evaluations(self.run_dir).items()
+        self.evaluations = {epoch: value for epoch, value in found if int(epoch) <= self.epoch}
 
     def _prune(self) -> None:
         keep, spare = self.config.keep_checkpoints, []
@@ -313,8 +314,6 @@ class Runner:
         if self.evaluations:
             best = max(self.evaluations, key=lambda e: (self.evaluations[e]["accuracy"], -int(e)))
             spare = [self.run_dir / checkpoint.checkpoint_name(int(best))]
-        if self.world.is_first:
-            delete_last(self.run_dir)
         prune(self.run, checkpoint.checkpoints, keep if self.evaluations else 0, spare)
 
     # ---- words

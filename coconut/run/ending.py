@@ -38,6 +38,15 @@ def write_results(
         write_json(run.directory / "summary.json", plain("summary", summary, {}))
 
 
+def say_cut(run: Run, n: int) -> None:
+    """Say how many answers the model had no further position for, if any were cut so."""
+    if n:
+        run.console.say(
+            f"note: answers cut where the model's {run.source.n_positions} positions end: {n}"
+            " (out_of_positions in predictions.jsonl)"
+        )
+
+
 def check_finite(run: Run, remedy: str, where: dict[str, Any], **values: float) -> None:
     """Raise UserError, and log the event, for a loss, reward or gradient that is not finite.
 

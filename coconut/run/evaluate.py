@@ -19,7 +19,7 @@ from coconut.batches.curriculum import (
     training_row,
 )
 from coconut.config.keys import RunConfig
-from coconut.run.ending import measured_with, write_results
+from coconut.run.ending import measured_with, say_cut, write_results
 from coconut.run.start import Run
 from coconut.text.answers import classify_chain, cot_match, exact_match, extract, numeric_match
 from coconut.text.tokenizer import Tokenizer
@@ -54,6 +54,7 @@ def evaluate(
     predictions = _answer(run, items, samples, stage, advance)
     seconds = time.perf_counter() - start
     summary = _count(predictions, seconds)
+    asked = [*predictions]
     if thoughts := backend.thought_statistics():
         summary["thoughts"] = thoughts
     if swapped is not None:
@@ -61,6 +62,7 @@ def evaluate(
         for prediction, other in zip(predictions, others, strict=True):
             prediction["swapped_answer"] = other["answer"]
             prediction["swapped_correct"] = other["correct"]
+        asked += others
         n = len(predictions)
         both = sum(p["correct"] and p["swapped_correct"] for p in predictions)
         summary["swapped_accuracy"] = sum(p["swapped_correct"] for p in predictions) / n
@@ -72,6 +74,7 @@ def evaluate(
     summary |= {
         "stage": stage,
         "n_latents": [min(n_latents), max(n_latents)],
+        "out_of_positions": sum(p["out_of_positions"] for p in asked),
         "peak_memory_bytes": max(run.world.exchange(backend.memory())),
     }
     return Evaluation(predictions, summary)
@@ -87,11 +90,8 @@ def _answer(
     backend, config, tokenizer = run.backend, run.config, run.tokenizer
     markers = markers_of(tokenizer)
     rows = [question_row(config, sample, stage, markers, config.n_latents) for sample in samples]
-    # A question that fills the model's positions can only be answered as far as they go.
-    longest = max(len(row.ids) for row in rows)
-    room = config.new_tokens if backend.n_positions is None else backend.n_positions - longest
-    n_new = min(config.new_tokens, room)
-    decoding = Decoding(n_new, tokenizer.eos_id, config.temperature, config.seed)
+    how = (config.temperature, config.seed, tokenizer.ended)
+    decoding = Decoding(config.new_tokens, tokenizer.eos_id, *how)
     batches = list(by_length([len(row.ids) for row in rows], config.eval_batch_size))
 
     def said(numbers: np.ndarray) -> list[list[int]]:
@@ -103,6 +103,7 @@ def _answer(
     return [
         _judge(config, tokenizer, items[i], stage, answers[i])
         | {"idx": row.idx, "prompt_tokens": len(row.ids), "n_latents": row.n_latents}
+        | {"out_of_positions": decoding.ran_out(answers[i])}
         for i, row in enumerate(rows)
     ]
 
@@ -126,7 +127,7 @@ def _judge(
         "correct_as_number": numeric_match(answer, item["answer"]),
         "cot_match": cot_match(chain, expected) if expected else None,
         "new_tokens": len(new_tokens),
-        "ended": bool(new_tokens) and new_tokens[-1] == tokenizer.eos_id,
+        "ended": tokenizer.ended(new_tokens),
     }
     if "edges" in item and kept == len(item["steps"]):
         # Only a chain that should be whole can be held against the graph.
@@ -206,7 +207,9 @@ def report(
         new_tokens=s["new_tokens_per_question"],
         samples_per_second=s["samples_per_second"],
         peak_memory_bytes=s["peak_memory_bytes"],
+        out_of_positions=s["out_of_positions"] or None,
     )
+    say_cut(run, s["out_of_positions"])
     if s.get("thoughts"):
         run.console.record("thoughts", epoch=s["epoch"], stage=s["stage"], **s["thoughts"])
     for name, count in s.get("outcomes", {}).items():

@@ -1,6 +1,5 @@
 """Several outputs of every prompt: greedy answers, votes, answers after a given beginning."""
 
-import math
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -10,6 +9,19 @@ from coconut.batches.batch import chunks, collate
 from coconut.batches.curriculum import Row
 from coconut.batches.questions import Questions
 from coconut.run.start import Run
+
+
+def decoding_of(
+    questions: Questions, temperature: float = 0.0, most: int | None = None
+) -> Decoding:
+    """How outputs of a data set are drawn, until a turn or a stop token ends them."""
+    return Decoding(
+        most or questions.config.new_tokens,
+        questions.end_id,
+        temperature,
+        questions.config.seed,
+        lambda tokens: tokens[-1] in questions.stop_ids,
+    )
 
 
 def decode_rows(
@@ -23,15 +35,7 @@ def decode_rows(
 ) -> list[list[list[int]]]:
     """k outputs of every prompt, which is read once for all of them. most: tokens of an output."""
     config, backend = run.config, run.backend
-    longest = max(len(prompt.ids) for prompt in prompts)
-    room = math.inf if backend.n_positions is None else backend.n_positions - longest
-    decoding = Decoding(
-        int(min(most or config.new_tokens, room)),
-        questions.end_id,
-        temperature,
-        config.seed,
-        lambda tokens: tokens[-1] in questions.stop_ids,
-    )
+    decoding = decoding_of(questions, temperature, most)
     # Like lengths go together, so that little is padded.
     order = np.argsort([len(prompt.ids) for prompt in prompts], kind="stable")
     source, sample = np.repeat(order, k), np.tile(np.arange(k), len(order))

@@ -1,9 +1,8 @@
 """Checkpoints of a run: written by all its processes together, and what one may be gone on from."""
 
-import os
-import shutil
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +11,12 @@ from coconut.checkpoints import checkpoint
 from coconut.checkpoints.checkpoint import latest
 from coconut.errors import UserError
 from coconut.files import read_json, write_json
+from coconut.reporting.curves import Curve, read_history
+from coconut.reporting.log import LOG
 from coconut.run.start import Run
 
 STATE = "trainer_state.json"
+EVALUATIONS = "evaluations.json"
 LAST = "last"
 """Directory of a run's checkpoint inside an epoch (save_every); the others are epoch_NN."""
 
@@ -62,20 +64,30 @@ def _describe(run: Run, directory: Path, made: dict[str, Any], state: dict[str, 
     write_json(directory / STATE, {"seed": run.config.seed, "backend": run.twin} | state)
 
 
-def newest_checkpoint(run_dir: Path) -> Path | None:
-    """The checkpoint of a run that got furthest, None if there is none."""
+def newest_checkpoint(run_dir: Path, recovers: bool = False) -> Path | None:
+    """The checkpoint of a run that got furthest, None if there is none.
+
+    recovers: by the run itself, which puts back what it was killed while replacing.
+    """
+    if recovers:
+        checkpoint.recover(run_dir)
     found = [path for path in (latest(run_dir), run_dir / LAST) if path and path.is_dir()]
     return max(found, key=progress_of, default=None)
 
 
 def progress_of(directory: Path) -> tuple[int, int]:
     """(epochs done, updates done in the next one) of a run's checkpoint. Raises UserError."""
-    path = directory / STATE
-    state = read_json(path)
-    epoch, update = state.get("epoch"), state.get("update_in_epoch")
-    if type(epoch) is not int or type(update) is not int:
-        raise UserError(str(path), "expected epoch and update_in_epoch; the file is damaged")
-    return epoch, update
+    state = state_of(directory, "epoch", "update_in_epoch")
+    return state["epoch"], state["update_in_epoch"]
+
+
+def state_of(directory: Path, *counts: str) -> dict[str, Any]:
+    """What a checkpoint's trainer_state.json says, these whole numbers among it."""
+    state = read_json(directory / STATE, checkpoint.REMEDY)
+    if not all(type(state.get(name)) is int and state[name] >= 0 for name in counts):
+        problem = f"expected {' and '.join(counts)}; the file is damaged; {checkpoint.REMEDY}"
+        raise UserError(str(directory / STATE), problem)
+    return state
 
 
 def read_state(run: Run, directory: Path, rows_per_update: int, is_whole: str) -> dict[str, Any]:
@@ -84,8 +96,8 @@ def read_state(run: Run, directory: Path, rows_per_update: int, is_whole: str) -
     rows_per_update: of this run. is_whole: the state's field that is 0 where updates of another
     size may follow. Raises UserError for another seed, or updates of other rows.
     """
-    state = read_json(directory / STATE)
-    if state["seed"] != run.config.seed:
+    state = state_of(directory, "seed", "epoch", "update_in_epoch", "n_updates")
+    if state["seed"] != run.config.seed and not run.config.resume_changed:
         raise UserError(
             str(directory),
             f"was trained with seed {state['seed']}, not {run.config.seed}; choose another name"
@@ -102,21 +114,41 @@ def read_state(run: Run, directory: Path, rows_per_update: int, is_whole: str) -
     return state
 
 
+def read_evaluations(run_dir: Path) -> dict[str, Any]:
+    """Accuracy and loss of each evaluated epoch; of a damaged file, as log.jsonl has them."""
+    path = run_dir / EVALUATIONS
+    if not path.exists():
+        return {}
+    with suppress(UserError):
+        found = read_json(path)
+        if all(epoch.isdecimal() and _is_evaluation(e) for epoch, e in found.items()):
+            return found
+    if not (run_dir / LOG).is_file():
+        raise UserError(str(path), f"damaged, and no {LOG} to make it anew from: put back either")
+    curves = read_history(run_dir).curves
+    answer, loss = (curves.get(f"eval/{name}", Curve()) for name in ("answer", "loss"))
+    losses = dict(zip(loss.x, loss.y, strict=True))
+    measured = zip(answer.x, answer.y, strict=True)
+    return {str(int(x)): {"accuracy": y, "loss": losses[x]} for x, y in measured if x in losses}
+
+
+def _is_evaluation(value: Any) -> bool:
+    return isinstance(value, dict) and all(
+        type(value.get(name)) in (int, float) for name in ("accuracy", "loss")
+    )
+
+
 def prune(
     run: Run, found: Callable[[Path], Sequence[Path]], keep: int, spare: Sequence[Path] = ()
 ) -> None:
     """Delete all but the last `keep` checkpoints and the spared ones; keep 0 deletes none.
 
-    found: gives those of a run directory, oldest first. A debug run, which saves none, keeps all.
+    The one inside an epoch is done with, too. found: gives those of a run directory, oldest first.
+    A debug run, which saves none, keeps all.
     """
-    if keep and run.world.is_first and not run.config.debug:
+    if not run.world.is_first or run.config.debug:
+        return
+    if (run.directory / LAST).is_dir():
+        checkpoint.delete(run.directory / LAST)
+    if keep:
         checkpoint.prune(found(run.directory), keep, spare)
-
-
-def delete_last(directory: Path) -> None:
-    """Delete the checkpoint inside an epoch of a run directory, when the epoch is saved."""
-    last = directory / LAST
-    if last.is_dir():
-        # By a rename first: killed halfway, it must not be taken for a checkpoint.
-        last.rename(doomed := last.with_name(f".{LAST}.deleted-{os.getpid()}"))
-        shutil.rmtree(doomed)

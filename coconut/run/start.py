@@ -1,6 +1,7 @@
 """The beginning of every run: open it, let its processes agree, say and log what it is."""
 
 import json
+import re
 from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
@@ -9,10 +10,16 @@ from coconut.backend import Backend, MakeBackend
 from coconut.checkpoints import checkpoint
 from coconut.checkpoints.source import open_source
 from coconut.config.keys import RunConfig
+from coconut.errors import UserError
 from coconut.files import write_text
 from coconut.reporting.console import Console
 from coconut.reporting.report import Reporter
+from coconut.run.changed import SETTINGS, changed_keys, changed_lines, settings_of
 from coconut.world import World
+
+_SUFFIXES = (".json", ".jsonl", ".yaml", ".html", ".png")
+_FOLDERS = re.compile(r"(epoch|update)_\d+|last|best|warm_start", re.ASCII)
+"""What a run directory has names of: files, and checkpoints."""
 
 
 class Run:
@@ -20,7 +27,8 @@ class Run:
 
     config: as given. world: the processes it is spread over, each with a Run of its own that does
     the same; the first one writes all files and speaks. begins_with: the checkpoint to open in
-    place of the one that the configuration names. Raises UserError as opening a checkpoint does.
+    place of the one that the configuration names. goes_on_from: the checkpoint to go on from, if it
+    is another one. Raises UserError as opening a checkpoint does, and for keys that have changed.
     """
 
     backend: Backend
@@ -33,9 +41,14 @@ class Run:
         twin: str,
         world: World | None = None,
         begins_with: Path | None = None,
+        goes_on_from: Path | None = None,
     ):
         self.config, self.twin, self.world = config, twin, world or World()
         self.directory = config.run_dir
+        before = goes_on_from or begins_with
+        self.changed = changed_keys(config, before) if self.world.is_first else {}
+        if begins_with and not (begins_with / checkpoint.CHECKSUMS).exists():
+            checkpoint.verify(begins_with)  # it says so; where there are some, they are checked
         opened = open_source(config, begins_with)
         self.source, self.tokenizer, self.made_with = (
             opened.source,
@@ -71,10 +84,15 @@ class Run:
 
         Last of all that can be refused: a run that cannot be done leaves its directory as it was.
         """
+        if self.world.is_first:
+            check_in_the_way(self.directory)
         self.world.wait()
         config = self.config
+        # An evaluation leaves the settings of the training whose directory it shares.
+        is_beside = config.only_eval and settings_of(self.directory).get("only_eval") is False
         self.console = Console(self.directory, rank=self.world.rank, tracked=config)
-        self.write("config.yaml", config.to_yaml())
+        if not is_beside:
+            self.write(SETTINGS, config.to_yaml())
         if draws and config.report and self.world.is_first:
             self.reporter = Reporter(self.directory, self.console.say)
         return self.console
@@ -88,19 +106,35 @@ class Run:
         config, b, adapter = self.config, self.backend, self.source.adapter
         trained = f", {b.n_trained / 1e6:.2f}M trained ({adapter.lora.type})" if adapter else ""
         self.console.record(
-            "start", twin=self.twin, device=b.device, continuing=continuing, config=asdict(config)
+            "start",
+            twin=self.twin,
+            device=b.device,
+            continuing=continuing,
+            changed=self.changed,
+            config=asdict(config),
         )
         self.console.say(
             f"{self.twin} | {b.model_type} {b.n_params / 1e6:.1f}M params{trained} | {b.device}"
             f" {b.dtype} | run {config.name} | method {config.method}{about} | seed {config.seed}"
         )
-        for line in filter(None, [b.note, *lines, continuing and f"continuing {continuing}"]):
+        goes_on = continuing and f"continuing {continuing}"
+        changed = changed_lines(self.changed)
+        for line in filter(None, [b.note, *config.notes, *lines, goes_on, *changed]):
             self.console.say(line)
 
     def write(self, name: str, text: str) -> None:
         """A file of the run directory; written by the first process only."""
         if self.world.is_first:
             write_text(self.directory / name, text)
+
+
+def check_in_the_way(directory: Path) -> None:
+    """Raise UserError where a folder has the name of a file that a run writes, or the reverse."""
+    for path in sorted(directory.iterdir()) if directory.is_dir() else ():
+        if path.is_dir() and path.suffix in _SUFFIXES:
+            raise UserError(str(path), "a folder where the run writes a file: move it away")
+        if path.is_file() and _FOLDERS.fullmatch(path.name):
+            raise UserError(str(path), "a file where the run writes a checkpoint: move it away")
 
 
 def agreed_paths(world: World, *paths: Path | None) -> list[Path | None]:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from coconut.errors import UserError
-from coconut.tasks.files import Item, field, parse_json, read_lines, write_items
+from coconut.tasks.files import Item, field, read_records, write_items
 
 
 def convert(raw: Any, where: str) -> Item:
@@ -45,7 +45,7 @@ def convert(raw: Any, where: str) -> Item:
 
 def read(path: Path | str) -> list[Item]:
     """All items of a file. Raises UserError naming file and line of an item that is broken."""
-    return [convert(parse_json(line, where), where) for where, line in read_lines(path)]
+    return [convert(raw, where) for where, raw in read_records(path)]
 
 
 def main() -> None:

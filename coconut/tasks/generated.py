@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from coconut.errors import UserError
-from coconut.tasks.files import Item, field, parse_json, read_text, write_items
+from coconut.tasks.files import Item, field, read_records, write_items
 
 T = TypeVar("T")
 
@@ -48,12 +48,9 @@ def digest_of_facts(facts: Iterable[str]) -> bytes:
 
 def read_keys(path: Path | str, keys: Keys) -> set[bytes]:
     """The keys of all items of a file (only `question` is needed)."""
-    items = parse_json(read_text(path), str(path))
-    if not isinstance(items, list):
-        raise UserError(str(path), "expected a JSON list of items")
     found: set[bytes] = set()
-    for index, item in enumerate(items):
-        field(item, "question", str, f"{path} item {index}")
+    for where, item in read_records(path):
+        field(item, "question", str, where)
         found.update(keys(item))
     return found
 

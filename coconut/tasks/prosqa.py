@@ -1,7 +1,7 @@
 """ProsQA: fresh items from a seed, the swap test, shortcut rules, and statistics of files.
 
-    python data/prosqa.py --items 17886 --seed 1 --out data/prosqa_train.json
-    python data/prosqa.py --stats data/prosqa_valid.json data/prosqa_test.json
+    python data/prosqa.py --items 17886 --seed 1 --out data/prosqa_made_train.json
+    python data/prosqa.py --stats data/prosqa_made_valid.json data/prosqa_made_test.json
 
 The construction was fitted to the official validation and test files; `data/README.md` tells it
 step by step. Item i of a run depends on (seed, i) alone, so a run of any size is a prefix of a
@@ -18,7 +18,7 @@ from typing import Any
 
 from coconut.errors import UserError
 from coconut.tasks.explore import explore, name_thoughts
-from coconut.tasks.files import Item, field, parse_json, read_text
+from coconut.tasks.files import Item, field, read_records
 from coconut.tasks.generated import check_not_negative, digest_of_facts, draw_words
 from coconut.tasks.graphs import distances, shortest_path
 from coconut.tasks.prosqa_graph import Options, _Raw, _raw_graph
@@ -153,12 +153,12 @@ def swap(item: Item) -> Item:
 
 def read(path: Path | str) -> list[Item]:
     """The items of a ProsQA file with their graphs. A broken item is named by file and index."""
-    items = parse_json(read_text(path), str(path))
-    if not isinstance(items, list) or not items:
-        raise UserError(str(path), "expected a JSON list of items that is not empty")
-    for index, item in enumerate(items):
-        _check(item, f"{path} item {index}")
-    return items
+    records = list(read_records(path))
+    if not records:
+        raise UserError(str(path), "holds no items")
+    for where, item in records:
+        _check(item, where)
+    return [item for _, item in records]
 
 
 def _check(item: Any, where: str) -> None:

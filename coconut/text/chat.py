@@ -4,19 +4,14 @@ A template is a Jinja text that the tokenizer brings with it. What it prints hol
 BOS too, so it is encoded with them and nothing is added: a second BOS would be seen by no model.
 """
 
-import datetime
-import functools
-import json
 from collections.abc import Sequence
-from typing import Any, NoReturn
-
-import jinja2
-import jinja2.sandbox
 
 from coconut.config.keys import RunConfig
 from coconut.errors import UserError
+from coconut.text.filling import Filler
 from coconut.text.tokenizer import Tokenizer
 
+_FILLER = Filler()
 Message = dict[str, str]
 _PROBE = "zqxj"
 """An assistant's message that no template writes by itself."""
@@ -45,33 +40,11 @@ def render(tokenizer: Tokenizer, messages: Sequence[Message], prompts: bool = Tr
     prompts: opens the assistant's turn behind them. Raises UserError with the template's complaint.
     """
     assert tokenizer.chat_template is not None, "asked of uses_template"
-    where = f"chat template of {tokenizer.name}"
+    given = {"messages": list(messages), "add_generation_prompt": prompts}
     try:
-        return _compiled(tokenizer.chat_template).render(
-            messages=list(messages), add_generation_prompt=prompts, **tokenizer.special_tokens
-        )
-    except (jinja2.TemplateError, TypeError) as error:
-        raise UserError(where, str(error)) from None
-
-
-@functools.lru_cache(maxsize=8)
-def _compiled(template: str) -> jinja2.Template:
-    # The settings and functions that transformers gives a template (tests compare with it).
-    # Sandboxed: a template comes with a download.
-    environment = jinja2.sandbox.ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
-    )
-
-    def complain(message: str) -> NoReturn:
-        raise jinja2.TemplateError(message)
-
-    def to_json(value: Any, indent: int | None = None) -> str:
-        return json.dumps(value, ensure_ascii=False, indent=indent)
-
-    environment.filters["tojson"] = to_json
-    environment.globals["raise_exception"] = complain
-    environment.globals["strftime_now"] = lambda form: datetime.datetime.now().strftime(form)
-    return environment.from_string(template)
+        return _FILLER.fill(tokenizer.chat_template, given | tokenizer.special_tokens)
+    except ValueError as error:
+        raise UserError(f"chat template of {tokenizer.name}", str(error)) from None
 
 
 def end_of_turn(tokenizer: Tokenizer, uses_template: bool) -> int:
@@ -122,7 +95,7 @@ def stop_tokens(config: RunConfig, tokenizer: Tokenizer, uses_template: bool) ->
             )
         return frozenset(stops | set(config.stop_token_ids))
     if config.stop_token in ("eos", "both"):
-        stops.add(tokenizer.eos_id)
+        stops |= tokenizer.end_ids
     if config.stop_token in ("pad", "both"):
         stops.add(pad_token(config, tokenizer))
     return frozenset(stops)

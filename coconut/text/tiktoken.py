@@ -13,10 +13,11 @@ import tiktoken
 import tokenizers
 
 from coconut.errors import UserError
-from coconut.files import read_bytes, read_json, write_json
+from coconut.files import library_writes, read_bytes, read_json, write_json
 from coconut.tasks.words import CONCEPTS, NAMES
 from coconut.text.tokenizer import (
     _BYTE_TO_CHAR,
+    _FAILS,
     ENCODING_FILE,
     END_OF_TEXT,
     HF_CONFIG_FILE,
@@ -27,6 +28,7 @@ from coconut.text.tokenizer import (
     _add_token,
     _encodable,
     _last_merge,
+    _library,
 )
 
 
@@ -51,13 +53,15 @@ class TiktokenTokenizer(Tokenizer):
         )
 
     def encode(self, text: str) -> list[int]:
-        return self._encoding.encode_ordinary(_encodable(text))
+        with _library(self.name, _FAILS):
+            return self._encoding.encode_ordinary(_encodable(text))
 
     def encode_question(self, text: str) -> list[int]:
         return self.encode(text)
 
     def encode_filled(self, text: str) -> list[int]:
-        return self._encoding.encode(_encodable(text), allowed_special="all")
+        with _library(self.name, _FAILS):
+            return self._encoding.encode(_encodable(text), allowed_special="all")
 
     def is_control(self, token_id: int) -> bool:
         return token_id in self._special_tokens.values()
@@ -91,7 +95,8 @@ class TiktokenTokenizer(Tokenizer):
             directory / ENCODING_FILE,
             {"name": self.name, "pat_str": self._pattern, "special_tokens": self._special_tokens},
         )
-        self._as_hugging_face().save(str(directory / HF_FILE))
+        with library_writes(directory / HF_FILE, Exception):
+            self._as_hugging_face().save(str(directory / HF_FILE))
         write_json(
             directory / HF_CONFIG_FILE,
             {
@@ -216,10 +221,8 @@ def _load_tiktoken(directory: Path) -> Tokenizer:
     ids = list(special_tokens.values())
     if min(ids) < len(ranks) or len(set(ids)) < len(ids) or max(ids) >= 2**31:
         raise UserError(where, f"special tokens need distinct ids from {len(ranks)} on")
-    try:
+    with _library(where, "pat_str is no pattern tiktoken can use"):
         return TiktokenTokenizer(name, pattern, ranks, special_tokens)
-    except ValueError as error:
-        raise UserError(where, f"pat_str is no pattern tiktoken can use: {error}") from error
 
 
 def _read_ranks(path: Path) -> dict[bytes, int]:

@@ -2,7 +2,8 @@
 
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from itertools import pairwise
 from pathlib import Path
 
@@ -24,13 +25,16 @@ HF_COMPANIONS = (
     "vocab.json",
     "merges.txt",
     "tokenizer.model",
+    # Names every token that ends an output; instruction-tuned models have several.
+    "generation_config.json",
 )
 
 
 class Tokenizer(ABC):
     """What the rest of the project knows of a tokenizer.
 
-    eos_id ends an answer and pads a batch (pad_id). vocab_size counts the text tokens, eos among
+    eos_id ends an answer and pads a batch (pad_id); end_ids are it and whatever else its model's
+    files say ends an output. vocab_size counts the text tokens, eos among
     them: one more than their highest id. len() counts the latent markers too, so it is the number
     of embedding rows needed. start_id, end_id and latent_id are None until `with_latents`.
     chat_template is a Jinja text, None if the tokenizer brings none; special_tokens are its
@@ -40,6 +44,7 @@ class Tokenizer(ABC):
     def __init__(self, name: str, eos_id: int, vocab_size: int, markers: dict[str, int]) -> None:
         self.name = name
         self.eos_id = self.pad_id = eos_id
+        self.end_ids = frozenset({eos_id})
         self.vocab_size = vocab_size
         self.start_id, self.end_id, self.latent_id = (markers.get(marker) for marker in MARKERS)
         self._markers = markers
@@ -58,6 +63,10 @@ class Tokenizer(ABC):
         markers = self._markers.values()
         return self._text([i for i in ids if (keep_markers if i in markers else self._is_text(i))])
 
+    def ended(self, tokens: Sequence[int]) -> bool:
+        """Whether new tokens are complete: the last one ends an output."""
+        return bool(tokens) and tokens[-1] in self.end_ids
+
     @abstractmethod
     def _is_text(self, token_id: int) -> bool: ...
 
@@ -66,7 +75,10 @@ class Tokenizer(ABC):
 
     @abstractmethod
     def encode(self, text: str) -> list[int]:
-        """Ids of the text alone, nothing added. Raises UserError on lone surrogates."""
+        """Ids of a text that goes on behind a line end: nothing is added, no BOS, no word's start.
+
+        Raises UserError on lone surrogates.
+        """
 
     @abstractmethod
     def encode_question(self, text: str) -> list[int]:
@@ -106,6 +118,21 @@ class Tokenizer(ABC):
         """
 
 
+@contextmanager
+def _library(where: str, problem: str) -> Iterator[None]:
+    """Whatever a tokenizer's library raises as a UserError: what it reads is a download.
+
+    A panic of its Rust side is no Exception.
+    """
+    try:
+        yield
+    except (UserError, KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as error:
+        why = (str(error).strip() or type(error).__name__).split("\n")[0]
+        raise UserError(where, f"{problem}: {why[:200]}") from None
+
+
 def _add_token(engine: tokenizers.Tokenizer, token: str, special: bool) -> None:
     added = tokenizers.AddedToken(token, normalized=False, special=special)
     engine.add_special_tokens([added]) if special else engine.add_tokens([added])
@@ -139,6 +166,9 @@ def _byte_to_char() -> list[str]:
 
 _BYTE_TO_CHAR = _byte_to_char()
 _SURROGATE = re.compile("[\ud800-\udfff]")
+
+
+_FAILS = "the tokenizer's library cannot encode a text"
 
 
 def _encodable(text: str) -> str:

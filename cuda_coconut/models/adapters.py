@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file
 from torch import nn
 
 from coconut.blocks import Draw
@@ -18,7 +17,13 @@ from coconut.errors import UserError
 from coconut.feedback.weights import RULE_PREFIX
 from coconut.files import write_json
 from cuda_coconut.models.base import as_linear, dropout
-from cuda_coconut.models.weights import from_numpy, to_numpy, trained_weights, write_tensors
+from cuda_coconut.models.weights import (
+    from_numpy,
+    read_tensors,
+    to_numpy,
+    trained_weights,
+    write_tensors,
+)
 
 LEAVES = {
     "lora_A.default.weight": "lora_a",
@@ -167,8 +172,8 @@ def save(model, config: Mapping[str, Any], adapter: Adapter, directory: Path) ->
 def load(model, config: Mapping[str, Any], adapter: Adapter) -> None:
     """Put the trained values of an adapter's directory into a model that `adapt` prepared."""
     assert adapter.directory is not None, "an adapter that begins has no files"
-    arrays = adapter_files.from_mlx_lm(adapter, config, load_file(adapter.directory / ADAPTERS))
-    arrays |= load_file(adapter.directory / files.TRAINED)
+    arrays = adapter_files.from_mlx_lm(adapter, config, read_tensors(adapter.directory / ADAPTERS))
+    arrays |= read_tensors(adapter.directory / files.TRAINED)
     adapter_files.check_arrays({n: w.shape for n, w in arrays.items()}, config, adapter)
     _set(model, arrays)
 

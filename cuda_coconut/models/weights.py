@@ -7,13 +7,16 @@ from typing import Any
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from coconut.checkpoints.adapters import check_twin
 from coconut.checkpoints.checkpoint import FEEDBACK, OPTIMIZER, weight_files
-from coconut.checkpoints.model_files import check_fits
+from coconut.checkpoints.model_files import check_fits, check_moments
+from coconut.checkpoints.safetensors import safetensors_header
 from coconut.errors import UserError
 from coconut.feedback.weights import RULE_PREFIX
+from coconut.files import library_writes
 from cuda_coconut import models
 from cuda_coconut.models.shard import spread_like, whole
 
@@ -32,7 +35,7 @@ def load_model(directory: Path) -> tuple[Any, Any, dict[str, Any]]:
     model, module = models.build(config, str(directory / "config.json"))
     raw: dict[str, torch.Tensor] = {}
     for name in weight_files(directory):
-        raw.update(load_file(directory / name))
+        raw.update(read_tensors(directory / name))
     set_weights(model, module.sanitize(raw), str(directory))
     return model, module, config
 
@@ -92,7 +95,7 @@ def save_feedback(model, directory: Path) -> None:
 def load_feedback(directory: Path) -> dict[str, torch.Tensor]:
     """The weights in feedback.safetensors without prefix; none if there is no such file."""
     path = directory / FEEDBACK
-    raw = load_file(path) if path.exists() else {}
+    raw = read_tensors(path) if path.exists() else {}
     return {n.removeprefix(RULE_PREFIX): w for n, w in raw.items()}
 
 
@@ -126,10 +129,9 @@ def save_moments(optimizer, module, directory: Path | None) -> None:
 def load_moments(optimizer, model, module, directory: Path) -> None:
     """Read what `save_moments` of either twin wrote. Raises UserError on anything missing."""
     path = directory / OPTIMIZER
-    if not path.exists():
-        raise UserError(str(path), "missing; this checkpoint cannot be resumed, only started from")
-    raw = load_file(path)
-    step = raw.pop("step", None)
+    check_moments(path)
+    raw = read_tensors(path)
+    step = raw.pop("step")
     trained = trained_weights(model)
     shapes = {name: w.shape for name, w in trained.items()}
     own = {}
@@ -137,8 +139,7 @@ def load_moments(optimizer, model, module, directory: Path) -> None:
         read = {n[2:]: w for n, w in raw.items() if n.startswith(f"{kind}.")}
         rule = {n: read.pop(n) for n in list(read) if n.startswith(RULE_PREFIX)}
         own[kind] = module.sanitize(read) | rule
-    if step is None or any({n: w.shape for n, w in o.items()} != shapes for o in own.values()):
-        raise UserError(str(path), "its moments do not fit the model; remove it to start anew")
+    check_moments(path, all({n: w.shape for n, w in o.items()} == shapes for o in own.values()))
     for name, p in trained.items():
         # The fused AdamW wants its step count as a float32 beside the parameter.
         state = {"step": torch.tensor(float(step.item()), device=p.device)}
@@ -153,7 +154,17 @@ def write_tensors(path: Path, arrays: dict[str, torch.Tensor]) -> None:
     """Write a safetensors file that other programs open."""
     # transformers refuses files that do not say which framework's layout they hold.
     contiguous = {name: w.contiguous() for name, w in arrays.items()}
-    save_file(contiguous, path, metadata={"format": "pt"})
+    with library_writes(path, SafetensorError):
+        save_file(contiguous, path, metadata={"format": "pt"})
+
+
+def read_tensors(path: Path) -> dict[str, torch.Tensor]:
+    """The arrays of a safetensors file. Raises UserError if it is damaged."""
+    safetensors_header(path)
+    try:
+        return load_file(path)
+    except SafetensorError as error:
+        raise UserError(str(path), f"cannot be read: {error}") from None
 
 
 def to_numpy(weights: dict[str, torch.Tensor]) -> dict[str, np.ndarray]:

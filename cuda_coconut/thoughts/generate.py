@@ -28,7 +28,8 @@ def generate(
     replaced: np.ndarray | None = None,
     watch: Callable[[LatentOutput], None] | None = None,
 ) -> list[list[int]]:
-    """New tokens of every row; a row ends with eos (kept) or at max_new_tokens.
+    """New tokens of every row; a row ends with eos (kept), at max_new_tokens or at its own last
+    position.
 
     batch: prompts as collated; rows may hold different numbers of latents. n_passes 0 treats
     latents as ordinary tokens. Every token is tested for eos, the first one too. replaced
@@ -81,7 +82,8 @@ def sample(
     positions = numbers[source, last]
     uniforms = decoding.uniforms(streams)
     out = [Sampled([], []) for _ in source]
-    rows, ended = np.arange(len(out)), np.zeros(len(out), bool)
+    room = decoding.room(positions + 1)
+    rows, ended = np.arange(len(out)), room < 1
     for n_done in range(decoding.max_new_tokens):
         picked = _pick(model.head(hidden), uniforms[rows, n_done], decoding)
         tokens, logprobs = (x.cpu().numpy() for x in picked)
@@ -89,7 +91,8 @@ def sample(
             if not ended[row]:
                 out[row].tokens.append(int(token))
                 out[row].logprobs.append(float(logprob))
-                ended[row] = decoding.ends(out[row].tokens)
+                is_full = len(out[row].tokens) == room[row]
+                ended[row] = decoding.ends(out[row].tokens) or is_full
         writing = ~ended[rows]
         if not writing.any() or n_done + 1 == decoding.max_new_tokens:
             break
@@ -98,7 +101,8 @@ def sample(
             rows, tokens, positions = rows[keep], tokens[keep], positions[keep]
             cache.keep(keep)
             seen = seen[to_device(keep, device)]
-        positions = positions + 1
+        # A row that ended goes nowhere: the model may have no further position for it.
+        positions = positions + ~ended[rows]
         seen = torch.cat([seen, seen.new_zeros((len(rows), 1))], dim=1)
         x = model.embed(to_device(tokens, device)[:, None])
         mask = seen[:, None, None].to(x.dtype)

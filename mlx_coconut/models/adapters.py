@@ -19,7 +19,13 @@ from coconut.checkpoints.initial import grown_rows
 from coconut.feedback.weights import RULE_PREFIX
 from coconut.files import write_json
 from mlx_coconut.models.base import dropout
-from mlx_coconut.models.weights import from_numpy, to_numpy, trained_weights, write_tensors
+from mlx_coconut.models.weights import (
+    from_numpy,
+    read_tensors,
+    to_numpy,
+    trained_weights,
+    write_tensors,
+)
 
 QUANTIZED = (nn.QuantizedLinear, nn.QuantizedEmbedding)
 
@@ -200,8 +206,8 @@ def save(model, config: Mapping[str, Any], adapter: Adapter, directory: Path) ->
 def load(model, config: Mapping[str, Any], adapter: Adapter) -> None:
     """Put the trained values of an adapter's directory into a model that `adapt` prepared."""
     assert adapter.directory is not None, "an adapter that begins has no files"
-    arrays = adapter_files.from_mlx_lm(adapter, config, mx.load(str(adapter.directory / ADAPTERS)))
-    arrays |= mx.load(str(adapter.directory / files.TRAINED))
+    arrays = adapter_files.from_mlx_lm(adapter, config, read_tensors(adapter.directory / ADAPTERS))
+    arrays |= read_tensors(adapter.directory / files.TRAINED)
     adapter_files.check_arrays({n: w.shape for n, w in arrays.items()}, config, adapter)
     model.update(tree_unflatten([(n, w.astype(mx.float32)) for n, w in arrays.items()]))
     mx.eval(model.parameters())

@@ -11,9 +11,11 @@ import numpy as np
 from mlx.utils import tree_flatten, tree_map, tree_unflatten
 
 from coconut.checkpoints.checkpoint import FEEDBACK, OPTIMIZER, weight_files
-from coconut.checkpoints.model_files import check_fits
+from coconut.checkpoints.model_files import check_fits, check_moments
+from coconut.checkpoints.safetensors import safetensors_header
 from coconut.errors import UserError
 from coconut.feedback.weights import RULE_PREFIX
+from coconut.files import library_writes
 from mlx_coconut import models
 
 HEAD = "lm_head.weight"
@@ -28,7 +30,7 @@ def load_model(directory: Path) -> tuple[Any, Any, dict[str, Any]]:
     model, module = models.build(config, str(directory / "config.json"))
     raw: dict[str, mx.array] = {}
     for name in weight_files(directory):
-        raw.update(mx.load(str(directory / name)))
+        raw.update(read_tensors(directory / name))
     own = module.sanitize(raw)
     if config.get("quantization"):
         _quantize_as(model, config["quantization"], own, str(directory / "config.json"))
@@ -115,7 +117,7 @@ def save_feedback(model, directory: Path) -> None:
 def load_feedback(directory: Path) -> dict[str, mx.array]:
     """The weights in feedback.safetensors without prefix; none if there is no such file."""
     path = directory / FEEDBACK
-    raw = mx.load(str(path)) if path.exists() else {}
+    raw = read_tensors(path) if path.exists() else {}
     return {n.removeprefix(RULE_PREFIX): w for n, w in raw.items()}
 
 
@@ -140,10 +142,9 @@ def save_moments(optimizer, module, directory: Path | None) -> None:
 def load_moments(optimizer, model, module, directory: Path) -> None:
     """Read what `save_moments` of either twin wrote. Raises UserError on anything missing."""
     path = directory / OPTIMIZER
-    if not path.exists():
-        raise UserError(str(path), "missing; this checkpoint cannot be resumed, only started from")
-    raw = mx.load(str(path))
-    step = raw.pop("step", None)
+    check_moments(path)
+    raw = read_tensors(path)
+    step = raw.pop("step")
     optimizer.init(model.trainable_parameters())
     flat = dict(tree_flatten(optimizer.state))
     for kind in ("m", "v"):
@@ -151,8 +152,7 @@ def load_moments(optimizer, model, module, directory: Path) -> None:
         rule = {n: named.pop(n) for n in list(named) if n.startswith(RULE_PREFIX)}
         own = module.sanitize(named) | rule
         shapes = {n: w.shape for n, w in flat.items() if n.endswith(f".{kind}")}
-        if step is None or {f"{n}.{kind}": w.shape for n, w in own.items()} != shapes:
-            raise UserError(str(path), "its moments do not fit the model; remove it to start anew")
+        check_moments(path, {f"{n}.{kind}": w.shape for n, w in own.items()} == shapes)
         flat.update({f"{n}.{kind}": w for n, w in own.items()})
     flat["step"] = mx.array(int(step.item()), mx.uint64)
     optimizer.state = tree_unflatten(list(flat.items()))
@@ -163,7 +163,18 @@ def write_tensors(path: Path, arrays: dict[str, mx.array]) -> None:
     """Write a safetensors file that other programs open."""
     # transformers refuses files that do not say which framework's layout they hold.
     contiguous = {name: mx.contiguous(w) for name, w in arrays.items()}
-    mx.save_safetensors(str(path), contiguous, metadata={"format": "pt"})
+    mx.eval(contiguous)  # so that what is raised below is of the disk
+    with library_writes(path, RuntimeError):
+        mx.save_safetensors(str(path), contiguous, metadata={"format": "pt"})
+
+
+def read_tensors(path: Path) -> dict[str, mx.array]:
+    """The arrays of a safetensors file. Raises UserError if it is damaged."""
+    safetensors_header(path)
+    try:
+        return mx.load(str(path))
+    except RuntimeError as error:
+        raise UserError(str(path), f"cannot be read: {error}") from None
 
 
 def to_numpy(weights: dict[str, mx.array]) -> dict[str, np.ndarray]:

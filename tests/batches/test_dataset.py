@@ -2,22 +2,34 @@
 
 from __future__ import annotations
 
+import bz2
+import codecs
+import gzip
 import json
+import lzma
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
+from conftest import examples
+from hypothesis import given
+from hypothesis import strategies as st
 
-from coconut.batches.curriculum import Sample
+from coconut.batches.curriculum import Sample, markers_of, training_row
 from coconut.batches.dataset import SHOWN_PROBLEMS, check_lengths, read_items, tokenize
 from coconut.batches.training_data import DEBUG_ITEMS, TrainingData, sentences
 from coconut.config.keys import RunConfig
 from coconut.errors import UserError
 from coconut.tasks import prosqa, prosqa_graph
-from coconut.text.tiktoken import TiktokenTokenizer, prosqa_encoding
+from coconut.text.answers import OUTCOMES, classify_chain
+from coconut.text.tiktoken import TiktokenTokenizer, gpt2_encoding, prosqa_encoding
 
 GOOD = {"question": "Tom is a wumpus. Is Tom a wumpus or impus?", "answer": "yes", "steps": ["a."]}
 TOKENIZER = prosqa_encoding()
-VALID = Path(__file__).parents[2] / "data/prosqa_valid.json"
+CASES = Path(__file__).parents[1] / "cases"
+VALID = Path(__file__).parents[2] / "data/prosqa_made_valid.json"
 
 
 def file_of(tmp_path: Path, content: object) -> Path:
@@ -33,6 +45,58 @@ def message(path: Path) -> str:
     return str(caught.value)
 
 
+GRAPH = json.loads(VALID.read_text())[0]
+
+
+@pytest.mark.parametrize(
+    ("changes", "complaint"),
+    [
+        ({"idx_to_symbol": None}, "idx_to_symbol must be a list of texts"),
+        ({"idx_to_symbol": ["Tom", 1]}, "idx_to_symbol must be a list of texts"),
+        ({"edges": [[0, 1, 2]]}, r"edges must be a list of \[parent, child\]"),
+        ({"edges": [[0, 10_000]]}, r"edges must be a list of \[parent, child\]"),
+        ({"root": "Tom", "target": True}, "root must be a number of idx_to_symbol.*target must be"),
+        ({"root": 5}, "root must be 0 or 1"),
+        ({"edges": []}, "neg_target cannot be reached from node"),
+        ({"neg_target": -1}, "neg_target must be a number of idx_to_symbol"),
+        ({"question": "What is Tom?"}, "question holds no statement before what it asks"),
+    ],
+)
+def test_a_graph_that_no_chain_could_be_held_against_is_refused(tmp_path, changes, complaint):
+    with pytest.raises(UserError, match=f"(?s)item 1: {complaint}"):
+        read_items(file_of(tmp_path, [GRAPH, GRAPH | changes]))
+
+
+def test_only_the_swap_test_asks_for_two_names_and_a_statement(tmp_path):
+    item = GRAPH | {"root": 5, "question": "What is Tom?"}
+    del item["neg_target"]
+    assert read_items(file_of(tmp_path, [item])) == [item]
+
+
+ANY = st.recursive(
+    st.none() | st.booleans() | st.integers(-2, 30) | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=3),
+    max_leaves=6,
+)
+
+
+@examples(100)
+@given(changes=st.dictionaries(st.sampled_from(sorted(GRAPH)), ANY, max_size=3), gone=st.integers())
+def test_what_is_read_can_be_swapped_and_judged(tmp_path_factory, changes, gone):
+    item = GRAPH | changes
+    if gone % 3 == 0:
+        del item[sorted(item)[gone % len(item)]]
+    try:
+        (item,) = read_items(file_of(tmp_path_factory.getbasetemp(), [item]))
+    except UserError as error:
+        assert all(len(problem) < 200 for problem in error.problems)
+        return
+    for one in [item, *([prosqa.swap(item)] if "neg_target" in item else [])]:
+        if "edges" in one:
+            chain = [step.strip() for step in one["steps"]]
+            assert classify_chain(one, chain, one["answer"]) in OUTCOMES
+
+
 # ---- reading
 
 
@@ -44,22 +108,21 @@ def test_items_are_read_with_their_extra_keys(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "content, complaint",
     [
-        ("[1,\n2,,]", "line 2: not valid JSON: Expecting value"),
-        ("", "line 1: not valid JSON"),
-        ("[" * 5_000, "cannot be read as JSON"),
-        ({"question": "x"}, "expected a JSON list of items with question, answer and steps"),
+        ("[1,\n2,,]", "not JSON (Expecting value: line 2 column 3"),
+        ("", "holds no items"),
+        ("[" * 5_000, "not JSON ("),
+        ({"items": []}, "expected a JSON list of items, or an item a line"),
         ([], "holds no items"),
         ([GOOD, 3], "item 1: expected an object, got int"),
         ([GOOD, {"answer": "x", "steps": []}], "item 1: question is missing"),
         ([GOOD | {"answer": 5}], "item 0: answer must be text, got int"),
         ([GOOD | {"answer": None}], "item 0: answer must be text, got NoneType"),
         ([GOOD | {"question": " \n"}], "item 0: question is empty"),
-        ([{"question": "a", "answer": "b"}], "item 0: steps is missing (an empty list is allowed)"),
+        ([{"question": "a", "answer": "b"}], "item 0: steps is missing (an empty list is allowed;"),
         ([GOOD | {"steps": "a b"}], "item 0: steps must be a list of texts"),
         ([GOOD | {"steps": ["a", 1]}], "item 0: steps must be a list of texts"),
-        ([GOOD | {"steps": ["a", " "]}], "item 0: step 1 is empty"),
         ([GOOD | {"answer": "\ud800"}], "item 0: holds a lone surrogate"),
-        ('[{"question": ' + "1" * 5000 + "}]", "cannot be read as JSON"),
+        ('[{"question": ' + "1" * 5000 + "}]", "not JSON ("),
     ],
 )
 def test_broken_files_are_named_with_item_and_field(
@@ -73,9 +136,104 @@ def test_broken_files_are_named_with_item_and_field(
 def test_a_missing_folder_like_or_binary_file_is_named(tmp_path: Path) -> None:
     missing = tmp_path / "none.json"
     assert message(missing) == f"{missing}: no such file; data/README.md says how to make it"
-    assert "cannot be read as JSON" in message(tmp_path)
-    (tmp_path / "binary").write_bytes(b"\xff\xfe[")
-    assert "cannot be read as JSON" in message(tmp_path / "binary")
+    assert message(tmp_path) == f"{tmp_path}: cannot be read: Is a directory; check the path"
+    (tmp_path / "binary").write_bytes(b"\xff\x00[")
+    assert message(tmp_path / "binary").endswith("not UTF-8 text (byte 0); is it the right file?")
+
+
+ITEM = {"question": "Ada has 2 pens and gets 3. How many?", "steps": ["2+3=5"], "answer": "5"}
+LIST = json.dumps([ITEM] * 2)
+LINES = f"{json.dumps(ITEM)}\n\n{json.dumps(ITEM)}\r\n"
+FORMS = {
+    "list.json": LIST.encode(),
+    "lines.jsonl": LINES.encode(),
+    "bom.json": LIST.encode("utf-8-sig"),
+    "utf16.jsonl": LINES.encode("utf-16"),
+    "utf32.json": LIST.encode("utf-32"),
+    "unmarked.json": LIST.encode("utf-16-le"),
+    "big_endian.json": codecs.BOM_UTF16_BE + LIST.encode("utf-16-be"),
+    # The content says what a file is, whatever its name.
+    "gz.json": gzip.compress(LINES.encode()),
+    "bz2.jsonl.bz2": bz2.compress(LIST.encode()),
+    "xz.json": lzma.compress(LINES.encode("utf-16")),
+}
+
+
+@pytest.mark.parametrize("name", FORMS)
+def test_a_file_is_read_however_it_is_packed_and_encoded(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_bytes(FORMS[name])
+    assert read_items(tmp_path / name) == [ITEM, ITEM]
+
+
+def test_one_line_is_one_item_and_an_item_is_named_by_its_number(tmp_path: Path) -> None:
+    assert read_items(file_of(tmp_path, json.dumps(ITEM))) == [ITEM]
+    path = file_of(tmp_path, json.dumps(ITEM) + '\n{"question": 1')
+    assert message(path).startswith(f"{path} line 2: not JSON (")
+    path = file_of(tmp_path, json.dumps(ITEM) + '\n{"question": "a", "steps": []}')
+    assert message(path) == f"{path}: item 1: answer is missing"
+
+
+@pytest.mark.parametrize(
+    "content, is_what",
+    [
+        (b"PAR1\x15\x00", "is a parquet file; pip install datasets, or write it as JSON lines"),
+        (b"PK\x03\x04\x14", "is a zip archive; unpack it and name the file"),
+        (b"\x28\xb5\x2f\xfd\x00", "is compressed by zstd; unpack it (zstd -d)"),
+        (b"version https://git-lfs.github.com/spec/v1\n", "is a Git LFS pointer, not the data;"),
+        (b"<!doctype html>", "is a page or markup, not data; download the raw file"),
+        (gzip.compress(b"[]" * 99)[:20], "cannot be unpacked (Compressed file ended before"),
+        (lzma.compress(b"[]" * 99)[:50], "cannot be unpacked ("),
+        (bz2.compress(b"[]")[:9] + b"x" * 20, "cannot be unpacked ("),
+        (gzip.compress(b"\xff\x00["), "not UTF-8 text (byte 0); is it the right file?"),
+    ],
+)
+def test_what_is_not_read_is_said(tmp_path: Path, content: bytes, is_what: str) -> None:
+    path = tmp_path / "items.json"
+    path.write_bytes(content)
+    said = message(path)
+    assert said.startswith(f"{path}: {is_what}") and "\n" not in said
+
+
+def test_parquet_is_read_by_the_package_datasets(tmp_path: Path, monkeypatch) -> None:
+    (tmp_path / "train.parquet").write_bytes(b"PAR1")
+
+    class Dataset:
+        def from_parquet(path):
+            if not path.endswith("train.parquet"):
+                raise RuntimeError("no magic bytes\nat the end")
+            return [ITEM]
+
+    monkeypatch.setitem(sys.modules, "datasets", SimpleNamespace(Dataset=Dataset))
+    assert read_items(tmp_path / "train.parquet") == [ITEM]
+    (tmp_path / "broken").write_bytes(b"PAR1")
+    said = message(tmp_path / "broken")
+    assert said == f"{tmp_path / 'broken'}: datasets cannot read it: no magic bytes"
+
+
+@pytest.mark.parametrize(
+    "cot, steps",
+    [
+        ("<<2+3=5>> <<5*2=10>>", ["<<2+3=5>>", "<<5*2=10>>"]),
+        ("<<600*30/100=180>>", ["<<600*30/100=180>>"]),
+        (
+            "She gets 3. That makes 2.5 or so! Right?",
+            ["She gets 3.", "That makes 2.5 or so!", "Right?"],
+        ),
+        ("one\n\n two \n", ["one", "two"]),
+        ("", []),
+    ],
+)
+def test_a_chain_in_one_text_becomes_steps(tmp_path: Path, cot: str, steps: list[str]) -> None:
+    (item,) = read_items(file_of(tmp_path, [{"question": "a", "cot": cot, "answer": "b"}]))
+    assert item["steps"] == steps and item["cot"] == cot
+    # Steps come before a chain that is there too.
+    (item,) = read_items(file_of(tmp_path, [ITEM | {"cot": cot}]))
+    assert item["steps"] == ITEM["steps"]
+
+
+def test_gsm8k_as_published_is_named(tmp_path: Path) -> None:
+    path = file_of(tmp_path, [{"question": "a", "answer": "2+3=<<2+3=5>>5\n#### 5"}])
+    assert "python data/gsm8k.py makes items of GSM8K" in message(path)
 
 
 def test_many_problems_are_counted_not_all_shown(tmp_path: Path) -> None:
@@ -94,6 +252,22 @@ def test_parts_are_tokenised_as_published() -> None:
     assert sample.steps == [TOKENIZER.encode("Tom is a wumpus.\n"), TOKENIZER.encode("b\n")]
     assert sample.answer == [*TOKENIZER.encode("### yes"), TOKENIZER.eos_id]
     assert sample.idx == 0
+
+
+def test_an_empty_step_is_a_bare_line_end_as_published() -> None:
+    """The published conversion of GSM8K leaves one where a solution has no annotation."""
+    whole = gpt2_encoding().with_latents()
+    items = read_items(CASES / "09_empty_step/items.json")
+    empty, other = tokenize(items, whole, "x")
+    # GPT-2 has a token for two line ends, which the published code's parts never make.
+    assert whole.encode("\n\n") != 2 * whole.encode("\n")
+    assert empty.steps == [whole.encode("\n")] and len(other.steps) == 1
+    markers = markers_of(whole)
+    for stage, rest in ((0, empty.steps[0]), (1, [])):
+        config = RunConfig(method="coconut")
+        row = training_row(config, empty, stage, markers, np.random.default_rng(0))
+        latents = [markers.start, *[markers.latent] * stage, markers.end]
+        assert row.ids == [*empty.question, *latents, *rest, *empty.answer]
 
 
 def test_parts_that_do_not_add_up_to_the_whole_are_named() -> None:
@@ -190,7 +364,9 @@ def test_no_generated_item_is_one_of_the_shipped_sets() -> None:
     # Seed 3 made the shipped test set.
     made = data(generate={"items": 30, "seed": 3}).samples(0)
     shipped = {
-        q for name in ("valid", "test") for q in questions(VALID.with_name(f"prosqa_{name}.json"))
+        q
+        for name in ("valid", "test")
+        for q in questions(VALID.with_name(f"prosqa_made_{name}.json"))
     }
     assert not shipped & {text.strip() for text in texts(made)}
 

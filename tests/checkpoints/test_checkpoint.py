@@ -19,6 +19,7 @@ from safetensors.numpy import save_file
 from coconut import files
 from coconut.checkpoints import checkpoint, safetensors
 from coconut.errors import UserError
+from coconut.lock import held
 
 ROOT = Path(__file__).parents[2]
 GOLDEN = ROOT / "tests" / "golden" / "models"
@@ -127,6 +128,7 @@ def test_a_killed_writer_leaves_the_old_or_the_new(tmp_path, point, when, exists
     )
     is_reached = exists or (point != "shutil.rmtree" and "second" not in when)
     assert done.returncode == (-signal.SIGKILL if is_reached else 0)
+    checkpoint.recover(tmp_path)
     found = checkpoint.checkpoints(tmp_path)
     for path in found:
         checkpoint.verify(path)
@@ -151,12 +153,33 @@ def test_a_second_writer_in_the_same_process_spares_the_first(tmp_path):
     assert names(tmp_path) == ["epoch_01", "epoch_02"]
 
 
-def test_a_replacement_cut_short_is_undone_on_reading(tmp_path):
+HERE, ELSEWHERE = files.HOST, "another.host"
+
+
+@pytest.mark.parametrize("owner", [f"{NO_PROCESS}", f"{HERE}-{NO_PROCESS}"])
+def test_a_replacement_cut_short_is_undone_by_the_run_and_named_by_a_reader(tmp_path, owner):
     write(tmp_path / "epoch_01", "old")
-    for read in (checkpoint.checkpoints, lambda run: checkpoint.verify(run / "epoch_01")):
-        (tmp_path / "epoch_01").rename(tmp_path / f".epoch_01.replaced-{NO_PROCESS}")
-        read(tmp_path)
-        assert text_of(tmp_path / "epoch_01") == "old"
+    (tmp_path / "epoch_01").rename(left := tmp_path / f".epoch_01.replaced-{owner}")
+    for read in (checkpoint.verify, checkpoint.describe):
+        with pytest.raises(UserError, match=r"epoch_01: was being replaced.*rename \.epoch_01\.re"):
+            read(tmp_path / "epoch_01")
+    assert checkpoint.checkpoints(tmp_path) == [] and names(tmp_path) == [left.name]
+    checkpoint.recover(tmp_path)
+    assert text_of(tmp_path / "epoch_01") == "old"
+
+
+def test_what_another_machine_writes_is_left_to_it_unless_the_directory_is_ours(tmp_path):
+    theirs = [
+        f".epoch_{n}.{s}-{ELSEWHERE}-{NO_PROCESS}"
+        for n, s in (("01", "replaced"), ("02", "partial"))
+    ]
+    for name in theirs:
+        (tmp_path / name).mkdir()
+    write(tmp_path / "epoch_03", "new")
+    assert names(tmp_path) == [*theirs, "epoch_03"]
+    with held(tmp_path):  # so they are at work there no more
+        write(tmp_path / "epoch_04", "new")
+    assert names(tmp_path) == ["epoch_01", "epoch_03", "epoch_04"]
 
 
 def test_only_strict_names_are_checkpoints(tmp_path):
@@ -215,6 +238,24 @@ def test_numbers_that_are_not_json_never_reach_a_file(tmp_path):
     assert files.read_json(tmp_path / "a.json") == {"best": 1} and names(tmp_path) == ["a.json"]
 
 
+def test_a_file_is_on_the_disk_before_it_has_its_name_and_its_name_then(tmp_path, monkeypatch):
+    done: list[str] = []
+    flush, replace = files.flush, Path.replace
+
+    def flushed(path):
+        done.append("folder" if path.is_dir() else "file")
+        flush(path)
+
+    def replaced(path, target):
+        done.append("name")
+        return replace(path, target)
+
+    monkeypatch.setattr(files, "flush", flushed)
+    monkeypatch.setattr(Path, "replace", replaced)
+    files.write_json(tmp_path / "a.json", {})
+    assert done == ["file", "name", "folder"]
+
+
 # --- safetensors and describe
 
 
@@ -255,6 +296,7 @@ F32 = {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}
         f'{{"a": {json.dumps(F32)}, "a": {json.dumps(F32)}}}'.encode(),
         {"a": 1},
         {"a": {**F32, "dtype": "F4"}},
+        {"a": {**F32, "shape": [1] * 70 + [2]}},
         {"a": {**F32, "shape": [3]}},
         {"a": {**F32, "shape": [-2]}},
         {"a": {**F32, "shape": [True, 2]}},

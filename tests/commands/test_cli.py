@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from coconut.commands.run import main
@@ -117,6 +118,41 @@ def test_an_error_of_the_program_is_not_hidden() -> None:
 
     with pytest.raises(ZeroDivisionError):
         guarded(broken)
+
+
+METAL = "[METAL] Command buffer execution failed: "
+
+
+@pytest.mark.parametrize(
+    "message, way_out",
+    [
+        (METAL + "Impacting Interactivity (0000000e:kIOGPUCommandBuffer…)", "drawing the screen"),
+        (METAL + "Insufficient Memory (00000008:kIOGPUCommandBuffer…)", "gradient_checkpointing"),
+        ("[metal::malloc] Attempting to allocate 48318382080 bytes", "out of memory"),
+        ("CUDA out of memory. Tried to allocate 20.00 GiB", "eval_batch_size"),
+        ("Cache thrashing is happening, please set …", "MLX_CUDA_GRAPH_CACHE_SIZE=2000"),
+        ("[metal::load_device] No Metal device available", "device: cpu"),
+    ],
+)
+def test_a_machine_at_its_limits_is_one_line_with_a_way_out(capsys, message, way_out) -> None:
+    def failing() -> None:
+        raise RuntimeError(message)
+
+    with pytest.raises(SystemExit) as stopped:
+        guarded(failing)
+    err = capsys.readouterr().err
+    assert stopped.value.code == 2 and way_out in err and message in err and err.count("\n") == 1
+
+
+@pytest.mark.parametrize("make", [lambda: np.zeros(10**15), lambda: torch_zeros(10**15)])
+def test_memory_that_cannot_be_had_is_one_line(capsys, make) -> None:
+    with pytest.raises(SystemExit):
+        guarded(make)
+    assert capsys.readouterr().err.startswith("out of memory")
+
+
+def torch_zeros(n: int):
+    return pytest.importorskip("torch").zeros(n)
 
 
 def test_a_message_that_cannot_be_encoded_is_printed_all_the_same(

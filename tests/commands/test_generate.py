@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import io
 import json
 import shutil
 from pathlib import Path
 
 import pytest
 from conftest import CHOSEN, load_twin
-from tiny import REPOSITORY, run_config, start
+from tiny import REPOSITORY, random_gpt2, run_config, start
 
 from coconut.checkpoints.named import found_model
+from coconut.commands.face import Face, generate
 from coconut.commands.generate import main
 from coconut.errors import UserError
 from coconut.files import here_or_shipped, shipped
+from coconut.text.tiktoken import bytes_encoding
 
 PROSQA = REPOSITORY / "data/checkpoints/prosqa"
 QUESTION = (
@@ -112,3 +115,32 @@ def test_an_adapter_beside_its_base_answers_as_its_checkpoint_does(
     assert "adapter_config.json" in said and said.count("\n") == 1
     both = ("--model", base, "--base", base, "--adapter-path", trained)
     assert "--base" in refusal(capsys, twin, *both, *rest)
+
+
+def test_one_long_question_takes_no_room_from_the_others(twin, tmp_path, capsys) -> None:
+    random_gpt2(tmp_path / "model", 257, 16, n_positions=60, std=0.6)
+    bytes_encoding().save(tmp_path / "model")
+    asked = ("--model", tmp_path / "model", "--max-tokens", 20, "--json")
+    ask(twin, *asked, "--prompt", "2+2=")
+    alone = capsys.readouterr()
+    assert alone.err == "" and not json.loads(alone.out)["cut"]
+    ask(twin, *asked, "--prompt", "1+" * 24 + "1=", "--prompt", "2+2=")
+    out, err = capsys.readouterr()
+    long, short = (json.loads(line) for line in out.splitlines())
+    assert short == json.loads(alone.out) and long["cut"]
+    assert err == "warning: answer cut where the model's 60 positions end\n"
+    lens = Face(twin.__name__, twin.run.make_backend).load(tmp_path / "model")
+    with pytest.warns(UserWarning, match="answers cut where the model's 60 positions end: 1"):
+        generate(lens, ["1+" * 24 + "1=", "2+2="], max_new_tokens=20)
+    said = refusal(capsys, twin, *asked, "--prompt", "2+2=", "--prompt", "1+" * 30)
+    assert "number 1: 61 tokens, but the model has 60 positions" in said
+
+
+def test_questions_awaited_at_a_terminal_are_asked_for(twin, tmp_path, monkeypatch, capsys) -> None:
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    monkeypatch.setattr("sys.stdin", Terminal("\n"))
+    said = refusal(capsys, twin, "--model", tmp_path)
+    assert said.startswith("questions, one a line; Ctrl-D ends them\ncommand line: no question;")

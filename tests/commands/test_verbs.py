@@ -13,6 +13,7 @@ import pytest
 from conftest import CHOSEN, TWINS, few
 
 from coconut import __version__
+from coconut.commands import verbs
 from coconut.commands.verbs import VERBS
 
 ROOT = Path(__file__).parents[2]
@@ -31,7 +32,7 @@ def ended(capsys, twin: str, *argv: str) -> tuple[int | str | None, str, str]:
 
 def test_the_verbs_are_those_of_the_documents() -> None:
     assert list(VERBS) == (
-        "run generate chat serve inspect analyse report convert fuse publish init".split()
+        "run generate chat serve inspect analyse report convert fuse publish init mac-check".split()
     )
 
 
@@ -115,3 +116,13 @@ def test_a_framework_that_is_not_installed_is_named_with_its_extra(name: str) ->
     *_, last = done.stderr.splitlines()
     assert done.returncode == 2 and "Traceback" not in done.stderr
     assert last == f"{name}-coconut: needs {library}: pip install 'mlx-coconut[{name}]'"
+
+
+def test_ctrl_c_while_a_verb_is_imported_is_no_traceback(monkeypatch, capsys):
+    def stopped(name):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(verbs.importlib, "import_module", stopped)
+    with pytest.raises(SystemExit) as end:
+        verbs.main("mlx_coconut", None, None, ["run", "x.yaml"])
+    assert end.value.code == 130 and capsys.readouterr().err == ""

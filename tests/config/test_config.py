@@ -261,7 +261,7 @@ def test_ill_typed_values_are_named(valid: dict, key: str, value: object, compla
         ({"name": "a/b"}, "name: must be a plain directory name, got 'a/b'"),
         ({"name": ".."}, "name: must be a plain directory name, got '..'"),
         ({"save_path": ""}, "save_path: must not be empty"),
-        ({"train_path": "prosqa_train.json"}, "train_path: no such file: prosqa_train.json (data/"),
+        ({"train_path": "prosqa_made.json"}, "train_path: no such file: prosqa_made.json (data/"),
         ({"load_model_path": "nowhere"}, "load_model_path: no such checkpoint: nowhere"),
         ({"val_path": "x" * 5000}, "val_path: no such file: xxx"),
         ({"name": "é" * 101}, "name: longer than 200 bytes: 'éé"),
@@ -317,6 +317,17 @@ def test_a_file_in_place_of_the_run_directory_is_refused(valid: dict, folder: Pa
     ]
 
 
+NESTED_ALIASES = "a0: &a0 [lol, lol]\n" + "".join(
+    f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]\n" for n in range(1, 9)
+)
+
+
+def test_aliases_that_stand_for_little_are_read(tmp_path: Path, valid: dict) -> None:
+    more = "generate: {items: &n 4}\nnum_epochs: *n\nlora: &l {rank: 2}\n"
+    (path := tmp_path / "run.yaml").write_text(yaml.safe_dump(valid) + more)
+    assert load_config(path).num_epochs == 4
+
+
 @pytest.mark.parametrize(
     "text, complaint",
     [
@@ -330,6 +341,9 @@ def test_a_file_in_place_of_the_run_directory_is_refused(valid: dict, folder: Pa
         ("just text", "expected `key: value` lines"),
         ("? [a, b]\n: 1", "not valid YAML"),
         ("[" * 900 + "]" * 900, "not valid YAML"),
+        # Billions of words in some lines; written out to be cut, their message would never come.
+        (NESTED_ALIASES, "not valid YAML: more than 100,000 values, aliases written out"),
+        ("lr: &a [*a]", "not valid YAML: more than 100,000 values, aliases written out"),
     ],
 )
 def test_broken_yaml_is_one_clear_line(tmp_path: Path, text: str, complaint: str) -> None:

@@ -515,6 +515,10 @@ BROKEN = {
         "epoch: a int, expected a tensor",
     ),
     "a list": (torch_file(lambda torch: [torch.ones(1)]), "holds a list, expected a state dict"),
+    "more axes than numpy has": (
+        torch_file(lambda torch: {"wte.weight": torch.ones([1] * 70)}),
+        "wte.weight: 70 axes, at most 32",
+    ),
     "a few bytes of any size": (
         torch_file(lambda torch: {"wte.weight": torch.ones(1).expand(10**12)}),
         "wte.weight: its shape is larger than its data",

@@ -18,7 +18,7 @@ ROOT = Path(__file__).parents[2]
 LONGEST, MOST = 350, 12
 """Lines of a file; files of a room."""
 
-BASE = ("coconut.world", "coconut.files", "coconut.errors")
+BASE = ("coconut.world", "coconut.lock", "coconut.files", "coconut.errors")
 GRAMMAR = ("coconut.feedback.catalogue", "coconut.feedback.layers", "coconut.feedback.rules")
 """What a feedback rule may be: the part of its room that stands below the keys of a run."""
 CONFIG = ("coconut.config", "coconut.tasks", *GRAMMAR, *BASE)
@@ -33,6 +33,7 @@ BELOW = (*BACKEND, "coconut.convert", "coconut.reporting")
 ROOMS: dict[str, tuple[str, ...]] = {
     "coconut": (),
     "coconut.files": BASE,
+    "coconut.lock": BASE,
     "coconut.world": BASE,
     "coconut.tasks": ("coconut.tasks", *BASE),
     **dict.fromkeys(GRAMMAR, (*GRAMMAR, *BASE)),
@@ -79,7 +80,7 @@ LIBRARIES: dict[str, dict[str, set[str]]] = {
         "anywhere": {"numpy", "safetensors"},
         "inside functions": {"torch", "mlx", "transformers", "mlx_lm"},
     },
-    "coconut.tasks": {"anywhere": {"rich"}, "inside functions": set()},
+    "coconut.tasks": {"anywhere": {"rich"}, "inside functions": {"datasets"}},
     "mlx_coconut": {"anywhere": {"mlx", "mlx_lm", "numpy"}, "inside functions": {"transformers"}},
     "cuda_coconut": {
         "anywhere": {"torch", "safetensors", "numpy"},

@@ -35,8 +35,14 @@ FLAGS = (
 ).split()
 
 
+CHROME_APP = "/Applications/Google Chrome.app/Contents/MacOS/Google Chrome"
+"""Where a Mac has it; `brew install chromedriver` brings what drives it."""
+
+
 def program(variable: str, name: str) -> str:
     found = os.environ.get(variable) or shutil.which(name)
+    if not found and name == "chromium" and os.path.exists(CHROME_APP):
+        return CHROME_APP
     if not found:
         pytest.fail(f"no {name}: apt install chromium chromium-driver, or set {variable}")
     return found
@@ -259,7 +265,7 @@ def test_where_thoughts_are_read_nothing_stands_before_the_first(live):
 def test_the_picture_shows_a_search_under_way(browser, server, tmp_path):
     """The tour's picture of the page: `PICTURE=docs/inspect.png make test-browser`."""
     lens = server.lens
-    item = read_items(ROOT / "data/prosqa_test.json")[4]
+    item = read_items(ROOT / "data/prosqa_made_test.json")[4]
     found = lens.inspect(item["question"], item["answer"], 4, max_new_tokens=64)
     # Whatever folder the suite was started in.
     text = page(lens, "mlx_coconut", [found]).replace(

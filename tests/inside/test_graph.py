@@ -15,7 +15,9 @@ from coconut.tasks import prosqa
 from coconut.tasks.suite import hops
 
 
-@pytest.mark.parametrize("file", ["prosqa_small_test.json", "prosqa_tiny.json", "prosqa_test.json"])
+@pytest.mark.parametrize(
+    "file", ["prosqa_small_test.json", "prosqa_tiny.json", "prosqa_made_test.json"]
+)
 def test_graphs_of_items_are_read_back_from_their_questions(file):
     for item in prosqa.read(REPOSITORY / "data" / file)[:60]:
         graph = read_graph(item["question"])

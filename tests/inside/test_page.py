@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import argparse
 import base64
+import contextlib
 import hashlib
 import http.client
 import json
 import re
+import socket
 import threading
+import time
 
 import pytest
 from conftest import CHOSEN, load_twin
@@ -106,6 +109,22 @@ def request(server, method="POST", path="/ask", body=b"", **headers):
 
 def ask(server, question, **headers):
     return request(server, body=json.dumps({"question": question}).encode(), **headers)
+
+
+def test_a_request_sent_byte_by_byte_is_not_waited_for(server, monkeypatch):
+    monkeypatch.setattr(serve, "SECONDS", 0.5)
+    head = f"POST /ask HTTP/1.1\r\nHost: 127.0.0.1:{server.server_port}\r\n"
+    head += "Content-Type: application/json\r\nContent-Length: 1000\r\n\r\n"
+    begin = time.monotonic()
+    with socket.create_connection(("127.0.0.1", server.server_port), timeout=30) as connection:
+        connection.sendall(head.encode())
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+            for _ in range(100):
+                connection.sendall(b" ")
+                time.sleep(0.1)
+    assert 0.4 < time.monotonic() - begin < 5
+    monkeypatch.undo()
+    assert ask(server, QUESTION)[0] == 200
 
 
 def test_the_live_page_answers_questions(server):

@@ -285,10 +285,16 @@ def test_moments_that_do_not_fit_or_are_missing_are_refused(twin, tmp_path):
         {n: w for n, w in whole.items() if n != "v.wpe.weight"},
         whole | {"m.wpe.weight": np.zeros((3, 64), np.float32)},
         {n: w for n, w in whole.items() if n != "step"},
+        whole | {"step": np.array([1, 2])},
+        whole | {"step": np.array([np.nan])},
+        whole | {"m.wpe.weight": whole["m.wpe.weight"].astype(np.int8)},
     ):
         save_file(broken, path)
         with pytest.raises(UserError, match="do not fit the model"):
             twin.weights.load_moments(trainer.optimizer, model, module, tmp_path)
+    path.write_bytes(path.read_bytes()[:-3])
+    with pytest.raises(UserError, match=r"optimizer\.safetensors: truncated"):
+        twin.weights.load_moments(trainer.optimizer, model, module, tmp_path)
 
 
 @pytest.mark.skipif(len(CHOSEN) < 2, reason="TWINS names one twin only")

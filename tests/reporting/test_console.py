@@ -1,5 +1,6 @@
 """What the terminal shows and what the log keeps."""
 
+import errno
 import io
 import json
 import os
@@ -17,6 +18,7 @@ from hypothesis import strategies as st
 from coconut.config.keys import RunConfig
 from coconut.errors import UserError
 from coconut.reporting.console import Console
+from coconut.reporting.log import append
 
 ROOT = Path(__file__).parents[2]
 
@@ -245,3 +247,22 @@ def test_a_table_is_ruled_on_a_terminal_only(no_color):
     assert "───" in text and ("\x1b[" in text) == (not no_color)
     plain = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", text)
     assert re.search(r"coconut +97\s+cot +7", plain)
+
+
+def test_a_disk_that_takes_half_a_line_is_asked_for_the_rest_or_named():
+    class Filling:
+        """A file that takes three bytes at a time, and so many in all."""
+
+        name, taken, room = "runs/x/log.jsonl", b"", 100
+
+        def write(self, line: bytes) -> int:
+            if len(self.taken) >= self.room:
+                raise OSError(errno.ENOSPC, "No space left on device")
+            self.taken += line[:3]
+            return min(3, len(line))
+
+    append(file := Filling(), b'{"event": "a"}\n')
+    assert file.taken == b'{"event": "a"}\n'
+    file.room = 20
+    with pytest.raises(UserError, match=r"log\.jsonl: cannot be written: No space left"):
+        append(file, b'{"event": "b"}\n')

@@ -174,3 +174,21 @@ def test_a_check_without_room_is_refused_before_anything_is_written(
     with pytest.raises(UserError, match=complaint):
         evaluate_data_set(config, None, "mlx_coconut")
     assert not config.run_dir.exists()
+
+
+def test_outputs_end_at_their_own_last_position_and_are_counted(tmp_path, twin, capsys):
+    chat_model(tmp_path / "model", n_positions=70)
+    keys = {"only_eval": True, "method": "latro", "response_length": 20}
+    keys |= {"maj_k": 2, "maj_temperature": 1e-3}
+    config = data_set_config(tmp_path, **keys)
+    lines = [json.loads(line) for line in (tmp_path / "test.jsonl").read_text().splitlines()]
+    lines[1]["question"] += " 1" * 7
+    (tmp_path / "test.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    summary = evaluate_data_set(config, twin.run.make_backend, twin.__name__)
+    lines = (config.run_dir / "predictions.jsonl").read_text().splitlines()
+    _, cut, *others = predictions = [json.loads(line) for line in lines]
+    # The greedy output and both samples.
+    assert cut["out_of_positions"] and summary["out_of_positions"] == 3
+    assert cut["new_tokens"] == 70 - cut["prompt_tokens"] < 20
+    assert "positions end: 3" in capsys.readouterr().out
+    assert {p["new_tokens"] for p in others} == {20} and not predictions[0]["out_of_positions"]

@@ -31,6 +31,7 @@ import coconut.run.curriculum_loop
 from coconut.commands.run import main
 from coconut.config.keys import RunConfig
 from coconut.errors import UserError
+from coconut.lock import held
 from coconut.run.curriculum_loop import Runner
 from coconut.run.latro.loop import LatroRunner
 from coconut.world import AgreedError, World
@@ -162,6 +163,10 @@ def error_in_one(twin: Any, folder: Path) -> None:
         coconut.run.curriculum_loop.read_items = read_items
 
 
+def taken_by_another(twin: Any, folder: Path) -> None:
+    run(twin, config_of(folder, "taken", 2))
+
+
 def disk_refuses_the_first(twin: Any, folder: Path) -> None:
     save = twin.backend.Backend.save
 
@@ -189,6 +194,7 @@ def runs_on_data_sets(twin: Any, folder: Path) -> None:
 def latro_with_another_batch(twin: Any, folder: Path) -> None:
     """Continues in an updates' size of four rows instead of eight."""
     keys = {"gradient_accumulation_steps": 1, "rloo_k": 2, "per_device_train_batch_size": 2}
+    keys |= {"warm_start_updates": 2}
     run(twin, latro_config(folder / "latro", run_name="latro-2", **keys))
 
 
@@ -252,6 +258,7 @@ PAIR = (
     second_leg,
     another_batch_inside_an_epoch,
     error_in_one,
+    taken_by_another,
     disk_refuses_the_first,
     diverged,
     runs_on_data_sets,
@@ -348,15 +355,16 @@ def pair(tmp_path_factory) -> Callable[[str], tuple[Path, list[dict[str, Any]]]]
             (folder / f"data_set_{i}.yaml").write_text(config_of_run(folder, 2).to_yaml())
         stop_after(start(twin, config_of(folder, "relay", 1)), 2)
         stop_after(start(twin, config_of(folder, "stopped", 2)), 2)
-        done = subprocess.run(
-            [*launcher(name), __file__, name, str(folder)],
-            env=os.environ
-            | {"PYTHONPATH": os.pathsep.join([str(REPOSITORY), str(REPOSITORY / "tests")])},
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            timeout=900,  # seconds: the two may have to share one busy core
-        )
+        with held(folder / "runs/taken"):
+            done = subprocess.run(
+                [*launcher(name), __file__, name, str(folder)],
+                env=os.environ
+                | {"PYTHONPATH": os.pathsep.join([str(REPOSITORY), str(REPOSITORY / "tests")])},
+                stdin=subprocess.DEVNULL,
+                capture_output=True,
+                text=True,
+                timeout=900,  # seconds: the two may have to share one busy core
+            )
         found = [folder / f"process_{rank}.json" for rank in (0, 1)]
         assert all(path.exists() for path in found), done.stdout + done.stderr
         return folder, [json.loads(path.read_text()) for path in found]
@@ -558,6 +566,7 @@ def test_missing_training_data_are_made_once_for_all(pair, name):
     ("act", "message"),
     [
         (error_in_one, r"process 1 of 2, on \S+: .*val.json: item 3: no question"),
+        (taken_by_another, rf"process 0 of 2, .*taken: is written by process {os.getpid()} on"),
         (disk_refuses_the_first, r"process 0 of 2, on .*cannot be written: No space left"),
         (diverged, r"loss \S+ at epoch 2, step \d, items \["),
         (error_in_the_configuration, r"wrong.yaml: \d problems\n  c_thougt: unknown key"),

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from tiny import read_log, run_config, start
+from tiny import random_gpt2, read_log, run_config, start
 
 from coconut.backend import LossSum, StepStats
 from coconut.batches.batch import collate
@@ -329,3 +329,29 @@ def test_stage_of_an_evaluation(twin, tmp_path, keys, stage):
     result = start(twin, config).evaluate_once()
     assert result.summary["stage"] == stage
     assert result.summary["n_latents"] == [stage, stage]
+
+
+def test_one_long_question_takes_no_room_from_the_others(twin, tmp_path, capsys):
+    """Room for an answer is each row's own; what was cut is counted and said."""
+    short = [{"question": f"{n}+{n}=", "steps": [], "answer": str(2 * n)} for n in range(4)]
+    long = {"question": "1+" * 24 + "1=", "steps": [], "answer": "25"}
+    random_gpt2(tmp_path / "model", 257, 16, n_positions=60, std=0.6)
+
+    def evaluated(name, items):
+        (tmp_path / f"{name}.json").write_text(json.dumps(items))
+        keys = {"method": "cot", "only_eval": True, "model_id": str(tmp_path / "model")}
+        keys |= {"val_path": str(tmp_path / f"{name}.json"), "model_config_path": None}
+        keys |= {"tokenizer": "bytes", "max_new_tokens": 20, "name": name}
+        result = start(twin, run_config(tmp_path, **keys)).evaluate_once()
+        (event,) = read_log(run_config(tmp_path, **keys), "eval")
+        return result, event.get("out_of_positions"), capsys.readouterr().out
+
+    alone, none, said = evaluated("alone", short)
+    assert (none, alone.summary["out_of_positions"]) == (None, 0) and "cut" not in said
+    mixed, counted, said = evaluated("mixed", [*short[:2], long, *short[2:]])
+    assert "note: answers cut where the model's 60 positions end: 1 " in said
+    assert counted == mixed.summary["out_of_positions"] == 1
+    cut = mixed.predictions.pop(2)
+    assert cut["out_of_positions"] and cut["new_tokens"] == 60 - cut["prompt_tokens"] == 9
+    assert [p["output"] for p in mixed.predictions] == [p["output"] for p in alone.predictions]
+    assert {p["new_tokens"] for p in mixed.predictions} == {20}

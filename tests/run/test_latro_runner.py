@@ -419,7 +419,7 @@ def test_questions_held_out_stay_held_out_when_a_run_goes_on(tmp_path):
     twin = load_twin(CHOSEN[0])
     run(twin, config(tmp_path))
     with pytest.raises(UserError, match="other questions were held out"):
-        run(twin, config(tmp_path, total_updates=5, split_seed=3))
+        run(twin, config(tmp_path, total_updates=5, split_seed=3, resume_changed=True))
 
 
 PUBLISHED_ARGUMENTS = {

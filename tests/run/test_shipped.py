@@ -45,7 +45,7 @@ def test_it_is_right_as_asked_swapped_and_both(evaluations):
 
 @pytest.mark.slow
 def test_no_rule_that_ignores_the_name_is_right_both_ways(evaluations):
-    items = prosqa.read(ROOT / "data" / "prosqa_test.json")
+    items = prosqa.read(ROOT / "data" / "prosqa_made_test.json")
     for name, rule in shortcuts.items():
         if name not in SEARCHES:
             both = sum(min(rule(item), rule(prosqa.swap(item))) for item in items) / len(items)
@@ -63,7 +63,7 @@ def test_it_opens_in_transformers_with_the_same_tokens():
     from coconut.text.opening import load_tokenizer
 
     directory = ROOT / "data" / "checkpoints" / "prosqa"
-    item = prosqa.read(ROOT / "data" / "prosqa_test.json")[0]
+    item = prosqa.read(ROOT / "data" / "prosqa_made_test.json")[0]
     theirs = transformers.AutoTokenizer.from_pretrained(directory)
     assert theirs.encode(item["question"]) == load_tokenizer(directory).encode(item["question"])
 
@@ -71,7 +71,7 @@ def test_it_opens_in_transformers_with_the_same_tokens():
 @pytest.mark.slow
 def test_thoughts_matter(tmp_path, monkeypatch):
     monkeypatch.chdir(ROOT)
-    few = prosqa.read(ROOT / "data" / "prosqa_test.json")[:100]
+    few = prosqa.read(ROOT / "data" / "prosqa_made_test.json")[:100]
     (tmp_path / "few.json").write_text(json.dumps(few))
     keys = [f"save_path={tmp_path}", "n_latents=0", f"val_path={tmp_path}/few.json"]
     config = load_config("args/prosqa_coconut_eval.yaml", keys)

@@ -123,7 +123,7 @@ def lines(path):
         ("a.jsonl", '{"question": " ", "answer": "#### 1"}', "line 1: field 'question' is empty"),
         ("a.jsonl", '{"question": "q", "answer": "1"}', "line 1: field 'answer' must end in"),
         ("a.jsonl", '{"question": "q", "answer": "#### "}', "line 1: field 'answer' must end in"),
-        ("a.jsonl", "[1]", "line 1: expected an object, got list"),
+        ("a.jsonl", "[1]", "item 0: expected an object, got int"),
         ("a.txt", "q||a #### 1\nq| #### 1", "line 2: expected 'question||steps #### answer'"),
         ("a.txt", "q||a 1", "line 1: expected 'question||steps #### answer'"),
         ("a.txt", "q||a ####", "line 1: expected 'question||steps #### answer'"),

@@ -1,5 +1,6 @@
 """The downloader against a stand-in server on 127.0.0.1: checked, resumed, clear when it fails."""
 
+import dataclasses
 import hashlib
 import http.server
 import os
@@ -11,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from coconut.errors import UserError
+from coconut.tasks import official as files
 from data import download
 
 ROOT = Path(__file__).parents[2]
@@ -219,14 +221,18 @@ def test_the_token_goes_to_the_hub_only(server, tmp_path, monkeypatch):
     assert "authorization" not in {name.lower() for name in headers}
 
 
+AT_COMMIT = ("--file", "x", "--revision", "0" * 40)
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["gsm9k"], "unknown: gsm9k; known: gsm8k-train"),
+        (["gsm9k"], "unknown: gsm9k; known: prosqa, gsm8k-train"),
         ([], "give one or more NAMEs"),
         (["--repo", "some/set"], "--repo with --file"),
-        (["--repo", "a/b/c", "--file", "x"], "expected OWNER/NAME, got 'a/b/c'"),
-        (["--repo", "some/set", "--file", "x"], "no such file there, or no access (HTTP 404)"),
+        ([*AT_COMMIT, "--repo", "a/b/c"], "expected OWNER/NAME, got 'a/b/c'"),
+        ([*AT_COMMIT, "--repo", "some/set"], "no such file there, or no access (HTTP 404)"),
+        (["--repo", "some/set", "--file", "x"], "--repo needs --revision COMMIT (40 digits), or"),
     ],
 )
 def test_command_answers_bad_input_with_status_2(server, tmp_path, arguments, message):
@@ -238,5 +244,64 @@ def test_command_answers_bad_input_with_status_2(server, tmp_path, arguments, me
 
 def test_every_known_source_is_pinned():
     for known in download.SOURCES.values():
-        assert len(known.sha256) == 64 and known.licence
+        # The training file of ProsQA alone has no digest yet: it is recorded when it comes.
+        assert known.name == "prosqa_train.json" or len(known.sha256) == 64
+        assert known.licence
         assert any(len(part) == 40 for part in known.url.split("/")), known.url
+
+
+# ---- the official ProsQA files
+
+
+@pytest.fixture
+def official(server, tmp_path, monkeypatch):
+    """The official files at the stand-in server; the command, run where they are to go."""
+    for name, source in download.SOURCES.items():
+        if name.startswith("prosqa-"):
+            known = {"url": f"{server.url}/file.txt", "sha256": source.sha256 and SHA256}
+            monkeypatch.setitem(download.SOURCES, name, dataclasses.replace(source, **known))
+    monkeypatch.chdir(tmp_path)
+
+    def fetch(*arguments):
+        monkeypatch.setattr(sys, "argv", ["download.py", *arguments])
+        download.main()
+
+    return fetch
+
+
+def test_prosqa_is_fetched_where_the_published_files_look_for_it(official, tmp_path, capsys):
+    official("prosqa")
+    names = [f"data/prosqa_{part}.json" for part in ("train", "valid", "test")]
+    first, *have = capsys.readouterr().out.splitlines()
+    assert first == (
+        "data/prosqa_train.json: its sha256 was not known before; recorded in"
+        " data/prosqa_train.json.sha256"
+    )
+    said = [f"have {name} | {len(CONTENT):,} bytes | sha256 {SHA256}" for name in names]
+    assert have == said
+    found = sorted(str(path.relative_to(tmp_path)) for path in (tmp_path / "data").iterdir())
+    assert found == sorted([*names, "data/prosqa_train.json.sha256"])
+    assert (tmp_path / "data/prosqa_train.json.sha256").read_text() == f"{SHA256}\n"
+    official("prosqa")
+    assert capsys.readouterr().out.splitlines() == said
+
+
+def test_the_recorded_digest_of_the_training_file_holds_from_then_on(official, tmp_path, capsys):
+    official("prosqa-train")
+    Path("data/prosqa_train.json").write_text("another")
+    with pytest.raises(UserError, match="another checksum than published"):
+        official("prosqa-train")
+    Path("data/prosqa_train.json").unlink()
+    Path("data/prosqa_train.json.sha256").write_text("0" * 64)
+    with pytest.raises(UserError, match="checksum mismatch"):
+        official("prosqa-train")
+    assert not Path("data/prosqa_train.json").exists()
+
+
+def test_the_official_sources_are_the_ones_that_a_run_knows():
+    sources = {source.name: source for source in download.SOURCES.values()}
+    for name, (_, known) in files.PROSQA.items():
+        assert sources[name].sha256 == known
+        assert sources[name].url == f"{files.AT}/{name}" and sources[name].folder == "data"
+    digests = [known and known[:8] for _, known in files.PROSQA.values()]
+    assert digests == [None, "c74e0de2", "82ddc0af"]

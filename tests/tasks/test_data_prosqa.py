@@ -250,7 +250,7 @@ def test_swap_makes_the_wrong_concept_right_and_keeps_the_facts(sample, official
 
 def test_same_seed_gives_the_same_bytes_as_the_shipped_files():
     for name, n, seed in (("valid", 300, 2), ("test", 500, 3)):
-        shipped = json.loads((ROOT / "data" / f"prosqa_{name}.json").read_text())
+        shipped = json.loads((ROOT / "data" / f"prosqa_made_{name}.json").read_text())
         assert list(generate(Options(), seed, n)) == shipped
 
 
@@ -306,8 +306,8 @@ def test_more_graphs_than_there_are_is_an_error(monkeypatch):
 
 
 def test_shipped_files_share_no_item_and_no_graph_with_each_other():
-    valid = read_keys(ROOT / "data" / "prosqa_valid.json", keys)
-    test = read_keys(ROOT / "data" / "prosqa_test.json", keys)
+    valid = read_keys(ROOT / "data" / "prosqa_made_valid.json", keys)
+    test = read_keys(ROOT / "data" / "prosqa_made_test.json", keys)
     assert (len(valid), len(test)) == (600, 1000)
     assert not valid & test
 
@@ -318,7 +318,7 @@ def test_training_set_shares_nothing_with_the_official_validation_file():
     train = generate(Options(), TRAIN_SEED, 17_886)
     assert not official & {key for item in train for key in keys(item)}
     for name in ("valid", "test"):
-        assert not official & read_keys(ROOT / "data" / f"prosqa_{name}.json", keys)
+        assert not official & read_keys(ROOT / "data" / f"prosqa_made_{name}.json", keys)
 
 
 def test_swapped_share_asks_the_other_head_on_the_same_graphs():
@@ -550,7 +550,7 @@ def test_command_keeps_a_new_file_disjoint_from_given_ones(tmp_path):
     assert not read_keys(first, keys) & read_keys(second, keys)
 
 
-STATS_FILES = (HERE / "prosqa_official.json", ROOT / "data" / "prosqa_valid.json")
+STATS_FILES = (HERE / "prosqa_official.json", ROOT / "data" / "prosqa_made_valid.json")
 
 
 def test_command_compares_two_files():

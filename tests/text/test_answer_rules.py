@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
 import pytest
 from golden_models import golden
 
@@ -122,3 +125,60 @@ def test_the_released_arc_rule_takes_a_part_for_the_whole_and_ours_does_not():
     output = "The answer is heat energy."
     assert arc_challenge.released(output, item)
     assert arc_challenge.answer(output, item) != arc_challenge.answer("The answer is heat.", item)
+
+
+CASE = Path(__file__).parents[1] / "cases/19_latro_latex_comma/output.json"
+
+
+@pytest.mark.parametrize(
+    ("output", "answer"),
+    [
+        # LaTeX
+        ("The answer is $9{,}500.", "9500"),
+        (r"The answer is \$9{,}500.", "9500"),
+        (r"The answer is \(1{,}234{,}567\)", "1234567"),
+        (r"The answer is \boxed{9\,500}", "9500"),
+        (r"The answer is $9,\!500$", "9500"),
+        (r"The answer is 9\;500 and 3", "9500"),
+        (r"The answer is \textbf{42}\%", "42"),
+        (r"so \boxed{12 \text{ cm}^2}", "12"),
+        (r"\boxed{3} was wrong; the final answer is $\boxed{72}$, not 5", "72"),
+        (r"The answer is \frac{3}{4}", "3/4"),
+        (r"The answer is 1\dfrac{1}{2} cups", "3/2"),
+        (r"The answer is -\frac{1}{2}", "-1/2"),
+        (r"The answer is 1.5 \times 10^{3} m", "1500"),
+        (r"The answer is 2 × 10^-2", "1/50"),
+        # minus signs, currencies
+        ("The answer is \u221273", "-73"),
+        ("The answer is \u201373", "-73"),
+        ("The answer is \uff0d73", "-73"),
+        ("5\u20137", "7"),
+        ("The answer is -€5", "-5"),
+        ("The answer is €1,200", "1200"),
+        ("The answer is US$ 1,200.50", "2401/2"),
+        # separators of thousands
+        ("The answer is 9\u2009500", "9500"),
+        ("The answer is 1\u202f234\u202f567 units", "1234567"),
+        ("The answer is 9\u00a0500 kg", "9500"),
+        ("The answer is 12'500 francs", "12500"),
+        ("The answer is 12\u2019500", "12500"),
+        ("The answer is 1_000_000", "1000000"),
+        ("The answer is 12,34,567 rupees", "1234567"),
+        ("The answer is ½", "1/2"),
+        ("The answer is 2½ hours", "5/2"),
+        ("The answer is -¾", "-3/4"),
+        # what only looks like one of these
+        ("The answer is 5'10", "5"),
+        ("The answer is 9\u00a050", "9"),
+        ("The answer is 1,2,3", "1"),
+        ("The answer is 9 500", "9"),
+        ("It's 5' 300", "300"),
+    ],
+)
+def test_numbers_are_read_as_people_and_models_write_them(output, answer):
+    assert gsm8k.answer(output, {}) == answer
+
+
+def test_the_case_that_was_read_as_9():
+    case = json.loads(CASE.read_text())
+    assert gsm8k.answer(case["output"], {}) == case["gold"] == "9500"

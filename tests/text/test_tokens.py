@@ -11,17 +11,21 @@ from pathlib import Path
 import pytest
 import tiktoken
 import tokenizers
+from chat_tokenizers import CONTROL, chat_tokenizer
 from conftest import examples, few
 from hypothesis import given
 from hypothesis import strategies as st
 
+from coconut.batches.dataset import tokenize
+from coconut.config.keys import RunConfig
 from coconut.errors import UserError
 from coconut.text import tiktoken as tokens
+from coconut.text.chat import stop_tokens
 from coconut.text.opening import load_tokenizer
 from coconut.text.tiktoken import prosqa_encoding
 from coconut.text.tokenizer import MARKERS, Tokenizer
 
-PROSQA = json.loads((Path(__file__).parents[2] / "data" / "prosqa_valid.json").read_text())
+PROSQA = json.loads((Path(__file__).parents[2] / "data" / "prosqa_made_valid.json").read_text())
 TEXTS = [
     "Tom has 37 pens and buys 33.  How many? \n",
     "<<48/2=24>>\n### 1,450",
@@ -379,3 +383,123 @@ def test_random_damage_is_a_user_error_or_a_tokenizer(saved, encoding, tmp_path_
     except UserError as error:
         assert str(directory) in str(error)
     shutil.rmtree(directory)
+
+
+# ---- where models keep the tokens that end an output
+
+
+def model_files(directory: Path, ends: dict[str, object], eos: str | None = "<eos>") -> Path:
+    """A tokenizer's directory whose model's files name these ends."""
+    chat_tokenizer(directory, eos=eos or "<eos>")
+    if eos is None:
+        (directory / "tokenizer_config.json").write_text("{}")
+    for name, ids in ends.items():
+        (directory / name).write_text(json.dumps({"eos_token_id": ids}))
+    return directory
+
+
+CONFIG, GENERATION = "config.json", "generation_config.json"
+END, TURN = 256 + CONTROL.index("<|end|>"), 256 + CONTROL.index("<|eot_id|>")
+
+
+@pytest.mark.parametrize(
+    ("ends", "expected"),
+    [
+        ({}, {256}),
+        ({GENERATION: [END, TURN]}, {256, END, TURN}),
+        ({GENERATION: END}, {256, END}),
+        ({CONFIG: [TURN, 256], GENERATION: [END]}, {256, END, TURN}),
+        # Neither an id without a token nor a letter is an end.
+        ({CONFIG: 50256, GENERATION: [7, -1, None, "x"]}, {256}),
+    ],
+)
+def test_end_tokens_are_found_wherever_a_model_keeps_them(tmp_path: Path, ends, expected) -> None:
+    tokenizer = load_tokenizer(model_files(tmp_path / "model", ends))
+    assert tokenizer.end_ids == tokenizer.with_latents().end_ids == expected
+    assert tokenizer.eos_id == 256 and not tokenizer.ended([]) and not tokenizer.ended([256, 7])
+    assert all(tokenizer.ended([7, end]) for end in expected)
+    for stop_token, stops in (("eos", expected), ("pad", {256, 258}), ("both", expected | {258})):
+        config = RunConfig(method="sft", stop_token=stop_token)
+        assert stop_tokens(config, tokenizer, uses_template=False) == stops
+    # They go along with a checkpoint.
+    (tmp_path / "saved").mkdir()
+    tokenizer.save(tmp_path / "saved")
+    kept = {256, *(ids if isinstance(ids := ends.get(GENERATION, []), list) else [ids])}
+    assert load_tokenizer(tmp_path / "saved").end_ids == kept & expected
+
+
+@pytest.mark.parametrize("ends", [{CONFIG: [END, 256]}, {CONFIG: END}, {GENERATION: [END, TURN]}])
+def test_without_the_tokenizers_own_the_models_end_token_is_taken(tmp_path: Path, ends) -> None:
+    assert load_tokenizer(model_files(tmp_path / "model", ends, eos=None)).eos_id == END
+
+
+# ---- tokenizers that mark where a text or a word begins
+
+WORD_START = Path(__file__).parents[1] / "cases/14_word_start_tokenizer"
+LINES = ("Ann has 7 hats.\n", "<<2+3=5>>\n", "  x 7\n", "### 7")
+
+
+def word_start(directory: Path, kind: str) -> Tokenizer:
+    """The tokenizer of the case, or its vocabulary with a word's start marked in another way."""
+    shutil.copytree(WORD_START, directory)
+    spec = json.loads((directory / "tokenizer.json").read_text())
+    pieces = {
+        "metaspace": ("Metaspace", {"replacement": "▁", "prepend_scheme": "first", "split": False}),
+        "every word": (
+            "Metaspace",
+            {"replacement": "▁", "prepend_scheme": "always", "split": True},
+        ),
+    }
+    if kind in pieces:
+        name, options = pieces[kind]
+        spec |= {"normalizer": None, "pre_tokenizer": {"type": name, **options}}
+    if kind == "framed":
+        ids = {
+            name: {"id": name, "ids": [i], "tokens": [name]}
+            for name, i in (("<s>", 1), ("</s>", 2))
+        }
+        text = {"Sequence": {"id": "A", "type_id": 0}}
+        frame = [{"SpecialToken": {"id": name, "type_id": 0}} for name in ids]
+        single = [frame[0], text, frame[1]]
+        spec["post_processor"] = {"type": "TemplateProcessing", "single": single}
+        spec["post_processor"] |= {"pair": single, "special_tokens": ids}
+    (directory / "tokenizer.json").write_text(json.dumps(spec))
+    return load_tokenizer(directory)
+
+
+@pytest.mark.parametrize("kind", ["llama 2", "metaspace", "every word", "framed"])
+def test_parts_of_a_text_join_whatever_marks_its_beginning(tmp_path: Path, kind: str) -> None:
+    for tokenizer in (made := word_start(tmp_path / "made", kind), made.with_latents()):
+        first, *others = LINES
+        parts = [
+            *tokenizer.encode_question(first),
+            *(t for x in others for t in tokenizer.encode(x)),
+        ]
+        assert parts == tokenizer.encode_question("".join(LINES))
+        assert tokenizer.decode(parts) == "".join(LINES)
+        assert [tokenizer.spelled(i) for i in tokenizer.encode("7")] == ["7"]
+        assert [tokenizer.spelled(i) for i in tokenizer.encode(" 7")][-1:] == ["7"]
+        assert tokenizer.encode("") == []
+        assert (tokenizer.token_id("<s>") in parts) == (kind == "framed")
+
+
+def test_transformers_reads_the_whole_text_as_the_same_tokens(tmp_path: Path) -> None:
+    transformers = pytest.importorskip("transformers")
+    tokenizer = word_start(tmp_path / "made", "llama 2")
+    theirs = transformers.PreTrainedTokenizerFast(tokenizer_file=str(WORD_START / "tokenizer.json"))
+    first, *others = LINES
+    parts = [*tokenizer.encode_question(first), *(t for x in others for t in tokenizer.encode(x))]
+    assert theirs("".join(LINES)).input_ids == parts
+
+
+def test_a_tokenizer_that_no_text_can_be_made_for_in_parts_is_named(tmp_path: Path) -> None:
+    items = json.loads((WORD_START / "items.json").read_text())
+    assert len(tokenize(items, word_start(tmp_path / "made", "llama 2"), "x")) == 2
+    spec = json.loads((tmp_path / "made/tokenizer.json").read_text())
+    # Line ends become spaces, which the beginning of a part then loses.
+    strip = {"type": "Strip", "strip_left": True, "strip_right": True}
+    spec["normalizer"]["normalizers"].insert(0, strip)
+    (tmp_path / "made/tokenizer.json").write_text(json.dumps(spec))
+    with pytest.raises(UserError) as caught:
+        tokenize(items, load_tokenizer(tmp_path / "made"), "x")
+    assert str(caught.value).startswith("tokenizer made: reads a line alone as other tokens")

@@ -56,6 +56,21 @@ def decode(
     return twin.generate.generate(model, batch, n_passes, decoding)
 
 
+def test_a_row_is_cut_at_its_own_last_position_and_says_so(twin):
+    """One long prompt among short ones takes nothing from them: rows differ in room, 0 too."""
+    rows = prompts(11, (2, 0, 3, 1))
+    lengths = np.array([len(row.ids) for row in rows])
+    limit = int(lengths.max())
+    free = decode(twin, rows, Decoding(N_NEW, eos_id=-1))
+    bound = Decoding(N_NEW, eos_id=-1, n_positions=limit)
+    cut = decode(twin, rows, bound)
+    room = np.minimum(N_NEW, limit - lengths)
+    assert len(set(room)) > 2 and room.min() == 0
+    assert cut == [new[:n] for new, n in zip(free, room, strict=True)]
+    assert [bound.ran_out(new) for new in cut] == (room < N_NEW).tolist()
+    assert not Decoding(N_NEW, cut[int(room.argmax())][-1]).ran_out(cut[int(room.argmax())])
+
+
 def oracle(rows: list[Row], decoding: Decoding, latent: int | None = LATENT) -> list[list[int]]:
     model = naive.GPT2.load(MODEL)
     limits = (decoding.eos_id, decoding.max_new_tokens)

@@ -54,7 +54,8 @@ def answers(
 
     thoughts (N, n_thoughts, D): to feed back instead of its own.
     """
-    decoding = Decoding(options.max_new_tokens, lens.tokenizer.eos_id)
+    tokenizer = lens.tokenizer
+    decoding = Decoding(options.max_new_tokens, tokenizer.eos_id, stops=tokenizer.ended)
     written = [""] * len(questions)
     for numbers, batch in _batches(lens, questions, options.batch_size, n_thoughts):
         given = None if thoughts is None else np.ascontiguousarray(thoughts[numbers].swapaxes(0, 1))

@@ -1,17 +1,20 @@
 """`mlx-coconut serve --model DIR`: the page of inspect with a question box, on this machine."""
 
 import argparse
+import io
 import json
+import socket
 import sys
-import threading
+import time
 import traceback
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 from coconut.backend import MakeBackend
-from coconut.errors import UserError, guarded, options_of
+from coconut.errors import UserError, guarded, machine_trouble, options_of
 from coconut.inside.inspect import Asked, add_options, asked_questions, look
 from coconut.inside.lens import Lens
 from coconut.inside.page.page import page, page_item
@@ -19,7 +22,7 @@ from coconut.inside.page.page import page, page_item
 HOST = "127.0.0.1"
 MAX_BODY = 64 * 1024
 SECONDS = 10
-"""A connection that sends nothing for so long is closed."""
+"""A connection that has not sent its request by then, or takes no answer, is closed."""
 
 
 def main(twin: str, make_backend: MakeBackend, argv: Sequence[str] | None = None) -> None:
@@ -49,15 +52,16 @@ class Server(ThreadingHTTPServer):
 
     def __init__(self, port: int, twin: str, lens: Lens, options: argparse.Namespace) -> None:
         self.lens, self.options = lens, options
-        self.busy = threading.Lock()
+        # On one thread for good: what a model computes lazily belongs to the thread that asked.
+        self.model = ThreadPoolExecutor(1)
         found = [look(lens, asked, options) for asked in asked_questions(options)]
         self.page = page(lens, twin, found, is_live=True).encode("utf-8")
         super().__init__((HOST, port), Handler)
 
     def ask(self, question: str) -> dict[str, Any]:
         """What the page shows of a question. Raises UserError."""
-        with self.busy:
-            return page_item(look(self.lens, Asked(question), self.options))
+        answer = self.model.submit(look, self.lens, Asked(question), self.options)
+        return page_item(answer.result())
 
 
 def open_server(twin: str, make_backend: MakeBackend, options: argparse.Namespace) -> Server:
@@ -74,11 +78,29 @@ def open_server(twin: str, make_backend: MakeBackend, options: argparse.Namespac
         ) from error
 
 
+class _Hurried(io.RawIOBase):
+    """What a connection sends within SECONDS in all, however little at a time."""
+
+    def __init__(self, connection: socket.socket) -> None:
+        self._connection, self._end = connection, time.monotonic() + SECONDS
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        self._connection.settimeout(max(self._end - time.monotonic(), 1e-3))
+        return self._connection.recv_into(buffer)
+
+
 class Handler(BaseHTTPRequestHandler):
     """GET / is the page, POST /ask {"question": TEXT} an inspection or {"error": TEXT}."""
 
     server: Server
-    timeout = SECONDS
+
+    def setup(self) -> None:
+        super().setup()
+        self.rfile.close()
+        self.rfile = io.BufferedReader(_Hurried(self.connection))
 
     def do_GET(self) -> None:
         if not self._is_from_here():
@@ -112,9 +134,10 @@ class Handler(BaseHTTPRequestHandler):
             found = self.server.ask(question)
         except UserError as error:
             return self._fail(HTTPStatus.BAD_REQUEST, str(error))
-        except Exception:
+        except Exception as error:
             traceback.print_exc()
             message = "the model failed on this question; the server's terminal says how"
+            message = machine_trouble(error) or message
             return self._fail(HTTPStatus.INTERNAL_SERVER_ERROR, message)
         return self._send(HTTPStatus.OK, "application/json", json.dumps(found).encode())
 
@@ -132,6 +155,7 @@ class Handler(BaseHTTPRequestHandler):
         self._send(status, "application/json", json.dumps({"error": message}).encode())
 
     def _send(self, status: HTTPStatus, kind: str, body: bytes) -> None:
+        self.connection.settimeout(SECONDS)
         self.send_response(status)
         self.send_header("Content-Type", kind)
         self.send_header("Content-Length", str(len(body)))

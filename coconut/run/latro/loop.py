@@ -17,6 +17,7 @@ from coconut.backend import MakeBackend
 from coconut.batches.batch import chunks, collate
 from coconut.batches.curriculum import markers_of
 from coconut.batches.latro_prompts import Data, check_room, numbers_of
+from coconut.checkpoints import checkpoint
 from coconut.config.latro_keys import LatroConfig
 from coconut.errors import UserError
 from coconut.run.ending import check_finite, measured_with, test_once, write_results
@@ -62,10 +63,12 @@ class LatroRunner:
     ):
         self.world, self.run_dir = world or World(), config.run_dir
         self.config = whole = whole_update(config, self.world.size)
+        if self.world.is_first:
+            checkpoint.recover(self.run_dir)
         resumed = resumed_from(whole)
         reference = reference_weights(whole, resumed)
         self.resumed, warm = agreed_paths(self.world, resumed, reference)
-        self.run = run = Run(config, twin, self.world, warm)
+        self.run = run = Run(config, twin, self.world, warm, self.resumed)
         self.tokenizer = run.tokenizer
         self.data = Data(whole, self.tokenizer)
         self.warm_rows = self.data.written_rows() if config.warm_start_updates else []
@@ -110,6 +113,8 @@ class LatroRunner:
         done = f"{self.resumed}: after update {self.update}" if self.resumed else None
         lines = plan_lines(config, len(self.data.train), self.world.size)
         self.run.greet(f", preset {config.preset}", *lines, continuing=done)
+        if self.resumed:  # it may have been stopped between saving and this
+            prune(self.run, checkpoints, config.keep_checkpoints)
         if not self.is_warm:
             self._warm_start()
         if self.update == 0 and config.num_evaluations:
@@ -306,7 +311,7 @@ class LatroRunner:
         self.backend.load_optimizer(directory)
         self.update = state["n_updates"]
         if own:  # what another run found best is not kept here
-            self.best = state["best_accuracy"]
+            self.best = float(state.get("best_accuracy", 0))
 
 
 def read_curve(run_dir: Path, event: str) -> list[dict[str, Any]]:

@@ -12,7 +12,7 @@ import json
 import random
 from pathlib import Path
 
-from coconut.tasks.files import Item, atomic, field, parse_json, read_lines
+from coconut.tasks.files import Item, atomic, field, read_records
 
 FILES = {"train": "data/chains_train.jsonl", "test": "data/chains_test.jsonl"}
 HOW = "python -m coconut.tasks.questions.chains"
@@ -23,8 +23,7 @@ N_TRAIN, N_TEST, N_WRITTEN, N_SKIPPED = 4000, 500, 600, 500
 def read(path: Path | str) -> list[Item]:
     """Items of a JSONL file; rationales is there where it was written."""
     items = []
-    for where, line in read_lines(path):
-        raw = parse_json(line, where)
+    for where, raw in read_records(path):
         item = {name: field(raw, name, str, where) for name in ("question", "groundtruth")}
         if "rationales" in raw:
             remedy = "write one, or leave it out of the item"

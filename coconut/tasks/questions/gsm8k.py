@@ -5,11 +5,12 @@ Prompting Elicits Reasoning in Large Language Models" (arXiv 2201.11903, appendi
 """
 
 import re
+import unicodedata
 from fractions import Fraction
 from pathlib import Path
 
 from coconut.errors import UserError
-from coconut.tasks.files import Item, field, parse_json, read_lines, read_text
+from coconut.tasks.files import Item, field, read_records, read_text
 
 FILES = {"train": "data/cache/gsm8k_train.jsonl", "test": "data/cache/gsm8k_test.jsonl"}
 HOW = "python data/download.py gsm8k-train gsm8k-test"
@@ -18,10 +19,11 @@ N_SHOTS = 8
 
 _MARK = "#### "
 _DELIMITER = re.compile("the answer is", re.IGNORECASE)
-_WHOLE = r"(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)"
+_BOXED = re.compile(r"\\boxed\b")
+_WHOLE = r"(?:\d{1,3}(?:,\d{3})+(?!\d)|\d{1,2}(?:,\d{2})+,\d{3}(?!\d)|\d+)"
 _NUMBER = re.compile(
     # A hyphen behind a word, a bracket or another hyphen is no sign: 10-5 ends in 5.
-    r"(?P<sign>(?<![\w)\]-])[-−]\$?)?"
+    r"(?P<sign>(?<![\w)\]-])-[$€£¥₹₩₽]?)?"
     r"(?:"
     rf"(?:(?P<whole>{_WHOLE}) )?(?<![/\d])(?P<over>{_WHOLE})/(?P<under>{_WHOLE})(?![/\d])"
     rf"|(?P<decimal>(?:{_WHOLE}(?:\.\d+)?|\.\d+)(?:[eE][+-]?\d{{1,2}}(?!\w))?)"
@@ -29,12 +31,46 @@ _NUMBER = re.compile(
 )
 
 
+_REWRITTEN = [
+    (re.compile(pattern), replacement)
+    for pattern, replacement in (
+        ("[\u2010-\u2013\u2212\ufe63\uff0d]", "-"),
+        # A whole number before a fraction is a part of it.
+        ("(?<=\\d)(?=[\u00bc-\u00be\u2150-\u215e]|\\\\[dt]?frac)", " "),
+        (
+            "[\u00bc-\u00be\u2150-\u215e]",
+            lambda found: unicodedata.normalize("NFKC", found[0]).replace("\u2044", "/"),
+        ),
+        (r"\\[dt]?frac\s*\{([^{}]*)\}\s*\{([^{}]*)\}", r"\1/\2"),
+        (r"\\([$%])", r"\1"),
+        (r"\{,\}|,\\!", ","),
+        # Between groups of three digits: LaTeX's and typographers' spaces, 1'000, 1_000.
+        (
+            r"(?<=\d)(?:\\[,;:! ]|\\thinspace *|[\u00a0\u2009\u202f'\u2019_])(?=\d{3}(?!\d))",
+            ",",
+        ),
+        (r"(?<=\d)\s*(?:\\times|\\cdot|×|⋅)\s*10\s*\^\s*\{?\s*([-+]?\d+)\s*\}?", r"e\1"),
+    )
+]
+"""What people and models write numbers with, and the plain form of it that `_NUMBER` reads."""
+
+
 def read(path: Path | str) -> list[Item]:
-    """Items of an original JSONL file; rationales is the solution up to the answer."""
+    """Items of an original file (rationales: the solutions up to the answers), or with steps.
+
+    Those are GSM8K-Aug's and what Coconut reads: a list `steps` or a text `cot` beside the answer.
+    """
     items = []
-    for where, line in read_lines(path):
-        raw = parse_json(line, where)
+    for where, raw in read_records(path):
         question, solution = (field(raw, name, str, where) for name in ("question", "answer"))
+        if "steps" in raw:
+            steps = raw["steps"]
+            if not isinstance(steps, list) or not all(isinstance(step, str) for step in steps):
+                raise UserError(where, "field 'steps' must be a list of strings")
+            rationale, groundtruth = "".join(f"{step}\n" for step in steps if step), solution
+            written = {"rationales": rationale} if rationale else {}
+            items.append({"question": question, "groundtruth": groundtruth} | written)
+            continue
         rationale, mark, groundtruth = solution.partition(_MARK)
         if not mark or not groundtruth.strip():
             raise UserError(where, f"field 'answer' must end in '{_MARK}' and the answer")
@@ -59,7 +95,7 @@ def sft_prompt(item: Item, chat: bool) -> str:
 
 def sft_response(item: Item) -> str:
     """The solution, calculator marks kept, and the answer without a full stop, as published."""
-    return f"{item['rationales']}The answer is {item['groundtruth']}"
+    return f"{item.get('rationales', '')}The answer is {item['groundtruth']}"
 
 
 def sft_published_prompt(item: Item, chat: bool) -> str:
@@ -71,11 +107,15 @@ def answer(output: str, item: Item) -> str:
     """The number an output states, as a fraction in lowest terms; "" if there is none.
 
     The first number after the last "the answer is", in any case of letters; if there is none, the
-    last number of all. 1/2 is one number, and units, $ and % do not count.
+    first in the last \\boxed, else the last number of all. 1/2 is one number, and units, currencies
+    and % do not count.
     """
+    for pattern, plain in _REWRITTEN:
+        output = pattern.sub(plain, output)
     found = None
-    if _DELIMITER.search(output):
-        found = _NUMBER.search(_DELIMITER.split(output)[-1])
+    for delimiter in (_DELIMITER, _BOXED):
+        if found is None and delimiter.search(output):
+            found = _NUMBER.search(delimiter.split(output)[-1])
     if found is None:
         found = next(reversed([*_NUMBER.finditer(output)]), None)
     return "" if found is None else _value(found)
