@@ -110,7 +110,7 @@ def lost_rationales(own: np.ndarray, shuffled: np.ndarray) -> str | None:
     if gap.mean() >= max(MATTERS, 2 * gap.std() / np.sqrt(len(gap))):
         return None
     return (
-        f"rationales do not matter: the right answer is {gap.mean():+.3f} nats likelier behind its"
-        " own rationale than behind another question's; the model answers from the question alone."
-        " Lower sft_penalty (docs/latro.md, When rationales stop mattering)"
+        f"what a rationale says makes no difference: the right answer is {gap.mean():+.3f} nats"
+        " likelier behind its own than behind another question's. If the reward has risen, the"
+        " model answers from the question alone: lower sft_penalty (docs/latro.md)"
     )
