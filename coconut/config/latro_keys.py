@@ -250,10 +250,9 @@ class LatroConfig(RunConfig):
             )
         if self.reference_every and not self.kl_coef:
             yield "reference_every: without a KL term there is no reference; set kl_coef"
-        if self.num_iterations == 1:
-            for name in ("clip_epsilon", "clip_epsilon_high", "ratio_level"):
-                if getattr(self, name) != self.__dataclass_fields__[name].default:
-                    yield f"{name}: ratios are 1 in the only update; raise num_iterations"
+        for f in fields(self) if self.num_iterations == 1 else ():
+            if f.name.startswith(("clip_", "ratio_")) and getattr(self, f.name) != f.default:
+                yield f"{f.name}: ratios are 1 in the only update; raise num_iterations"
         if self.ratio_level == "sequence_mean" and self.length_norm == "row":
             yield "length_norm: sequence_mean divides by the rationale's length already; set none"
 
