@@ -112,4 +112,26 @@ def plan_lines(config: LatroConfig, n_items: int, n_processes: int = 1) -> list[
         f" micro-batches{shared})",
         f"epochs: {total * P / n_items:.2f} passes over {n_items:,} prompts;"
         f" counted in rollouts, as released, {total * B / n_items:.2f}",
+        _work(config, total, n_items),
     ]
+
+
+def _work(config: LatroConfig, total: int, n_items: int) -> str:
+    """Rollouts and tokens of the whole run, and what the released code would make of its epochs."""
+    rollouts, L = total * config.local_batch, config.response_length
+    again = f", {config.num_iterations} times" if config.num_iterations > 1 else ""
+    line = (
+        f"in all {rollouts:,} rollouts, up to {rollouts * L:,} tokens drawn, then scored, then"
+        f" trained on{again}"
+    )
+    if (config.total_updates, config.total_episodes, config.epoch_counts) == (
+        None,
+        None,
+        "prompts",
+    ):
+        released = replace(config, epoch_counts="rollouts").n_updates(n_items) * config.local_batch
+        line += (
+            f"; {rollouts / released:.0f} times the {released:,} that the released code makes of"
+            " such epochs (epoch_counts: rollouts)"
+        )
+    return line
