@@ -1,6 +1,7 @@
 """The data sets LaTRO, SFT and the pre-experiment read: one file here is one data set.
 
-A file NAME.py is the data set `dataset_name: NAME`. docs/data_sets.md walks through one. It has
+A file NAME.py is the data set `dataset_name: NAME`; one elsewhere is named by its path. A JSON file
+with three columns is one too (`_columns.py`). docs/data_sets.md walks through one. It has
 
     FILES: dict[str, str]         path of "train", of "test" and, if there is one, of "validation"
     HOW: str                      one line: how to get those files
@@ -27,15 +28,18 @@ An output is right if its `answer` is that of the item's own `response`.
 
 import importlib
 import inspect
+import os
 import pkgutil
 import re
 import traceback
 from collections.abc import Callable, Sequence
-from importlib.util import find_spec
+from importlib.util import find_spec, module_from_spec, spec_from_file_location
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from coconut.errors import UserError
+from coconut.errors import UserError, nearest
+from coconut.tasks.questions._columns import parts_of
 
 REQUIRED = ("FILES", "HOW", "read", "prompt", "response", "answer")
 _VALUES: dict[str, type] = {
@@ -61,6 +65,7 @@ _IN_WORDS: dict[Any, str] = {
 _SPLITS = ("train", "validation", "test")
 SHOWN = 80
 """Characters of a question in a message."""
+_COLUMNS = (".json", ".jsonl")
 _SHOT_NAME = re.compile(r"(.+)_(\d+)shot")
 _ADVICE = "docs/data_sets.md shows a whole data set"
 
@@ -76,17 +81,49 @@ def parse_name(dataset_name: str) -> tuple[str, int]:
     return (found[1], int(found[2])) if found else (dataset_name, 0)
 
 
+def no_such_set(name: str) -> str | None:
+    """What is wrong with the name of a data set, worked examples aside; None if there is one.
+
+    A name is one of `names`; NAME.py, a data set of the user's own; or a file with the columns of
+    `_columns.py`, alone or as NAME:FILE, whose answers are read as those of NAME.
+    """
+    rule, colon, file = name.rpartition(":")
+    if not name.endswith((".py", *_COLUMNS)):
+        advice = nearest(name, names()) or f"known: {', '.join(names())}, or a file"
+        advice += "; docs/data_sets.md says how to add one"
+        return None if name in names() else f"no data set {name[:SHOWN]!r}, {advice}"
+    if not Path(file).is_file():
+        return f"no such file: {file[:SHOWN]}"
+    if colon and (rule not in names() or not file.endswith(_COLUMNS)):
+        return (
+            f"before the colon of {name[:SHOWN]!r} stands the data set whose answers are read alike"
+        )
+    return None
+
+
 def load(name: str) -> SimpleNamespace:
-    """The parts of a data set, as its file names them.
+    """The parts of a data set, as its file names them; name: see `no_such_set`.
 
     Raises UserError, with the file and its line, for whatever is wrong in the file: here if it
     cannot be imported or a part is missing or of another kind than it should be; in a part's call
     if that raises something or gives another kind of thing.
     """
-    spec = find_spec(f"{__name__}.{name}")
+    rule, _, path = name.rpartition(":")
+    if path.endswith(_COLUMNS):
+        parts = parts_of(path, load(rule).answer if rule else None)
+        return SimpleNamespace(REWARDS={}, **parts)
+    if name.endswith(".py"):
+        spec = spec_from_file_location(Path(name).stem, os.path.abspath(name))
+    else:
+        spec = find_spec(f"{__name__}.{name}")
     file = str(spec.origin if spec else name)
     try:
-        module = importlib.import_module(f"{__name__}.{name}")
+        if name.endswith(".py"):
+            assert spec is not None and spec.loader is not None, "a file that is there"
+            module = module_from_spec(spec)
+            spec.loader.exec_module(module)
+        else:
+            module = importlib.import_module(f"{__name__}.{name}")
     except UserError:
         raise
     except Exception as error:
