@@ -6,6 +6,7 @@ the modules of a `Twin`, which have the same names in both.
 """
 
 import math
+import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
@@ -16,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from coconut.batches.batch import Batch
+from coconut.batches.decoding import Decoding
 from coconut.batches.results import LossSum, PolicyStats, Sampled, Scores, StepStats, Trace
 from coconut.batches.rollouts import RolloutBatch
 from coconut.checkpoints.initial import grown_rows, initial_weights
@@ -25,44 +27,6 @@ from coconut.config.keys import WITH_FEEDBACK, RunConfig
 from coconut.feedback.measures import measure
 from coconut.feedback.statistics import ThoughtStatistics
 from coconut.world import World
-
-
-@dataclass(frozen=True)
-class Decoding:
-    """How new tokens are drawn. temperature 0 is greedy.
-
-    stops: further ends of a row besides eos; told the row's tokens after each new one.
-    n_positions: of the model, which the back end fills in; None: it has no limit.
-    """
-
-    max_new_tokens: int
-    eos_id: int
-    temperature: float = 0.0
-    seed: int = 0
-    stops: Callable[[list[int]], bool] | None = None
-    n_positions: int | None = None
-
-    def room(self, lengths: np.ndarray) -> np.ndarray:
-        """New tokens (R,) that each row may have behind a prompt of so many positions (R,)."""
-        limit = math.inf if self.n_positions is None else self.n_positions
-        return np.minimum(self.max_new_tokens, limit - lengths)
-
-    def ran_out(self, tokens: list[int]) -> bool:
-        """Whether a row's new tokens stop because the model has no further position for it."""
-        return len(tokens) < self.max_new_tokens and not self.ends(tokens)
-
-    def ends(self, tokens: list[int]) -> bool:
-        """Whether a row is complete with these new tokens."""
-        if not tokens:
-            return False
-        return tokens[-1] == self.eos_id or (self.stops is not None and self.stops(tokens))
-
-    def uniforms(self, streams: Sequence[tuple[int, ...]]) -> np.ndarray:
-        """(R, max_new_tokens) float32 in [0, 1): what each token of each row is drawn by."""
-        if self.temperature == 0:
-            return np.zeros((len(streams), self.max_new_tokens), np.float32)
-        rngs = (np.random.default_rng([self.seed, *stream]) for stream in streams)
-        return np.stack([rng.random(self.max_new_tokens, dtype=np.float32) for rng in rngs])
 
 
 @dataclass(frozen=True)
@@ -128,6 +92,7 @@ class Backend:
             world=world,
         )
         self.policy = self.twin.latro.Policy(self.trainer)
+        self._compiled = (0, 0.0)
         self.statistics = ThoughtStatistics()
 
     def _open(self, config: RunConfig, source: Source) -> None:
@@ -184,7 +149,22 @@ class Backend:
         micro_batches: this process's share, maybe none: its i-th is number rank + i * size of the
         update (see `World`). Gradients, losses and targets are summed over all processes.
         """
-        return self.trainer.step(micro_batches, lr, dropout_key, progress)
+        start, before = time.perf_counter(), self.n_traces()
+        stats = self.trainer.step(micro_batches, lr, dropout_key, progress)
+        if n := self.n_traces() - before:
+            n_before, seconds = self._compiled
+            self._compiled = (n_before + n, seconds + time.perf_counter() - start)
+        return stats
+
+    def compiled_in_words(self) -> str:
+        """How many functions were compiled for updates since the last call; "" if none was."""
+        (n, seconds), self._compiled = self._compiled, (0, 0.0)
+        if not n:
+            return ""
+        return (
+            f"compiled {n} functions in {seconds:.1f} s, their first run included; each new length"
+            " of rows is compiled once"
+        )
 
     def eval_loss(self, batch: Batch) -> LossSum:
         """Loss without dropout and without an update."""
@@ -337,8 +317,9 @@ class Backend:
             fused = self.module.to_hf(self.twin.adapters.fused(self.model))
             return self.twin.weights.to_numpy(fused)
 
-    def memory(self) -> int:
-        """Peak bytes since the last call."""
+    def memory(self) -> dict[str, int]:
+        """Bytes: `peak_memory_bytes` since the last call; `active_`, held now, and `cached_`, kept
+        for arrays to come, where the library counts them."""
         raise NotImplementedError
 
     def n_traces(self) -> int:

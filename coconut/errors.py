@@ -46,6 +46,18 @@ def nearest(name: Any, known: Iterable[str], before: str = "") -> str:
     return f"{before}did you mean {near[0]}?" if near else ""
 
 
+def shown(name: object) -> str:
+    """A name from a foreign file, safe to print in one line."""
+    text = name if isinstance(name, str) and name.isprintable() else ascii(name)
+    return text if len(text) <= 80 else text[:77] + "..."
+
+
+def some(lines: Iterable[str], most: int = 8) -> list[str]:
+    """The first of many lines, and how many more there are."""
+    lines = list(lines)
+    return lines if len(lines) <= most else [*lines[:most], f"and {len(lines) - most} more"]
+
+
 MACHINE = {
     "Impacting Interactivity": "macOS stopped a step that kept the GPU from drawing the screen;"
     " a smaller batch_size_training (with more gradient_accumulation_steps: the same update) or"

@@ -15,6 +15,7 @@ from safetensors.numpy import load_file, save_file
 from coconut.batches.batch import Batch
 from coconut.batches.curriculum import Row
 from coconut.checkpoints.initial import initial_weights
+from coconut.checkpoints.verdict import args_of
 from coconut.config.keys import RunConfig
 from coconut.config.reading import check_config
 from coconut.run.curriculum_loop import Runner
@@ -31,6 +32,28 @@ def model_directory(path: Path, **changes: Any) -> Path:
     (path / "config.json").write_text(json.dumps(config))
     (path / "model.safetensors").symlink_to(MODEL / "model.safetensors")
     return path
+
+
+def zero_model(directory: Path, **config: Any) -> Path:
+    """A hand-written architecture's directory, as small as it gets unless told; all weights 0."""
+    if config.setdefault("model_type", "gpt2") == "gpt2":
+        config = {
+            "vocab_size": 9,
+            "n_positions": 8,
+            "n_embd": 2,
+            "n_layer": 1,
+            "n_head": 1,
+        } | config
+    else:
+        sizes = ("vocab_size", "hidden_size", "intermediate_size")
+        counts = ("num_hidden_layers", "num_attention_heads")
+        config = dict.fromkeys(sizes, 8) | dict.fromkeys(counts, 1) | config
+    directory.mkdir(parents=True, exist_ok=True)
+    (directory / "config.json").write_text(json.dumps(config))
+    shapes = args_of(config).shapes()
+    zeros = {name: np.zeros(shape, np.float32) for name, shape in shapes.items()}
+    save_file(zeros, directory / "model.safetensors")
+    return directory
 
 
 def dropout(**rates: float) -> dict[str, float]:

@@ -142,10 +142,9 @@ def adapted_layers(config: Mapping[str, Any], lora: Lora) -> dict[str, tuple[int
 
 def vocabulary(config: Mapping[str, Any]) -> tuple[str, ...]:
     """Paths of the modules with a row a token: the embedding, and a head of its own."""
-    if config["model_type"] == "gpt2":
-        return ("wte",)
-    table = "model.embed_tokens" if is_borrowed(config) else "embed_tokens"
-    return (table,) if config.get("tie_word_embeddings") else (table, "lm_head")
+    is_gpt2 = config["model_type"] == "gpt2"
+    table = "wte" if is_gpt2 else "model.embed_tokens" if is_borrowed(config) else "embed_tokens"
+    return (table,) if config.get("tie_word_embeddings", is_gpt2) else (table, "lm_head")
 
 
 def trained_shapes(

@@ -8,14 +8,14 @@ Only config.json is looked at here, before anything large is fetched or built.
 """
 
 import re
-from collections.abc import Callable, Mapping
-from dataclasses import fields
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
-from coconut.checkpoints.model_args import GPT2Args, Qwen2Args
+from coconut.checkpoints.model_args import HEAD, GPT2Args, Qwen2Args
 from coconut.errors import UserError
 
-HAND_WRITTEN: dict[str, type] = {"gpt2": GPT2Args, "qwen2": Qwen2Args}
+HAND_WRITTEN: dict[str, type[GPT2Args] | type[Qwen2Args]] = {"gpt2": GPT2Args, "qwen2": Qwen2Args}
 """model_type -> what its file in both twins' models/ is built from."""
 TRIED = (
     "llama",
@@ -47,6 +47,13 @@ _RECURRENT = (
     *("state_size", "ssm_cfg", "ssm_state_size", "mamba_d_state", "linear_num_value_heads"),
     *("layers_block_type", "hybrid_override_pattern", "conv_L_cache", "block_types"),
 )
+_OTHER_NAMES = {
+    "hidden_size": "n_embd",
+    "num_hidden_layers": "n_layer",
+    "num_attention_heads": "n_head",
+    "max_position_embeddings": "n_positions",
+}
+"""What transformers takes for GPT-2's own names."""
 _LAYERS = ("full_attention", "sliding_attention")
 _DROPOUT = re.compile(r"(dropout|_pdrop|dropout_prob)$")
 
@@ -61,20 +68,6 @@ def check_architecture(config: Mapping[str, Any], where: str) -> None:
     if is_borrowed(config) and (problem := _problem(config)):
         model_type = config.get("model_type")
         raise UserError(where, f"model_type {model_type!r} is not supported{problem}")
-
-
-def from_args(make: Callable[[Any], Any], config: Mapping[str, Any], where: str) -> Any:
-    """What the Model of a hand-written architecture makes of the fields of a config.json.
-
-    Raises UserError for a field that is missing, or that it cannot be built with.
-    """
-    args = HAND_WRITTEN[config["model_type"]]
-    known = {field.name for field in fields(args)}
-    try:
-        return make(args(**{name: v for name, v in config.items() if name in known}))
-    except (TypeError, ValueError, ZeroDivisionError, RuntimeError) as error:
-        reason = f"not a usable {config['model_type']} configuration: {error}"
-        raise UserError(where, reason) from None
 
 
 _SUPPORTED = (
@@ -144,11 +137,16 @@ def _unlike(config: Mapping[str, Any]) -> str | None:
 
 
 def resolved(config: Mapping[str, Any]) -> dict[str, Any]:
-    """config.json of a borrowed model, with what readers know by other spellings or defaults.
+    """config.json with what readers know by other spellings or defaults.
 
     Applied twice equals applied once. transformers 5 writes rope_parameters and layer_types, which
     most of mlx_lm ignores without a word. Raises ValueError for what cannot be spelled otherwise.
     """
+    if config.get("model_type") == "gpt2":
+        for name, own in _OTHER_NAMES.items():
+            if name in config and config.get(own, config[name]) != config[name]:
+                raise ValueError(f"{name} and {own} differ")
+        return {_OTHER_NAMES.get(name, name): value for name, value in config.items()}
     out = dict(config)
     if not is_borrowed(config):
         return out
@@ -196,3 +194,75 @@ def n_positions(config: Mapping[str, Any]) -> int | None:
         assert type(window) is int
         return window if found is None else min(found, window)
     return found
+
+
+COCONUT_PREFIX = "base_causallm."
+"""What the published wrapper puts before every tensor of the model it wraps."""
+WRAPPER_COPY = "embedding.weight"
+"""The wrapper's second name for the input embedding."""
+# Added by distributed data parallelism, torch.compile, FSDP and activation checkpointing.
+_WRAPPERS = re.compile(
+    r"(?:(?<=\.)|^)(?:module|_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\."
+)
+
+
+def strip_wrappers(name: str) -> str:
+    """The key without what distributed training and compilation put into it, anywhere."""
+    return _WRAPPERS.sub("", name)
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """How one architecture's tensors are called in a file of the hub.
+
+    body: what the causal model of transformers puts before the hub's names, head excepted.
+    turned: endings of the weights that Conv1D holds (in, out) and a Linear layer (out, in).
+    buffers: constants that some files hold beside the weights.
+    """
+
+    model_type: str
+    body: str
+    embedding: str
+    turned: tuple[str, ...]
+    buffers: re.Pattern[str]
+    layer: re.Pattern[str]
+
+    def hub_name(self, name: str) -> str:
+        """Hub name of a key in any known layout; `embedding.weight` stays as it is."""
+        name = name.removeprefix(COCONUT_PREFIX)
+        # `model.`: mlx_lm's, and of a class that holds the model under this name.
+        return name.removeprefix("model.").removeprefix(self.body) if self.body else name
+
+    def official_name(self, name: str, is_coconut: bool) -> str:
+        """Key of a hub name in the published state dict."""
+        prefix = COCONUT_PREFIX if is_coconut else ""
+        return prefix + (name if name == HEAD else self.body + name)
+
+    def n_layers(self, names: Collection[str]) -> int:
+        """One more than the highest number of a layer among hub names."""
+        return max((int(m[1]) + 1 for m in map(self.layer.match, names) if m), default=0)
+
+
+GPT2 = Architecture(
+    model_type="gpt2",
+    body="transformer.",
+    embedding="wte.weight",
+    turned=("attn.c_attn.weight", "attn.c_proj.weight", "mlp.c_fc.weight", "mlp.c_proj.weight"),
+    # The causal mask, which old versions of transformers saved, and the MLX port trained.
+    buffers=re.compile(r"h\.\d{1,9}\.attn\.(?:bias|masked_bias)", re.ASCII),
+    layer=re.compile(r"h\.(\d{1,9})\.", re.ASCII),
+)
+QWEN2 = Architecture(
+    model_type="qwen2",
+    body="",
+    embedding="model.embed_tokens.weight",
+    turned=(),
+    buffers=re.compile(r"model\.(?:layers\.\d{1,9}\.self_attn\.)?rotary_emb\.inv_freq", re.ASCII),
+    layer=re.compile(r"model\.layers\.(\d{1,9})\.", re.ASCII),
+)
+ARCHITECTURES = {a.model_type: a for a in (GPT2, QWEN2)}
+
+
+def architecture(model_type: str) -> Architecture:
+    """How the tensors of a model are called; borrowed ones as in the hub, and like Qwen2's."""
+    return ARCHITECTURES.get(model_type) or replace(QWEN2, model_type=model_type)

@@ -17,9 +17,15 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from coconut.checkpoints.architectures import check_architecture, resolved
-from coconut.checkpoints.safetensors import TensorEntry, _is_entry, safetensors_header
-from coconut.errors import UserError
+from coconut.checkpoints.model_args import FORK_IDS
+from coconut.checkpoints.safetensors import (
+    TensorEntry,
+    _is_entry,
+    check_one_set,
+    safetensors_header,
+)
+from coconut.checkpoints.verdict import check_tensors, judged
+from coconut.errors import UserError, some
 from coconut.files import (
     HOST,
     flush,
@@ -182,25 +188,26 @@ def clean(run_dir: Path) -> None:
 def weight_files(directory: Path) -> dict[str, dict[str, TensorEntry]]:
     """Header of each weight file of a checkpoint, by file name: one, or the shards of an index.
 
-    Of a checkpoint that holds an adapter, the adapter's.
-    Raises UserError if a file is missing or damaged, or a shard lacks a tensor of the index.
+    Of a checkpoint that holds an adapter, the adapter's. A single file beside an index, which
+    transformers would read, is taken if it holds the same.
+    Raises UserError if a file is missing or damaged, a shard lacks a tensor of the index, or there
+    are two sets of weights.
     """
     directory = Path(directory)
-    if not (directory / WEIGHTS_INDEX).exists():
-        if not (directory / WEIGHTS).exists() and (directory / ADAPTERS).exists():
+    single, where = directory / WEIGHTS, directory / WEIGHTS_INDEX
+    if where.exists() and single.exists():
+        check_one_set(single, where, [directory / name for name in index_files(where)])
+    if single.exists():
+        return {WEIGHTS: safetensors_header(single)}
+    if not where.exists():
+        if (directory / ADAPTERS).exists():
             return {ADAPTERS: safetensors_header(directory / ADAPTERS)}
-        if not (directory / WEIGHTS).exists():
-            raise UserError(str(directory), f"no weights: expected {WEIGHTS} or {WEIGHTS_INDEX}")
-        return {WEIGHTS: safetensors_header(directory / WEIGHTS)}
-    where = directory / WEIGHTS_INDEX
+        raise UserError(str(directory), f"no weights: expected {WEIGHTS} or {WEIGHTS_INDEX}")
     headers = {name: safetensors_header(directory / name) for name in index_files(where)}
     weight_map = read_json(where)["weight_map"]
-    lost = [
-        f"{file} lacks {name}" for name, file in weight_map.items() if name not in headers[file]
-    ]
+    lost = [f"{file} lacks {n}" for n, file in weight_map.items() if n not in headers[file]]
     if lost:
-        more = [f"and {len(lost) - 5} more"] if len(lost) > 5 else []
-        raise UserError(str(where), *lost[:5], *more)
+        raise UserError(str(where), *some(lost, 5))
     return headers
 
 
@@ -232,12 +239,7 @@ def describe(directory: Path, with_weights: bool = True) -> dict[str, Any]:
         raise UserError(str(directory), f"{problem}; expected a checkpoint directory")
     if not (directory / CONFIG).exists():
         raise UserError(str(directory), f"no {CONFIG}: not a checkpoint directory")
-    config = read_json(directory / CONFIG)
-    check_architecture(config, str(directory / CONFIG))
-    try:
-        config = resolved(config)
-    except ValueError as error:
-        raise UserError(str(directory / CONFIG), f"{error}: not supported") from None
+    config = judged(read_json(directory / CONFIG), str(directory / CONFIG))
     coconut = None
     if (directory / COCONUT).exists():
         coconut = read_json(directory / COCONUT)
@@ -252,12 +254,18 @@ def describe(directory: Path, with_weights: bool = True) -> dict[str, Any]:
                 f"format_version {version} is newer than this program's {FORMAT_VERSION}; "
                 "update the program",
             )
+    elif all(name in config for name in FORK_IDS):
+        remedy = f"python convert/torch_to_mlx.py {directory} DIRECTORY"
+        raise UserError(str(directory), f"the Qwen fork's, which only convert reads: {remedy}")
     headers = weight_files(directory) if with_weights else {}
+    tensors = {name: entry for header in headers.values() for name, entry in header.items()}
+    if headers and ADAPTERS not in headers:
+        check_tensors(config, tensors, str(directory))
     return {
         "config": config,
         "coconut": coconut,
         "model_type": config["model_type"],
-        "tensors": {name: entry for header in headers.values() for name, entry in header.items()},
+        "tensors": tensors,
         "bytes": sum((directory / name).stat().st_size for name in headers),
     }
 

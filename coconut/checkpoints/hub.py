@@ -5,7 +5,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from coconut.checkpoints.architectures import check_architecture
 from coconut.checkpoints.checkpoint import (
     COCONUT,
     CONFIG,
@@ -15,6 +14,7 @@ from coconut.checkpoints.checkpoint import (
     index_files,
     weight_files,
 )
+from coconut.checkpoints.verdict import judged
 from coconut.errors import UserError
 from coconut.files import read_json
 from coconut.text.tokenizer import ENCODING_FILE, HF_COMPANIONS, HF_FILE, RANKS_FILE
@@ -48,7 +48,7 @@ def fetch(model_id: str, revision: str | None = None, with_weights: bool = True)
     if not (directory / CONFIG).exists():
         raise UserError(model_id, f"has no {CONFIG} on the hub: not a transformers model")
     try:
-        check_architecture(read_json(directory / CONFIG), where)
+        judged(read_json(directory / CONFIG), where)
         has_index = (directory / WEIGHTS_INDEX).exists()
         names = index_files(directory / WEIGHTS_INDEX) if has_index else [WEIGHTS]
     except UserError as error:
@@ -59,7 +59,8 @@ def fetch(model_id: str, revision: str | None = None, with_weights: bool = True)
         return directory
     # By its commit: what was just described, also if someone uploads meanwhile.
     commit = directory.name
-    directory = _download(model_id, commit, [*DESCRIPTION, *names, FEEDBACK])
+    # A single file beside an index is what transformers reads: see `weight_files`.
+    directory = _download(model_id, commit, [*DESCRIPTION, *names, WEIGHTS, FEEDBACK])
     missing = [name for name in names if not (directory / name).exists()]
     if missing:
         raise UserError(model_id, _without_safetensors(model_id, commit, missing))

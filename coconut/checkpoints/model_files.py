@@ -1,7 +1,7 @@
 """The files of a whole model, whatever arrays they are written from: config.json and weights."""
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -49,24 +49,6 @@ def save_weights(
     total = sum(w.nbytes for w in weights.values())
     index = {"metadata": {"total_size": total}, "weight_map": where}
     (directory / WEIGHTS_INDEX).write_text(json.dumps(index, indent=1))
-
-
-def check_fits(
-    weights: Mapping[str, Sequence[int]], model: Mapping[str, Sequence[int]], where: str
-) -> None:
-    """Raise UserError unless weights have the names and shapes of a model's, listing what differs.
-
-    Both: name -> shape.
-    """
-    problems = [f"{name}: missing" for name in model if name not in weights]
-    problems += [f"{name}: not a tensor of this model" for name in weights if name not in model]
-    problems += [
-        f"{name}: shape {tuple(shape)}, expected {tuple(model[name])}"
-        for name, shape in weights.items()
-        if name in model and tuple(shape) != tuple(model[name])
-    ]
-    if problems:
-        raise UserError(where, *problems)
 
 
 def check_moments(path: Path, fit: bool = True) -> None:

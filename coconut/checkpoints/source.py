@@ -9,9 +9,10 @@ from typing import Any
 
 from coconut.checkpoints.adapter_files import fingerprint, is_adapter, read_adapter
 from coconut.checkpoints.adapters import Adapter
-from coconut.checkpoints.architectures import check_architecture, n_positions, resolved
-from coconut.checkpoints.checkpoint import COCONUT, CONFIG, describe, verify
+from coconut.checkpoints.architectures import n_positions
+from coconut.checkpoints.checkpoint import COCONUT, describe, verify
 from coconut.checkpoints.hub import fetch
+from coconut.checkpoints.verdict import judged
 from coconut.config.keys import LATENT_GROWTH, METHODS, WITH_FEEDBACK, RunConfig
 from coconut.config.lora_keys import Lora
 from coconut.errors import UserError
@@ -76,11 +77,7 @@ def open_source(
             f"holds a model trained with latents ({made_with.get('method')}), which method"
             f" {config.method} cannot run; {remedy}",
         )
-    rows = found["config"].get("vocab_size")
-    if type(rows) is not int:
-        raise UserError(
-            str(directory / CONFIG), f"vocab_size: expected a whole number, got {rows!r}"
-        )
+    rows = found["config"]["vocab_size"]
     if len(tokenizer) > rows:
         raise UserError(
             str(directory),
@@ -171,13 +168,10 @@ def _check_trainable(
 def _from_config(config: RunConfig) -> Opened:
     assert config.model_config_path and config.tokenizer, "checked with the configuration"
     where = config.model_config_path
-    model = read_json(Path(where))
-    check_architecture(model, where)
-    try:
-        model = resolved(model)
-    except ValueError as error:
-        raise UserError(where, f"{error}: not supported") from None
-    return _opened(config, model, None, load_tokenizer(config.tokenizer), None)
+    tokenizer = load_tokenizer(config.tokenizer)
+    # Its rows will be the tokenizer's: it need not say how many.
+    model = judged({"vocab_size": len(tokenizer)} | read_json(Path(where)), where)
+    return _opened(config, model, None, tokenizer, None)
 
 
 def _opened(

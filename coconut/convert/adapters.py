@@ -183,7 +183,7 @@ def _twin() -> Any:
 def _read(path: Path) -> dict[str, np.ndarray]:
     if not path.exists():
         raise UserError(str(path), "missing")
-    tensors, _ = read_file(path)
+    tensors, _, _ = read_file(path)
     return {name: tensor.float32() for name, tensor in tensors.items()}
 
 

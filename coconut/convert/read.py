@@ -5,7 +5,19 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from coconut.checkpoints.adapters import ADAPTER_CONFIG
+from coconut.checkpoints.architectures import (
+    ARCHITECTURES,
+    COCONUT_PREFIX,
+    GPT2,
+    WRAPPER_COPY,
+    Architecture,
+    architecture,
+    check_architecture,
+    strip_wrappers,
+)
 from coconut.checkpoints.checkpoint import (
     CHECKSUMS,
     COCONUT,
@@ -15,30 +27,28 @@ from coconut.checkpoints.checkpoint import (
     WEIGHTS,
     WEIGHTS_INDEX,
     describe,
+    index_files,
     verify,
     weight_files,
 )
-from coconut.checkpoints.safetensors import safetensors_header
-from coconut.convert.keymap import (
-    ARCHITECTURES,
-    COCONUT_PREFIX,
-    GPT2,
-    HEAD,
-    WRAPPER_COPY,
-    Architecture,
-    Shape,
-    architecture,
-    gpt2_config,
-    strip_wrappers,
+from coconut.checkpoints.model_args import FORK_IDS, HEAD
+from coconut.checkpoints.safetensors import Tensor, read_safetensors, safetensors_header
+from coconut.checkpoints.verdict import (
+    EXPLAINER,
+    NOT_FINITE,
+    WEIGHT_TYPES,
+    check_weights,
+    is_turned,
+    judged,
+    without_constants,
 )
-from coconut.convert.tensors import WEIGHT_TYPES, Tensor, read_file, read_safetensors, shown, some
-from coconut.errors import UserError
+from coconut.convert.keymap import gpt2_config, shapes_of
+from coconut.convert.tensors import read_file
+from coconut.errors import UserError, shown, some
 from coconut.files import read_json
 
 PICKLED, PICKLED_INDEX = "pytorch_model.bin", "pytorch_model.bin.index.json"
 TRAINER_STATE = "trainer_state.json"
-FORK_IDS = ("bot_id", "eot_id", "latent_token_id")
-"""Ids of start, end and latent in the fork's config.json."""
 
 
 @dataclass
@@ -96,14 +106,13 @@ def read(source: Path, config_path: Path | None = None) -> Checkpoint:
 
 
 def _read_bare(source: Path, config_path: Path | None) -> Checkpoint:
-    raw, is_torch = read_file(source)
-    notes = []
+    raw, is_torch, notes = read_file(source)
     where = str(source)  # of the config, where there is one
     config: dict[str, Any] | None = None
     if config_path is not None:
         path = config_path / CONFIG if config_path.is_dir() else config_path
         where, config = str(path), read_json(path)
-    foreign, found, has_latents = _named(raw, str(source), config, where)
+    foreign, found, has_latents = _named(raw, str(source), config, where, notes)
     if config is not None:
         shape = next(t.shape for n, t in foreign.items() if found.hub_name(n) == found.embedding)
         rows = shape[0] if shape else 0
@@ -118,14 +127,14 @@ def _read_bare(source: Path, config_path: Path | None) -> Checkpoint:
         raise UserError(
             where, f"a {found.model_type} state dict does not say its heads: give --config FILE"
         )
-    tensors, fitted = _fit(foreign, found, config, str(source), where)
+    tensors, config = _fit(foreign, found, config, str(source), where, notes)
     what = "Coconut" if has_latents else "CoT"
     official = {COCONUT_PREFIX * has_latents + found.body + found.hub_name(found.embedding)}
     if official <= foreign.keys():
         kind = f"official {what} state dict" + ("" if is_torch else " as safetensors")
     else:
         kind = f"flat {'torch file' if is_torch else 'safetensors'} of the MLX port's kind ({what})"
-    return Checkpoint(kind, found, config, tensors, foreign, has_latents, notes=[*notes, *fitted])
+    return Checkpoint(kind, found, config, tensors, foreign, has_latents, notes=notes)
 
 
 def _read_directory(source: Path) -> Checkpoint:
@@ -136,11 +145,10 @@ def _read_directory(source: Path) -> Checkpoint:
             str(source), f"no {CONFIG}; for a bare state dict give the file itself, not its folder"
         )
     config = read_json(source / CONFIG)
-    where = str(source / CONFIG)
-    architecture(config, where)
-    raw, how = _directory_weights(source)
-    foreign, found, has_latents = _named(raw, str(source), config, where)
-    tensors, notes = _fit(foreign, found, config, str(source), str(source / CONFIG))
+    where, notes = str(source / CONFIG), list[str]()
+    raw, how = _directory_weights(source, notes)
+    foreign, found, has_latents = _named(raw, str(source), config, where, notes)
+    tensors, config = _fit(foreign, found, config, str(source), where, notes)
     coconut = None
     if (source / COCONUT).exists():
         coconut = describe(source)["coconut"]
@@ -160,13 +168,18 @@ def _read_directory(source: Path) -> Checkpoint:
     )
 
 
-def _directory_weights(source: Path) -> tuple[dict[str, Tensor], str]:
+def _directory_weights(source: Path, notes: list[str]) -> tuple[dict[str, Tensor], str]:
     """(tensors, how they are stored if not in one safetensors file)."""
     is_safe = (source / WEIGHTS).exists() or (source / WEIGHTS_INDEX).exists()
     if is_safe:
         files = [source / name for name in weight_files(source)]
+    elif (source / PICKLED_INDEX).exists() and (source / PICKLED).exists():
+        raise UserError(
+            str(source),
+            f"two sets of weights: {PICKLED} and the files of {PICKLED_INDEX}; remove one",
+        )
     elif (source / PICKLED_INDEX).exists():
-        files = _pickled_shards(source / PICKLED_INDEX)
+        files = [source / name for name in index_files(source / PICKLED_INDEX)]
     elif (source / PICKLED).exists():
         files = [source / PICKLED]
     elif (source / ADAPTER_CONFIG).exists():
@@ -180,7 +193,8 @@ def _directory_weights(source: Path) -> tuple[dict[str, Tensor], str]:
         )
     raw: dict[str, Tensor] = {}
     for path in files:
-        part = read_safetensors(path) if is_safe else read_file(path)[0]
+        part, _, said = (read_safetensors(path), False, []) if is_safe else read_file(path)
+        notes += said
         twice = [
             f"{shown(name)}: in {path.name} and in a shard before it" for name in part.keys() & raw
         ]
@@ -191,34 +205,37 @@ def _directory_weights(source: Path) -> tuple[dict[str, Tensor], str]:
     return raw, f" ({', '.join(how)})" if how else ""
 
 
-def _pickled_shards(index: Path) -> list[Path]:
-    weight_map = read_json(index).get("weight_map")
-    names = set(weight_map.values()) if isinstance(weight_map, dict) else set()
-    if not names or not all(
-        isinstance(n, str) and Path(n).name == n and "\0" not in n for n in names
-    ):
-        raise UserError(str(index), "weight_map must map each tensor to a file of this directory")
-    return [index.parent / name for name in sorted(names)]
-
-
 def _named(
-    raw: Mapping[str, Tensor], where: str, config: Mapping[str, Any] | None, config_where: str
+    raw: Mapping[str, Tensor],
+    where: str,
+    config: Mapping[str, Any] | None,
+    config_where: str,
+    notes: list[str],
 ) -> tuple[dict[str, Tensor], Architecture, bool]:
     """(tensors with wrappers stripped from their names, architecture, whether latents are used).
 
+    SIM-CoT's second model is left out, and noted.
     Raises UserError if the architecture is not the config's, where there is one.
     """
+    if config is not None:
+        check_architecture(config, config_where)
     foreign: dict[str, Tensor] = {}
+    n_left = 0
     for name, tensor in raw.items():
         stripped = strip_wrappers(name)
+        if stripped.startswith(EXPLAINER):
+            n_left += 1
+            continue
         if stripped in foreign:
             raise UserError(where, f"{shown(stripped)}: there twice, under different prefixes")
         foreign[stripped] = tensor
+    if n_left:
+        notes.append(f"{n_left} tensors of {EXPLAINER}* left out: they only explained thoughts")
     for found in ARCHITECTURES.values():
         if any(found.hub_name(name) == found.embedding for name in foreign):
             # The wrapper's own copy names the kind as well as its prefix does.
             has_latents = any(n.startswith(COCONUT_PREFIX) or n == WRAPPER_COPY for n in foreign)
-            wanted = found if config is None else architecture(config, config_where)
+            wanted = found if config is None else architecture(config["model_type"])
             if wanted.embedding != found.embedding or (
                 wanted.model_type in ARCHITECTURES and wanted is not found
             ):
@@ -239,9 +256,11 @@ def _fit(
     config: Mapping[str, Any],
     where: str,
     config_where: str,
-) -> tuple[dict[str, Tensor], list[str]]:
-    """(tensors by hub name in the hub's layout, what was joined or dropped).
+    notes: list[str],
+) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """(tensors by hub name in the hub's layout, config.json as it was judged).
 
+    notes: gets what was joined, cast or dropped.
     Every tensor is used once: a weight, a copy of the embedding with the same bits, or a constant.
     """
     hub = [found.hub_name(name) for name in foreign]
@@ -251,69 +270,52 @@ def _fit(
         raise UserError(
             where, f"{n_layers} layers in the config, {found.n_layers(hub)} in the file"
         )
-    expected = found.shapes(config, config_where)
+    config = judged(config, config_where)
+    if config.get("quantization"):
+        raise UserError(
+            config_where, "quantised weights are not converted; mlx-coconut fuse makes them float"
+        )
+    expected = shapes_of(config, config_where)
     tensors: dict[str, Tensor] = {}
     copies: list[tuple[str, Tensor]] = []
-    n_buffers = 0
-    problems = []
-    for name, tensor in foreign.items():
+    weights = without_constants(config, foreign, _numbers, where)
+    for name, tensor in weights.items():
         hub_name = found.hub_name(name)
         if name == WRAPPER_COPY or (hub_name == HEAD and HEAD not in expected):
             copies.append((name, tensor))
-        elif found.buffers.fullmatch(hub_name) and _is_constant(tensor):
-            n_buffers += 1
-        elif hub_name not in expected:
-            problems.append(f"{shown(name)}: left over, not a tensor of this model")
         elif hub_name in tensors:
-            problems.append(f"{shown(name)}: a second {hub_name}")
+            raise UserError(where, f"{shown(name)}: a second {hub_name}")
         else:
             tensors[hub_name] = tensor
-    problems += [f"{name}: missing" for name in expected if name not in tensors]
-    notes = []
-    if _is_turned(tensors, found, expected):
+    check_weights(found, tensors, expected, where)
+    if is_turned({n: t.shape for n, t in tensors.items()}, found):
         notes.append("Linear layout (out, in): the four matrices of each layer are turned")
         tensors = {n: t.turned() if n.endswith(found.turned) else t for n, t in tensors.items()}
-    for name, tensor in tensors.items():
-        if tensor.dtype not in WEIGHT_TYPES:
-            problems.append(
-                f"{name}: type {tensor.dtype}, expected one of {', '.join(WEIGHT_TYPES)}"
-            )
-        elif tensor.shape != expected[name]:
-            problems.append(f"{name}: shape {tensor.shape}, expected {expected[name]}")
+    problems = [
+        f"{name}: {NOT_FINITE}"
+        for name, tensor in tensors.items()
+        if not np.isfinite(tensor.float32()).all()
+    ]
     problems += [
         f"{name}: not the same numbers as {found.embedding}, which it is tied to"
         for name, tensor in copies
-        if found.embedding in tensors and not tensor.is_same(tensors[found.embedding])
+        if not tensor.is_same(tensors[found.embedding])
     ]
     if problems:
         raise UserError(where, *some(problems))
     if copies:
         notes.append(f"{' and '.join(name for name, _ in copies)}: the tied embedding again")
-    if n_buffers:
+    if n_buffers := len(foreign) - len(weights):
         notes.append(f"{n_buffers} constants dropped (masks, rotary frequencies)")
-    return {name: tensors[name] for name in expected}, notes
+    if any(t.dtype == "F64" for t in tensors.values()):
+        notes.append("float64 read as float32, as both twins compute")
+        config |= {name: "float32" for name in ("dtype", "torch_dtype") if name in config}
+        tensors |= {n: Tensor("F32", t.float32()) for n, t in tensors.items() if t.dtype == "F64"}
+    return {name: tensors[name] for name in expected}, config
 
 
-def _is_turned(
-    tensors: Mapping[str, Tensor], found: Architecture, expected: Mapping[str, Shape]
-) -> bool:
-    """Whether a file holds Linear weights, decided once from c_attn.
-
-    The square attn.c_proj does not show its own orientation, so it follows.
-    """
-    if found is not GPT2 or "h.0.attn.c_attn.weight" not in tensors:
-        return False
-    shape = expected["h.0.attn.c_attn.weight"]
-    return tensors["h.0.attn.c_attn.weight"].shape == shape[::-1]
-
-
-def _is_constant(tensor: Tensor) -> bool:
-    """Whether a tensor named like a buffer has the shape of one: square masks, or one axis or none.
-
-    A mask is (1, 1, T, T) or (T, T); its fill value a scalar; frequencies a vector.
-    """
-    shape = tensor.shape
-    return len(shape) < 2 or (shape[-1] == shape[-2] and set(shape[:-2]) <= {1})
+def _numbers(tensors: dict[str, Tensor]) -> dict[str, np.ndarray]:
+    return {name: tensor.float32().reshape(tensor.shape) for name, tensor in tensors.items()}
 
 
 def _check_trainer(source: Path, tensors: Mapping[str, Tensor]) -> None:

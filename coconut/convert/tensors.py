@@ -8,25 +8,19 @@ import pickle
 import re
 import warnings
 import zipfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple, Self
+from typing import Any
 
 import numpy as np
 
 from coconut.checkpoints.checkpoint import WEIGHTS, WEIGHTS_INDEX
-from coconut.checkpoints.safetensors import MOST_AXES, safetensors_header
-from coconut.errors import UserError
+from coconut.checkpoints.safetensors import MOST_AXES, Tensor, read_safetensors
+from coconut.errors import UserError, shown, some
 
 SHARD_BYTES = 5 * 2**30
-WEIGHT_TYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
-"""Types a weight may have, by safetensors name."""
-
-_NUMPY = {
-    **{"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2", "BOOL": "?"},
-    **{"I64": "<i8", "I32": "<i4", "I16": "<i2", "I8": "i1", "U8": "u1"},
-    **{"U64": "<u8", "U32": "<u4", "U16": "<u2"},
-}
+NESTED = ("state_dict", "model_state_dict", "model", "module")
+"""Where programs that save more than weights keep these."""
 _TORCH = {
     **{"torch.float64": "F64", "torch.float32": "F32", "torch.float16": "F16"},
     **{"torch.bfloat16": "BF16", "torch.bool": "BOOL", "torch.int64": "I64", "torch.int32": "I32"},
@@ -34,49 +28,8 @@ _TORCH = {
 }
 
 
-class Tensor(NamedTuple):
-    """One tensor: dtype by its safetensors name; data as numpy, BF16 as uint16."""
-
-    dtype: str
-    data: np.ndarray
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """Shape of the data."""
-        return self.data.shape
-
-    def turned(self) -> "Tensor":
-        """The transposed matrix."""
-        return Tensor(self.dtype, self.data.T)
-
-    def is_same(self, other: Self) -> bool:
-        """Whether type, shape and every bit agree."""
-        if self.dtype != other.dtype or self.shape != other.shape:
-            return False
-        mine, theirs = (np.ascontiguousarray(t.data).view(np.uint8) for t in (self, other))
-        return bool(np.array_equal(mine, theirs))
-
-    def float32(self) -> np.ndarray:
-        """The numbers as float32, exactly: BF16 is the upper half of one."""
-        if self.dtype == "BF16":
-            return (self.data.astype(np.uint32) << 16).view(np.float32)
-        return np.ascontiguousarray(self.data, np.float32)
-
-
-def shown(name: object) -> str:
-    """A name from a foreign file, safe to print in one line."""
-    text = name if isinstance(name, str) and name.isprintable() else ascii(name)
-    return text if len(text) <= 80 else text[:77] + "..."
-
-
-def some(lines: Iterable[str], most: int = 8) -> list[str]:
-    """The first of many lines, and how many more there are."""
-    lines = list(lines)
-    return lines if len(lines) <= most else [*lines[:most], f"and {len(lines) - most} more"]
-
-
-def read_file(path: Path) -> tuple[dict[str, Tensor], bool]:
-    """(tensors, whether torch wrote them) of a file, recognised by its first bytes.
+def read_file(path: Path) -> tuple[dict[str, Tensor], bool, list[str]]:
+    """(tensors, whether torch wrote them, notes) of a file, recognised by its first bytes.
 
     Raises UserError: neither safetensors nor a torch file, damaged, or holding more than tensors.
     """
@@ -86,35 +39,20 @@ def read_file(path: Path) -> tuple[dict[str, Tensor], bool]:
     except OSError as error:
         raise UserError(str(path), f"cannot be read: {error.strerror}") from None
     if path.suffix == ".safetensors" or start[8:] == b"{":
-        return read_safetensors(path), False
+        return read_safetensors(path), False, []
     # Zip is torch's format, a bare pickle its format before version 1.6.
     if start.startswith((b"PK\x03\x04", b"\x80")):
-        return read_torch(path), True
+        tensors, notes = read_torch(path)
+        return tensors, True, notes
     raise UserError(
         str(path), "neither safetensors nor a torch file (by its first bytes); is it the right one?"
     )
 
 
-def read_safetensors(path: Path) -> dict[str, Tensor]:
-    """The tensors of a safetensors file, mapped, not read. Raises UserError if it is damaged."""
-    entries = safetensors_header(path)
-    unknown = [f"{shown(n)}: type {e.dtype}" for n, e in entries.items() if e.dtype not in _NUMPY]
-    if unknown:
-        raise UserError(str(path), *some(unknown))
-    n_bytes = sum(entry.stop - entry.start for entry in entries.values())
-    offset = path.stat().st_size - n_bytes
-    content = np.zeros(0, np.uint8)
-    if n_bytes:
-        content = np.memmap(path, np.uint8, "r", offset)
-    return {
-        name: Tensor(e.dtype, content[e.start : e.stop].view(_NUMPY[e.dtype]).reshape(e.shape))
-        for name, e in entries.items()
-    }
-
-
-def read_torch(path: Path) -> dict[str, Tensor]:
+def read_torch(path: Path) -> tuple[dict[str, Tensor], list[str]]:
     """The tensors of a torch file, through the weights-only reader: nothing else is unpickled.
 
+    A state dict inside (NESTED) is taken, and what lies beside it noted.
     Raises UserError: damaged, anything but tensors inside, or torch is not installed.
     """
     try:
@@ -150,6 +88,7 @@ def read_torch(path: Path) -> dict[str, Tensor]:
         ) from None
     if not isinstance(content, dict):
         raise UserError(str(path), f"holds a {type(content).__name__}, expected a state dict")
+    content, notes = _inner(content, torch.Tensor, str(path))
     problems, tensors = [], {}
     for name, value in content.items():
         if not isinstance(name, str) or not isinstance(value, torch.Tensor):
@@ -165,7 +104,28 @@ def read_torch(path: Path) -> dict[str, Tensor]:
             tensors[name] = _from_torch(value)
     if problems:
         raise UserError(str(path), *some(problems))
-    return tensors
+    return tensors, notes
+
+
+def _inner(content: Any, tensor: Any, where: str) -> tuple[Any, list[str]]:
+    """(the state dict itself, what was left beside it). Raises UserError if there are several."""
+    notes: list[str] = []
+    while inside := [name for name in NESTED if isinstance(content.get(name), dict)]:
+        chosen = content[inside[0]]
+        beside = {name: value for name, value in content.items() if name != inside[0]}
+        # Another model (an average of the weights, say) has the same names.
+        rivals = [n for n, v in beside.items() if isinstance(v, dict) and v.keys() & chosen.keys()]
+        rivals += [n for n, v in beside.items() if isinstance(v, tensor) and v.numel() > 1]
+        if rivals:
+            raise UserError(
+                where,
+                f"{inside[0]} and {shown(rivals[0])} both hold weights; save the state dict meant"
+                " alone",
+            )
+        left = f"; left out: {', '.join(map(shown, beside))}" if beside else ""
+        notes.append(f"the state dict inside {inside[0]}{left}")
+        content = chosen
+    return content, notes
 
 
 def _from_torch(value: Any) -> Tensor:

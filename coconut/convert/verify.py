@@ -16,11 +16,12 @@ import numpy as np
 
 from coconut.batches.batch import collate
 from coconut.batches.curriculum import Row
-from coconut.checkpoints.architectures import n_positions
+from coconut.checkpoints.architectures import COCONUT_PREFIX, WRAPPER_COPY, n_positions
 from coconut.checkpoints.checkpoint import CONFIG
+from coconut.checkpoints.model_args import FORK_IDS
 from coconut.config.keys import WITH_FEEDBACK
-from coconut.convert.keymap import TWINS, WRAPPER_COPY
-from coconut.convert.read import FORK_IDS, Checkpoint, read
+from coconut.convert.keymap import TWINS
+from coconut.convert.read import Checkpoint, read
 from coconut.errors import UserError
 from coconut.feedback.attached import prepare
 from coconut.feedback.rules import parse
@@ -97,11 +98,11 @@ def logits(framework: str, found: Checkpoint, where: str, fed: Fed) -> np.ndarra
         for name in ("models", "models.weights", "thoughts.latent", "thoughts.feedback")
     )
     model, module = models.build(found.config, f"{where}/{CONFIG}")
-    names = {name: name.removeprefix("base_causallm.") for name in found.foreign}
+    arch = found.architecture
     raw = {
-        names[name]: _array(framework, tensor.float32())
+        name.removeprefix(COCONUT_PREFIX): _array(framework, tensor.float32())
         for name, tensor in found.foreign.items()
-        if name != WRAPPER_COPY
+        if name != WRAPPER_COPY and not arch.buffers.fullmatch(arch.hub_name(name))
     }
     weights.set_weights(model, module.sanitize(raw), where)
     trained = weights.load_feedback(fed.directory) if fed.directory else {}

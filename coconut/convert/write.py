@@ -8,8 +8,9 @@ from typing import Any
 
 from coconut import files
 from coconut.checkpoints import checkpoint as layout
-from coconut.convert.keymap import HEAD, WRAPPER_COPY
-from coconut.convert.read import FORK_IDS, Checkpoint
+from coconut.checkpoints.architectures import WRAPPER_COPY
+from coconut.checkpoints.model_args import FORK_IDS, HEAD
+from coconut.convert.read import Checkpoint
 from coconut.convert.tensors import to_torch, write_weights
 from coconut.errors import UserError
 from coconut.feedback.rules import parse

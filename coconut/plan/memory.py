@@ -1,5 +1,6 @@
 """The size of a model, from its config.json, and the memory that training and decoding it take."""
 
+import math
 import os
 import platform
 import sys
@@ -7,10 +8,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from coconut.checkpoints.adapters import n_trained
-from coconut.checkpoints.architectures import check_architecture, is_borrowed, n_positions
+from coconut.checkpoints.architectures import is_borrowed, n_positions
 from coconut.checkpoints.source import Source
+from coconut.checkpoints.verdict import args_of, judged
 from coconut.config.keys import RunConfig
-from coconut.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -31,41 +32,25 @@ def shape_of(model: dict[str, Any], vocab_size: int, where: str) -> Shape:
     """Sizes of a model from its config.json, with vocab_size rows in the embedding.
 
     Of a borrowed one n_params counts the matrices and two norms a block, as Llama has them.
-    Raises UserError naming what is missing or is no size.
+    Raises UserError: see `judged`.
     """
-    check_architecture(model, where)
-    is_gpt2 = model["model_type"] == "gpt2"
-    names = ["n_positions", "n_embd", "n_layer", "n_head"]
-    if not is_gpt2:
-        names = ["max_position_embeddings", "hidden_size", "num_hidden_layers"]
-        names += ["num_attention_heads", "num_key_value_heads", "intermediate_size"]
-        names += ["head_dim"] * (model.get("head_dim") is not None)
-    elif model.get("n_inner") is not None:
-        names.append("n_inner")
-    problems = [
-        f"{name}: expected a whole number above 0, got {model.get(name)!r}"
-        for name in names
-        if type(model.get(name)) is not int or not 0 < model[name] < 2**31
-    ]
-    if problems:
-        raise UserError(where, *problems)
-    positions, width, layers, heads, *rest = (model[name] for name in names)
-    if width % heads and model.get("head_dim") is None:
-        raise UserError(where, f"width {width} cannot be divided among {heads} heads")
-    if is_gpt2:
-        kv, inner = width, rest[0] if rest else 4 * width
-        block = 4 * width + (4 * width + 4) * width + 2 * inner * width + inner + width
-        n_params = (vocab_size + positions) * width + layers * block + 2 * width
+    model = judged(model | {"vocab_size": vocab_size}, where)
+    if model["model_type"] == "gpt2":
+        args = args_of(model)
+        width, layers, heads, inner = args.n_embd, args.n_layer, args.n_head, args.inner
+        kv = width
     else:
-        size = rest[2] if len(rest) > 2 else width // heads
-        kv, own, inner = size * rest[0], size * heads, rest[1]
-        attention = 2 * width * own + 2 * width * kv
-        if not is_borrowed(model):
-            attention += own + 2 * kv  # biases
-        block = attention + 3 * width * inner + 2 * width
+        names = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
+        width, layers, heads, inner = (model[name] for name in names)
+        size = model.get("head_dim") or width // heads
+        own, kv = size * heads, size * (model.get("num_key_value_heads") or heads)
+    if is_borrowed(model):
+        block = 2 * width * (own + kv) + 3 * width * inner + 2 * width
         tables = 1 if model.get("tie_word_embeddings", False) else 2
         n_params = tables * vocab_size * width + layers * block + width
-    positions = n_positions(model) or positions
+    else:
+        n_params = sum(math.prod(shape) for shape in args_of(model).shapes().values())
+    positions = n_positions(model) or model["max_position_embeddings"]
     return Shape(vocab_size, positions, width, layers, heads, kv, inner, n_params)
 
 

@@ -7,21 +7,13 @@ from typing import Any
 
 from coconut.checkpoints.adapters import check_twin
 from coconut.checkpoints.hub import HubUnreachable, missing_weights
+from coconut.checkpoints.model_args import PUBLISHED_SHAPES
 from coconut.checkpoints.source import Source, open_source
 from coconut.config.keys import WITH_LATENTS, RunConfig
 from coconut.errors import UserError
 from coconut.plan.memory import Shape, shape_of
 from coconut.text.opening import load_tokenizer
 from coconut.text.tokenizer import Tokenizer
-
-_GPT2: dict[str, Any] = {"model_type": "gpt2", "vocab_size": 50257, "n_positions": 1024}
-PUBLISHED_SHAPES = {
-    "gpt2": _GPT2 | {"n_embd": 768, "n_layer": 12, "n_head": 12},
-    "gpt2-medium": _GPT2 | {"n_embd": 1024, "n_layer": 24, "n_head": 16},
-    "gpt2-large": _GPT2 | {"n_embd": 1280, "n_layer": 36, "n_head": 20},
-    "gpt2-xl": _GPT2 | {"n_embd": 1600, "n_layer": 48, "n_head": 25},
-}
-"""config.json of the published GPT-2 models; their hub names may carry `openai-community/`."""
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,8 @@ EVENTS = ("train", "eval", "thoughts")
 """What is drawn, in the order in which the log has them at one place."""
 
 NOT_CURVES = (
-    *("time", "epoch", "epochs", "n_epochs", "stage", "step", "n_steps", "peak_memory_bytes"),
+    *("time", "epoch", "epochs", "n_epochs", "stage", "step", "n_steps"),
+    *("peak_memory_bytes", "active_memory_bytes", "cached_memory_bytes"),
 )
 """Numbers of an event that say where it stands, or that belong to the machine alone."""
 

@@ -184,6 +184,8 @@ class Runner:
                     lr=lr,
                     tokens_per_second=stats.n_tokens / seconds,
                 )
+                if say == self.console.event and (compiled := backend.compiled_in_words()):
+                    self.console.say(compiled)
                 bar.advance(1, loss=stats.loss)
                 if config.save_every and not last and (number + 1) % config.save_every == 0:
                     self._save(self.run_dir / LAST, stage)

@@ -19,7 +19,7 @@ from coconut.batches.curriculum import (
     training_row,
 )
 from coconut.config.keys import RunConfig
-from coconut.run.ending import measured_with, say_cut, write_results
+from coconut.run.ending import measured_with, memory_used, say_cut, write_results
 from coconut.run.start import Run
 from coconut.text.answers import classify_chain, cot_match, exact_match, extract, numeric_match
 from coconut.text.tokenizer import Tokenizer
@@ -75,7 +75,7 @@ def evaluate(
         "stage": stage,
         "n_latents": [min(n_latents), max(n_latents)],
         "out_of_positions": sum(p["out_of_positions"] for p in asked),
-        "peak_memory_bytes": max(run.world.exchange(backend.memory())),
+        **memory_used(run.world, backend),
     }
     return Evaluation(predictions, summary)
 
@@ -206,7 +206,7 @@ def report(
         cot=share("cot_match", s.get("chains", 0)),
         new_tokens=s["new_tokens_per_question"],
         samples_per_second=s["samples_per_second"],
-        peak_memory_bytes=s["peak_memory_bytes"],
+        **{name: n for name, n in s.items() if name.endswith("_memory_bytes")},
         out_of_positions=s["out_of_positions"] or None,
     )
     say_cut(run, s["out_of_positions"])

@@ -4,7 +4,7 @@ from typing import Any
 
 import torch
 
-from coconut.checkpoints.architectures import check_architecture, from_args
+from coconut.checkpoints.verdict import args_of, judged
 from cuda_coconut.models import gpt2, library, qwen2
 
 HAND_WRITTEN = {"gpt2": gpt2, "qwen2": qwen2}
@@ -16,11 +16,11 @@ def build(config: dict[str, Any], where: str) -> tuple[Any, Any]:
 
     Raises UserError for an architecture or a field that is not supported.
     """
-    check_architecture(config, where)
+    config = judged(config, where)
     model_type = config["model_type"]
     if model_type not in HAND_WRITTEN:
         return library.build(config, where)
     module = HAND_WRITTEN[model_type]
     # No storage yet: a parameter that loading forgets cannot pass for a trained one.
     with torch.device("meta"):
-        return from_args(module.Model, config, where), module
+        return module.Model(args_of(config)), module

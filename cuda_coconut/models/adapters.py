@@ -18,6 +18,7 @@ from coconut.feedback.weights import RULE_PREFIX
 from coconut.files import write_json
 from cuda_coconut.models.base import as_linear, dropout
 from cuda_coconut.models.weights import (
+    check_finite,
     from_numpy,
     read_tensors,
     to_numpy,
@@ -175,6 +176,7 @@ def load(model, config: Mapping[str, Any], adapter: Adapter) -> None:
     arrays = adapter_files.from_mlx_lm(adapter, config, read_tensors(adapter.directory / ADAPTERS))
     arrays |= read_tensors(adapter.directory / files.TRAINED)
     adapter_files.check_arrays({n: w.shape for n, w in arrays.items()}, config, adapter)
+    check_finite(arrays, str(adapter.directory))
     _set(model, arrays)
 
 

@@ -97,3 +97,10 @@ def inverse_of(W: torch.Tensor, lam: float) -> torch.Tensor:
     # Without the check, for which the host would wait: gram + scale is positive.
     inverse, _ = torch.linalg.inv_ex(gram + scale[:, None, None] * eye)
     return inverse.to(W.dtype)
+
+
+def gram(rows: torch.Tensor) -> np.ndarray:
+    """rowsᵀ rows (D, D) of (n, D), for an inverse: a GPU might round its products."""
+    rows = rows.cpu()
+    with unrounded(rows):
+        return to_host(rows.T @ rows)

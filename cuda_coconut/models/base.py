@@ -1,6 +1,7 @@
 """What every architecture shares: attention over cached segments, dropout, masks."""
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Literal
 
 import numpy as np
@@ -17,6 +18,27 @@ Mask = torch.Tensor | Literal["causal"] | None
 
 Key = tuple[int, ...] | None
 """Of one random draw: numbers that seed a generator; None: nothing is drawn, no dropout."""
+
+_gelu_new = partial(F.gelu, approximate="tanh")
+ACTIVATIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
+    **dict.fromkeys(("gelu_new", "gelu_fast", "gelu_accurate"), _gelu_new),
+    **dict.fromkeys(("gelu_pytorch_tanh", "gelu_python_tanh"), _gelu_new),
+    **dict.fromkeys(("gelu", "gelu_python"), F.gelu),
+    "gelu_10": lambda x: F.gelu(x).clip(-10, 10),
+    "quick_gelu": lambda x: x * torch.sigmoid(1.702 * x),
+    "relu": F.relu,
+    "relu2": lambda x: F.relu(x).square(),
+    "relu6": F.relu6,
+    "leaky_relu": F.leaky_relu,
+    **dict.fromkeys(("silu", "swish"), F.silu),
+    "mish": F.mish,
+    "hardswish": F.hardswish,
+    "tanh": torch.tanh,
+    "sigmoid": torch.sigmoid,
+    "laplace": lambda x: 0.5 * (1 + torch.erf((x - 0.707107) / (0.282095 * 2**0.5))),
+    "linear": lambda x: x,
+}
+"""What transformers computes under these names, elementwise."""
 
 
 def additive_mask(

@@ -7,7 +7,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from coconut.blocks import first_line
-from coconut.checkpoints.architectures import BF16_SCALE, resolved
+from coconut.checkpoints.architectures import BF16_SCALE
+from coconut.checkpoints.verdict import check_borrowed
 from coconut.errors import UserError
 from cuda_coconut.models.borrowed import Borrowed
 from cuda_coconut.models.stand_ins import (
@@ -31,7 +32,7 @@ class Naming:
 
     def sanitize(self, weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """Hugging Face names -> ours; applied twice equals applied once."""
-        return {n: w for n, w in weights.items() if not n.endswith("rotary_emb.inv_freq")}
+        return dict(weights)
 
     def to_hf(self, weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """Our names -> Hugging Face names: the same."""
@@ -61,7 +62,8 @@ def build(config: dict[str, Any], where: str) -> tuple[Any, Any]:
         )
     transformers.AttentionInterface.register(ATTENTION, attention)
     try:
-        fields = {n: v for n, v in resolved(config).items() if n not in ("model_type", "auto_map")}
+        check_borrowed(config, transformers.CONFIG_MAPPING[model_type]().to_dict(), where)
+        fields = {n: v for n, v in config.items() if n not in ("model_type", "auto_map")}
         if fields.get("rope_parameters"):  # says it all; the other spellings are mlx_lm's
             for name in ("rope_theta", "rope_scaling", "rope_local_base_freq"):
                 fields.pop(name, None)
@@ -76,8 +78,10 @@ def build(config: dict[str, Any], where: str) -> tuple[Any, Any]:
         model.eval()
         model.__class__ = type("Model", (Borrowed, type(model)), {"model_type": model_type})
         model.feedback = None  # ĥ itself; feedback.py puts other rules here
-        problem = _problem(model, resolved(config)["tie_word_embeddings"])
+        problem = _problem(model, config["tie_word_embeddings"])
         problem = problem or _prepare(model)
+    except UserError:
+        raise
     # Whatever a wrong field makes the library stumble over.
     except Exception as error:
         raise UserError(

@@ -1,6 +1,5 @@
 """Checkpoint directories in and out: config.json, weights in Hugging Face layout, moments."""
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,16 +10,17 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from coconut.checkpoints.adapters import check_twin
-from coconut.checkpoints.checkpoint import FEEDBACK, OPTIMIZER, weight_files
-from coconut.checkpoints.model_files import check_fits, check_moments
+from coconut.checkpoints.checkpoint import FEEDBACK, OPTIMIZER, describe, weight_files
+from coconut.checkpoints.model_files import check_moments
 from coconut.checkpoints.safetensors import safetensors_header
-from coconut.errors import UserError
+from coconut.checkpoints.verdict import NOT_FINITE, check_fits, without_constants
+from coconut.errors import UserError, some
 from coconut.feedback.weights import RULE_PREFIX
 from coconut.files import library_writes
 from cuda_coconut import models
 from cuda_coconut.models.shard import spread_like, whole
 
-HEAD = "lm_head.weight"
+HEAD, TABLES = "lm_head.weight", ("wte.weight", "embed_tokens.weight")
 MOMENTS = {"m": "exp_avg", "v": "exp_avg_sq"}
 """Names in the file -> names in the state of torch's AdamW."""
 
@@ -30,14 +30,23 @@ def load_model(directory: Path) -> tuple[Any, Any, dict[str, Any]]:
 
     Every parameter is set exactly once with its own shape, or UserError lists what does not fit.
     """
-    config = json.loads((directory / "config.json").read_text())
+    config = describe(directory)["config"]
     check_twin("cuda_coconut", None, config, str(directory))
     model, module = models.build(config, str(directory / "config.json"))
     raw: dict[str, torch.Tensor] = {}
     for name in weight_files(directory):
         raw.update(read_tensors(directory / name))
+    raw = without_constants(config, raw, to_numpy, str(directory))
     set_weights(model, module.sanitize(raw), str(directory))
     return model, module, config
+
+
+def check_finite(weights: Mapping[str, torch.Tensor], where: str) -> None:
+    """Raise UserError naming the tensors that hold NaN or infinity."""
+    # One reduction a tensor: a sum is finite where all of it is, if it is not too large.
+    odd = [n for n, w in weights.items() if not w.sum().isfinite() and not w.isfinite().all()]
+    if odd:
+        raise UserError(where, *some(f"{name}: {NOT_FINITE}" for name in odd))
 
 
 def set_weights(model, weights: dict[str, torch.Tensor], where: str) -> None:
@@ -49,7 +58,7 @@ def set_weights(model, weights: dict[str, torch.Tensor], where: str) -> None:
     if HEAD in weights and HEAD not in shapes:
         weights = dict(weights)
         head = weights.pop(HEAD)
-        if not any(torch.equal(head, w) for w in weights.values()):
+        if not any(torch.equal(head, w) for n, w in weights.items() if n.endswith(TABLES)):
             raise UserError(
                 where,
                 f"{HEAD}: differs from the embedding that config.json ties it to; set"
@@ -58,6 +67,7 @@ def set_weights(model, weights: dict[str, torch.Tensor], where: str) -> None:
     check_fits({name: w.shape for name, w in weights.items()}, shapes, where)
     # Copies: the file's tensors are views into it, turned ones are not contiguous.
     own = {k: w.float().clone(memory_format=torch.contiguous_format) for k, w in weights.items()}
+    check_finite(own, where)
     model.load_state_dict(own, assign=True)
     if hasattr(model, "check"):  # a borrowed model, held against its library's own forward
         model.check(where)
@@ -96,6 +106,7 @@ def load_feedback(directory: Path) -> dict[str, torch.Tensor]:
     """The weights in feedback.safetensors without prefix; none if there is no such file."""
     path = directory / FEEDBACK
     raw = read_tensors(path) if path.exists() else {}
+    check_finite(raw, str(path))
     return {n.removeprefix(RULE_PREFIX): w for n, w in raw.items()}
 
 

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from coconut.checkpoints.architectures import check_architecture, from_args
+from coconut.checkpoints.verdict import args_of, judged
 from mlx_coconut.models import gpt2, library, qwen2
 
 HAND_WRITTEN = {"gpt2": gpt2, "qwen2": qwen2}
@@ -14,9 +14,9 @@ def build(config: dict[str, Any], where: str) -> tuple[Any, Any]:
 
     Raises UserError for an architecture or a field that is not supported.
     """
-    check_architecture(config, where)
+    config = judged(config, where)
     model_type = config["model_type"]
     if model_type not in HAND_WRITTEN:
         return library.build(config, where)
     module = HAND_WRITTEN[model_type]
-    return from_args(module.Model, config, where), module
+    return module.Model(args_of(config)), module

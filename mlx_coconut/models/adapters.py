@@ -20,6 +20,7 @@ from coconut.feedback.weights import RULE_PREFIX
 from coconut.files import write_json
 from mlx_coconut.models.base import dropout
 from mlx_coconut.models.weights import (
+    check_finite,
     from_numpy,
     read_tensors,
     to_numpy,
@@ -209,6 +210,7 @@ def load(model, config: Mapping[str, Any], adapter: Adapter) -> None:
     arrays = adapter_files.from_mlx_lm(adapter, config, read_tensors(adapter.directory / ADAPTERS))
     arrays |= read_tensors(adapter.directory / files.TRAINED)
     adapter_files.check_arrays({n: w.shape for n, w in arrays.items()}, config, adapter)
+    check_finite(arrays, str(adapter.directory))
     model.update(tree_unflatten([(n, w.astype(mx.float32)) for n, w in arrays.items()]))
     mx.eval(model.parameters())
 

@@ -3,17 +3,38 @@
 from collections.abc import Callable, Sequence
 
 import mlx.core as mx
+import mlx.nn as nn
 
 from coconut.blocks import NEVER, RECORD
 from coconut.caches import Shared
 from mlx_coconut.models.cache import Segment, SegmentCache
-from mlx_coconut.models.cpu import replaces, softmax
+from mlx_coconut.models.cpu import gelu_new, replaces, softmax
 
 Mask = mx.array | None
 """To add to the scores, see `additive_mask`; or nothing."""
 
 Key = mx.array | None
 """Of one random draw; None: nothing is drawn, there is no dropout."""
+
+ACTIVATIONS: dict[str, Callable[[mx.array], mx.array]] = {
+    **dict.fromkeys(("gelu_new", "gelu_fast", "gelu_accurate"), gelu_new),
+    **dict.fromkeys(("gelu_pytorch_tanh", "gelu_python_tanh"), gelu_new),
+    **dict.fromkeys(("gelu", "gelu_python"), nn.gelu),
+    "gelu_10": lambda x: mx.clip(nn.gelu(x), -10, 10),
+    "quick_gelu": lambda x: x * mx.sigmoid(1.702 * x),
+    "relu": nn.relu,
+    "relu2": lambda x: mx.square(nn.relu(x)),
+    "relu6": nn.relu6,
+    "leaky_relu": nn.leaky_relu,
+    **dict.fromkeys(("silu", "swish"), nn.silu),
+    "mish": nn.mish,
+    "hardswish": nn.hardswish,
+    "tanh": mx.tanh,
+    "sigmoid": mx.sigmoid,
+    "laplace": lambda x: 0.5 * (1 + mx.erf((x - 0.707107) / (0.282095 * 2**0.5))),
+    "linear": lambda x: x,
+}
+"""What transformers computes under these names, elementwise."""
 
 
 def additive_mask(

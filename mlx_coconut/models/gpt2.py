@@ -1,4 +1,4 @@
-"""GPT-2 as published (learned positions, pre-norm, tied head, tanh GELU).
+"""GPT-2 (learned positions, pre-norm; as published: tied head, tanh GELU, scores over sqrt(d)).
 
 Source: Radford et al. 2019; names follow transformers' GPT2LMHeadModel.
 Departs from it: Linear weights are held (out, in); `sanitize` transposes Conv1D weights on reading,
@@ -10,20 +10,29 @@ import mlx.nn as nn
 
 from coconut.blocks import Tap, run_blocks
 from coconut.checkpoints.model_args import GPT2Args as ModelArgs
-from mlx_coconut.models.base import Key, Mask, attend, checkpointed, dropout, split_key
+from mlx_coconut.models.base import (
+    ACTIVATIONS,
+    Key,
+    Mask,
+    attend,
+    checkpointed,
+    dropout,
+    split_key,
+)
 from mlx_coconut.models.cache import Cache
-from mlx_coconut.models.cpu import gelu_linear
+from mlx_coconut.models.cpu import linear_of
 
 CONV1D = ("attn.c_attn.weight", "attn.c_proj.weight", "mlp.c_fc.weight", "mlp.c_proj.weight")
 """Weights that Hugging Face stores (in, out)."""
-VOCABULARY_ROWS = ("wte.weight",)
-"""Tensors with a row a token, by their Hugging Face names; the head is tied."""
+VOCABULARY_ROWS = ("wte.weight", "lm_head.weight")
+"""Tensors with a row a token, by their Hugging Face names; a tied head has none of its own."""
 
 
 class Attention(nn.Module):
-    def __init__(self, args: ModelArgs):
+    def __init__(self, args: ModelArgs, layer: int):
         super().__init__()
         self.n_head = args.n_head
+        self.query_factor = args.query_factor(layer)
         self.attn_pdrop, self.resid_pdrop = args.attn_pdrop, args.resid_pdrop
         self.c_attn = nn.Linear(args.n_embd, 3 * args.n_embd)
         self.c_proj = nn.Linear(args.n_embd, args.n_embd)
@@ -38,6 +47,8 @@ class Attention(nn.Module):
             part.reshape(B, T, self.n_head, -1).transpose(0, 2, 1, 3)
             for part in mx.split(self.c_attn(x), 3, axis=-1)
         )
+        if self.query_factor != 1:
+            q = q * self.query_factor
         keys, values = ([k], [v]) if cache is None else cache.update(layer, k, v)
         out = attend(q, keys, values, mask, self.attn_pdrop, attn_key)
         out = self.c_proj(out.transpose(0, 2, 1, 3).reshape(B, T, D))
@@ -48,20 +59,21 @@ class MLP(nn.Module):
     def __init__(self, args: ModelArgs):
         super().__init__()
         self.resid_pdrop = args.resid_pdrop
-        inner = args.n_inner or 4 * args.n_embd
-        self.c_fc = nn.Linear(args.n_embd, inner)
-        self.c_proj = nn.Linear(inner, args.n_embd)
+        self.activation = ACTIVATIONS[args.activation_function]
+        self.c_fc = nn.Linear(args.n_embd, args.inner)
+        self.c_proj = nn.Linear(args.inner, args.n_embd)
 
     def __call__(self, x: mx.array, key: Key = None) -> mx.array:
         """Each token by itself: x (B, T, D) -> (B, T, D)."""
-        return dropout(gelu_linear(self.c_fc(x), self.c_proj), self.resid_pdrop, key)
+        inner = linear_of(self.activation, self.c_fc(x), self.c_proj)
+        return dropout(inner, self.resid_pdrop, key)
 
 
 class Block(nn.Module):
-    def __init__(self, args: ModelArgs):
+    def __init__(self, args: ModelArgs, layer: int):
         super().__init__()
         self.ln_1 = nn.LayerNorm(args.n_embd, eps=args.layer_norm_epsilon)
-        self.attn = Attention(args)
+        self.attn = Attention(args, layer)
         self.ln_2 = nn.LayerNorm(args.n_embd, eps=args.layer_norm_epsilon)
         self.mlp = MLP(args)
 
@@ -87,8 +99,10 @@ class Model(nn.Module):
         self.feedback = None  # ĥ itself; feedback.py puts other rules here
         self.wte = nn.Embedding(args.vocab_size, args.n_embd)
         self.wpe = nn.Embedding(args.n_positions, args.n_embd)
-        self.h = [Block(args) for _ in range(args.n_layer)]
+        self.h = [Block(args, i) for i in range(args.n_layer)]
         self.ln_f = nn.LayerNorm(args.n_embd, eps=args.layer_norm_epsilon)
+        if not args.tie_word_embeddings:
+            self.lm_head = nn.Linear(args.n_embd, args.vocab_size, bias=False)
 
     def embed(self, ids: mx.array) -> mx.array:
         """Token embeddings without positions, which thoughts replace: ids (B, T) -> (B, T, D)."""
@@ -116,7 +130,8 @@ class Model(nn.Module):
 
     def head(self, h: mx.array) -> mx.array:
         """Logits of states after the final norm: (..., D) -> (..., V)."""
-        return self.wte.as_linear(h)
+        tied = self.args.tie_word_embeddings
+        return self.wte.as_linear(h) if tied else self.lm_head(h)
 
     def final_norm(self, h: mx.array) -> mx.array:
         """The norm between the last block and the head, on states (..., D) of any layer."""
@@ -134,7 +149,7 @@ class Model(nn.Module):
     @property
     def unembedding(self) -> mx.array:
         """Weights of the head (V, D)."""
-        return self.wte.weight
+        return self.wte.weight if self.args.tie_word_embeddings else self.lm_head.weight
 
     @property
     def layers(self) -> list[Block]:
@@ -145,15 +160,10 @@ class Model(nn.Module):
 def sanitize(weights: dict[str, mx.array]) -> dict[str, mx.array]:
     """Hugging Face names and layout -> ours; applied twice equals applied once.
 
-    Prefixes (mlx_lm's too), mask buffers and the tied head are dropped. The orientation is read
-    from c_attn once and holds for the whole file: the square c_proj does not show its own.
+    Prefixes (mlx_lm's too) are dropped. The orientation is read from c_attn once and holds for the
+    whole file: the square c_proj does not show its own.
     """
-    out = {}
-    for name, w in weights.items():
-        name = name.removeprefix("transformer.").removeprefix("model.")
-        if name == "lm_head.weight" or name.endswith((".attn.bias", ".attn.masked_bias")):
-            continue
-        out[name] = w
+    out = {n.removeprefix("model.").removeprefix("transformer."): w for n, w in weights.items()}
     c_attn = out.get("h.0.attn.c_attn.weight")
     if c_attn is not None and c_attn.shape[0] < c_attn.shape[1]:
         out = {name: w.T if name.endswith(CONV1D) else w for name, w in out.items()}
@@ -161,5 +171,5 @@ def sanitize(weights: dict[str, mx.array]) -> dict[str, mx.array]:
 
 
 def to_hf(weights: dict[str, mx.array]) -> dict[str, mx.array]:
-    """Our names and layout -> the hub's GPT-2 file: no prefix, Conv1D (in, out), no tied head."""
+    """Our names and layout -> the hub's GPT-2 file: no prefix, Conv1D (in, out)."""
     return {name: w.T if name.endswith(CONV1D) else w for name, w in weights.items()}

@@ -2,6 +2,7 @@
 
 import importlib
 import inspect
+from dataclasses import fields
 from typing import Any
 
 import mlx.core as mx
@@ -9,7 +10,7 @@ import numpy as np
 from mlx.utils import tree_flatten
 
 from coconut.blocks import first_line
-from coconut.checkpoints.architectures import resolved
+from coconut.checkpoints.verdict import check_borrowed
 from coconut.errors import UserError
 from mlx_coconut.models.borrowed import Borrowed
 from mlx_coconut.models.stand_ins import Behind, LayerCache, Rotary
@@ -32,7 +33,7 @@ class Naming:
         Raises UserError where mlx_lm renames or reshapes what it reads: it could not be written
         back.
         """
-        own = {n: w for n, w in weights.items() if not n.endswith("rotary_emb.inv_freq")}
+        own = dict(weights)
         if not hasattr(self._model, "sanitize") or EMBEDDING not in own:
             return own  # moments of an adapter's
         theirs = self._model.sanitize({HEAD: own[EMBEDDING]} | own)
@@ -59,7 +60,7 @@ def build(config: dict[str, Any], where: str) -> tuple[Any, Any]:
     """
     arch = _architecture(config["model_type"], where)
     try:
-        config = resolved(config)
+        check_borrowed(config, [f.name for f in fields(arch.ModelArgs)], where)
         kind = type("Model", (Borrowed, arch.Model), {})
         model = kind(arch.ModelArgs.from_dict(config))
         model.feedback = None  # ĥ itself; feedback.py puts other rules here

@@ -1,6 +1,5 @@
 """Checkpoint directories in and out: config.json, weights in Hugging Face layout, moments."""
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,15 +9,16 @@ import mlx.nn as nn
 import numpy as np
 from mlx.utils import tree_flatten, tree_map, tree_unflatten
 
-from coconut.checkpoints.checkpoint import FEEDBACK, OPTIMIZER, weight_files
-from coconut.checkpoints.model_files import check_fits, check_moments
-from coconut.checkpoints.safetensors import safetensors_header
-from coconut.errors import UserError
+from coconut.checkpoints.checkpoint import FEEDBACK, OPTIMIZER, describe, weight_files
+from coconut.checkpoints.model_files import check_moments
+from coconut.checkpoints.safetensors import read_safetensors, safetensors_header
+from coconut.checkpoints.verdict import NOT_FINITE, check_fits, without_constants
+from coconut.errors import UserError, some
 from coconut.feedback.weights import RULE_PREFIX
 from coconut.files import library_writes
 from mlx_coconut import models
 
-HEAD = "lm_head.weight"
+HEAD, TABLES = "lm_head.weight", ("wte.weight", "embed_tokens.weight")
 
 
 def load_model(directory: Path) -> tuple[Any, Any, dict[str, Any]]:
@@ -26,16 +26,27 @@ def load_model(directory: Path) -> tuple[Any, Any, dict[str, Any]]:
 
     Every parameter is set exactly once with its own shape, or UserError lists what does not fit.
     """
-    config = json.loads((directory / "config.json").read_text())
+    config = describe(directory)["config"]
     model, module = models.build(config, str(directory / "config.json"))
     raw: dict[str, mx.array] = {}
     for name in weight_files(directory):
         raw.update(read_tensors(directory / name))
-    own = module.sanitize(raw)
+    own = module.sanitize(without_constants(config, raw, to_numpy, str(directory)))
     if config.get("quantization"):
         _quantize_as(model, config["quantization"], own, str(directory / "config.json"))
     set_weights(model, own, str(directory))
     return model, module, config
+
+
+def check_finite(weights: Mapping[str, mx.array], where: str) -> None:
+    """Raise UserError naming the tensors that hold NaN or infinity."""
+    # One reduction a tensor: a sum is finite where all of it is, if it is not too large.
+    sums = {name: w.sum() for name, w in weights.items() if mx.issubdtype(w.dtype, mx.floating)}
+    mx.eval(sums)
+    odd = [n for n, s in sums.items() if not mx.isfinite(s).item()]
+    odd = [n for n in odd if not mx.isfinite(weights[n]).all().item()]
+    if odd:
+        raise UserError(where, *some(f"{name}: {NOT_FINITE}" for name in odd))
 
 
 def _quantize_as(model, quantization: dict[str, Any], own: dict[str, mx.array], where: str) -> None:
@@ -68,7 +79,7 @@ def set_weights(model, weights: dict[str, mx.array], where: str) -> None:
     if HEAD in weights and HEAD not in shapes:
         weights = dict(weights)
         head = weights.pop(HEAD)
-        if not any(mx.array_equal(head, w) for w in weights.values()):
+        if not any(mx.array_equal(head, w) for n, w in weights.items() if n.endswith(TABLES)):
             raise UserError(
                 where,
                 f"{HEAD}: differs from the embedding that config.json ties it to; set"
@@ -79,6 +90,7 @@ def set_weights(model, weights: dict[str, mx.array], where: str) -> None:
         name: w.astype(mx.float32) if mx.issubdtype(w.dtype, mx.floating) else w
         for name, w in weights.items()
     }
+    check_finite(own, where)
     model.update(tree_unflatten(list(own.items())))
     mx.eval(model.parameters())
     if hasattr(model, "check"):  # a borrowed model, held against its library's own forward
@@ -118,6 +130,7 @@ def load_feedback(directory: Path) -> dict[str, mx.array]:
     """The weights in feedback.safetensors without prefix; none if there is no such file."""
     path = directory / FEEDBACK
     raw = read_tensors(path) if path.exists() else {}
+    check_finite(raw, str(path))
     return {n.removeprefix(RULE_PREFIX): w for n, w in raw.items()}
 
 
@@ -170,7 +183,9 @@ def write_tensors(path: Path, arrays: dict[str, mx.array]) -> None:
 
 def read_tensors(path: Path) -> dict[str, mx.array]:
     """The arrays of a safetensors file. Raises UserError if it is damaged."""
-    safetensors_header(path)
+    if any(entry.dtype == "F64" for entry in safetensors_header(path).values()):
+        # twin: torch reads float64 itself.
+        return {name: mx.array(t.float32()) for name, t in read_safetensors(path).items()}
     try:
         return mx.load(str(path))
     except RuntimeError as error:

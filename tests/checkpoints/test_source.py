@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-import numpy as np
 import pytest
+from tiny import zero_model
 
 from coconut.checkpoints.source import open_source
 from coconut.config.keys import RunConfig
@@ -19,21 +19,12 @@ IDS = [MARKED.start_id, MARKED.end_id, MARKED.latent_id]
 
 
 def checkpoint(directory: Path, rows: int, **coconut) -> Path:
-    """The least that is a checkpoint: a config, one tensor, a tokenizer, coconut.json."""
-    directory.mkdir(parents=True)
-    model = {"model_type": "gpt2", "vocab_size": rows, "n_positions": 8}
-    (directory / "config.json").write_text(json.dumps(model))
-    write_tensor(directory / "model.safetensors", np.zeros((rows, 2), np.float32))
+    """The least that is a checkpoint: a tiny model, a tokenizer, coconut.json."""
+    zero_model(directory, vocab_size=rows)
     (MARKED if coconut.get("latent_ids") else prosqa_encoding()).save(directory)
     if coconut:
         (directory / "coconut.json").write_text(json.dumps({"format_version": 1, **coconut}))
     return directory
-
-
-def write_tensor(path: Path, array: np.ndarray) -> None:
-    entry = {"dtype": "F32", "shape": list(array.shape), "data_offsets": [0, array.nbytes]}
-    header = json.dumps({"wte.weight": entry}).encode()
-    path.write_bytes(len(header).to_bytes(8, "little") + header + array.tobytes())
 
 
 def config(directory: Path, **keys) -> RunConfig:
@@ -106,8 +97,8 @@ def test_wrong_fields_of_coconut_json_are_named(
 @pytest.mark.parametrize("value", ["600", None, 1.5, True])
 def test_a_vocabulary_size_that_is_no_number_is_refused(tmp_path: Path, value: object) -> None:
     directory = checkpoint(tmp_path / "x", len(MARKED))
-    model = {"model_type": "gpt2", "vocab_size": value}
-    (directory / "config.json").write_text(json.dumps(model))
+    model = json.loads((directory / "config.json").read_text())
+    (directory / "config.json").write_text(json.dumps(model | {"vocab_size": value}))
     with pytest.raises(UserError, match=r"config.json: vocab_size: expected a whole number"):
         open_source(config(directory))
 

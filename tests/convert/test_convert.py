@@ -19,6 +19,7 @@ from tiny import MODEL, REPOSITORY
 
 from coconut.backend import Decoding
 from coconut.batches.batch import collate
+from coconut.checkpoints.model_args import PUBLISHED_SHAPES
 from coconut.convert import tensors
 from coconut.convert.read import read
 from coconut.errors import UserError
@@ -293,22 +294,31 @@ def test_a_large_model_is_sharded_and_read_by_both_twins(tmp_path, twin, monkeyp
 # ---- what a bare state dict does not say
 
 
-def test_config_is_inferred_from_shapes_and_said(tmp_path, capsys):
+def test_config_is_inferred_from_published_shapes_and_said(tmp_path, capsys, monkeypatch):
+    shape = {"n_embd": 64, "n_layer": 3, "n_positions": 256}
+    monkeypatch.setitem(PUBLISHED_SHAPES, "golden", shape | {"n_head": 4})
     source = save_flat(tmp_path / "checkpoint_1.safetensors", port())
     torch_to_mlx.main([str(source), str(tmp_path / "out"), *LATENTS])
     said = capsys.readouterr().out
-    assert "n_layer 3, n_embd 64, n_positions 256, vocab_size 200, n_head 1 (width / 64)" in said
+    assert "n_layer 3, n_embd 64, n_positions 256, vocab_size 200, n_head 4" in said
     config, golden_config = (read_json(d / "config.json") for d in (tmp_path / "out", MODEL))
-    same = ("model_type", "vocab_size", "n_positions", "n_embd", "n_layer", "n_inner")
+    same = ("model_type", "vocab_size", "n_positions", "n_embd", "n_layer", "n_inner", "n_head")
     assert {k: config[k] for k in same} == {k: golden_config[k] for k in same}
+
+
+def test_heads_are_never_guessed(tmp_path, capsys):
+    source = save_flat(tmp_path / "checkpoint_1.safetensors", port())
+    said = refusal(capsys, [str(source), str(tmp_path / "out"), *LATENTS])
+    assert "3 layers of width 64 and 256 positions are no published GPT-2" in said
+    assert "give its config.json with --config" in said
 
 
 def test_schedule_is_the_published_one_unless_told(tmp_path, capsys):
     source = save_flat(tmp_path / "checkpoint_1.safetensors", port())
-    torch_to_mlx.main([str(source), str(tmp_path / "a"), *LATENTS])
+    torch_to_mlx.main([str(source), str(tmp_path / "a"), *CONFIG, *LATENTS])
     assert "assumed as in the published ProsQA run: stage 7, c_thought 1" in capsys.readouterr().out
     told = ["--stage", "3", "--c-thought", "2", "--max-latent-stage", "3"]
-    torch_to_mlx.main([str(source), str(tmp_path / "b"), *LATENTS, *told])
+    torch_to_mlx.main([str(source), str(tmp_path / "b"), *CONFIG, *LATENTS, *told])
     assert "assumed" not in capsys.readouterr().out
     first, second = (read_json(tmp_path / name / "coconut.json") for name in "ab")
     assert first == {
@@ -326,6 +336,12 @@ def test_schedule_is_the_published_one_unless_told(tmp_path, capsys):
     assert second == first | {"stage": 3, "c_thought": 2, "max_latent_stage": 3}
 
 
+def one_layer(path: Path) -> list[str]:
+    """The options that say what `with_rows` is."""
+    write_json(path, read_json(MODEL / "config.json") | {"n_layer": 1})
+    return ["--config", str(path)]
+
+
 def with_rows(n: int) -> Weights:
     """A Coconut state dict of one narrow layer with n rows, 64 wide."""
     weights = {k: w for k, w in hub().items() if not k.startswith(("h.1", "h.2"))}
@@ -338,7 +354,7 @@ def test_gpt2_vocabulary_brings_the_gpt2_tokenizer(tmp_path):
     if "TIKTOKEN_CACHE_DIR" not in os.environ:
         pytest.skip("needs TIKTOKEN_CACHE_DIR with the GPT-2 vocabulary")
     source = save_torch(tmp_path / "checkpoint_1", with_rows(50260))
-    torch_to_mlx.main([str(source)])
+    torch_to_mlx.main([str(source), *one_layer(tmp_path / "config-1.json")])
     out = tmp_path / "checkpoint_1-mlx"
     assert read_json(out / "coconut.json")["latent_ids"] == [50257, 50258, 50259]
     assert read_json(out / "encoding.json")["special_tokens"]["<|latent|>"] == 50259
@@ -358,16 +374,18 @@ def test_gpt2_vocabulary_brings_the_gpt2_tokenizer(tmp_path):
 )
 def test_facts_that_do_not_fit_are_refused(tmp_path, capsys, options, message):
     source = save_flat(tmp_path / "checkpoint_1.safetensors", port())
-    assert message in refusal(capsys, [str(source), str(tmp_path / "out"), *options])
+    given = [] if "--config" in options else CONFIG
+    assert message in refusal(capsys, [str(source), str(tmp_path / "out"), *given, *options])
     assert sorted(p.name for p in tmp_path.iterdir()) == [source.name]
 
 
 def test_tokenizer_and_options_must_agree_on_the_latents(tmp_path, capsys):
     source = save_flat(tmp_path / "checkpoint_1.safetensors", with_rows(2597))
+    known = one_layer(tmp_path / "config-1.json")
     options = ["--tokenizer", "prosqa", "--latent-ids", "1,2,3"]
-    said = refusal(capsys, [str(source), *options])
+    said = refusal(capsys, [str(source), *known, *options])
     assert "--latent-ids says [1, 2, 3]; the tokenizer says [2594, 2595, 2596]" in said
-    torch_to_mlx.main([str(source), "--tokenizer", "prosqa"])
+    torch_to_mlx.main([str(source), *known, "--tokenizer", "prosqa"])
     out = tmp_path / "checkpoint_1.safetensors-mlx"
     assert read_json(out / "coconut.json")["latent_ids"] == [2594, 2595, 2596]
 
@@ -462,7 +480,7 @@ BROKEN = {
     "a missing tensor": (flat(lambda w: w.pop(NAME)), "h.1.ln_1.bias: missing"),
     "an extra tensor": (
         flat(lambda w: w.update(feedback=np.ones(3, np.float32))),
-        "feedback: left over, not a tensor of this model",
+        "feedback: not a tensor of this model",
     ),
     "a mis-shaped tensor": (
         flat(lambda w: w.update({NAME: np.ones(65, np.float32)})),
@@ -476,7 +494,7 @@ BROKEN = {
     ),
     "a bias named like a mask": (
         flat(lambda w: w.update({"base_causallm.h.0.attn.bias": np.ones((2, 3), np.float32)})),
-        "h.0.attn.bias: left over",
+        "h.0.attn.bias: not a causal mask",
     ),
     "an integer weight": (
         flat(lambda w: w.update({NAME: np.ones(64, np.int8)})),
@@ -511,7 +529,7 @@ BROKEN = {
     "a reduce payload in a bare pickle": (bare_pickle, "refused by torch's weights-only reader"),
     "a compressed zip": (compressed, "a compressed zip"),
     "a trainer's dictionary": (
-        torch_file(lambda torch: {"epoch": 3, "model": {"a": torch.ones(1)}}),
+        torch_file(lambda torch: {"epoch": 3, "weights": {"a": torch.ones(1)}}),
         "epoch: a int, expected a tensor",
     ),
     "a list": (torch_file(lambda torch: [torch.ones(1)]), "holds a list, expected a state dict"),
@@ -531,7 +549,7 @@ BROKEN = {
     "an empty file": (text(b""), "neither safetensors nor a torch file"),
     "a silly number of layers": (directory(n_layer=10**9), "1000000000 layers in the config, 3 in"),
     "a config of other shapes": (directory(n_positions=255), "wpe.weight: shape (256, 64)"),
-    "a config without numbers": (directory(n_embd="64"), "n_embd: expected a positive whole"),
+    "a config without numbers": (directory(n_embd="64"), "n_embd: expected a whole number above 0"),
     "a config of another model": (directory(model_type="qwen2"), "but the weights are gpt2's"),
     "a config of a borrowed model": (
         directory(model_type="llama", **NO_DROPOUT),

@@ -13,6 +13,7 @@ from conftest import examples
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from test_source import IDS, MARKED, checkpoint
+from tiny import zero_model
 
 from coconut.batches.curriculum import Markers, item_rng, longest_row, training_row
 from coconut.batches.dataset import read_items, tokenize
@@ -232,7 +233,7 @@ def sound(tmp_path_factory: pytest.TempPathFactory) -> Path:
         latent_ids=IDS,
         stage=1,
     )
-    (directory / "config.json").write_text(json.dumps(MODEL | {"vocab_size": len(MARKED)}))
+    zero_model(directory, **MODEL | {"vocab_size": len(MARKED)})
     state = {"epoch": 1, "update_in_epoch": 0, "n_updates": 3, "seed": 0}
     (directory / "trainer_state.json").write_text(json.dumps(state))
     return directory

@@ -405,7 +405,7 @@ REFUSED = {
     "linear attention": ({"layer_types": ["linear_attention"] * 2}, "type linear_attention"),
     "a name unknown": ({"model_type": "llama9"}, "neither hand-written here"),
     "no name": ({"model_type": "../llama"}, "there are gpt2, qwen2"),
-    "a wrong number": ({"hidden_size": "wide"}, "not a llama configuration"),
+    "a wrong number": ({"hidden_size": "wide"}, "hidden_size: expected a whole number above 0"),
 }
 
 

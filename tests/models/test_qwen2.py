@@ -204,8 +204,8 @@ def test_norm_eps_is_read_from_the_config(twin, tmp_path):
         ({"hidden_act": "gelu"}, "'gelu'"),
         ({"num_key_value_heads": 3}, "4 heads cannot share 3"),
         ({"hidden_size": 66}, "hidden_size 66"),
-        ({"num_attention_heads": 0}, "not a usable qwen2 configuration"),
-        ({"hidden_size": "wide"}, "not a usable qwen2 configuration"),
+        ({"num_attention_heads": 0}, "num_attention_heads: expected a whole number above 0, got 0"),
+        ({"hidden_size": "wide"}, "hidden_size: expected a whole number above 0, got 'wide'"),
     ],
 )
 def test_what_is_not_built_is_refused_in_one_line(twin, tmp_path, changes, named):

@@ -440,7 +440,7 @@ def test_a_run_passed_from_one_process_to_two_and_back_equals_an_unbroken_one(pa
     assert_same_run(relay, alone(name))
 
 
-HOW_FAST = re.compile("second|peak_memory|time|eps$|^checkpoint$|^path$|on_policy_gap")
+HOW_FAST = re.compile("second|_memory_bytes|time|eps$|^checkpoint$|^path$|on_policy_gap")
 """Fields that tell how fast a run was, where it lies, or that are noise."""
 
 

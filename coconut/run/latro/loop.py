@@ -20,7 +20,7 @@ from coconut.batches.latro_prompts import Data, check_room, numbers_of
 from coconut.checkpoints import checkpoint
 from coconut.config.latro_keys import LatroConfig
 from coconut.errors import UserError
-from coconut.run.ending import check_finite, measured_with, test_once, write_results
+from coconut.run.ending import check_finite, measured_with, memory_used, test_once, write_results
 from coconut.run.latro.answers import answers, in_words
 from coconut.run.latro.diagnostics import best_and_worst, measures
 from coconut.run.latro.draw_and_score import Rollouts
@@ -178,7 +178,7 @@ class LatroRunner:
             "rollout_seconds": drawn.seconds,
             "samples_per_second": B / seconds,
             "tokens_per_second": n_sampled / seconds,
-            "peak_memory_bytes": max(self.world.exchange(self.backend.memory())),
+            **memory_used(self.world, self.backend),
         }
         self.speed = {name: float(fields[name]) for name in SPEED}
         prompt_epoch = (u + 1) * config.n_prompts / len(self.data.train)
