@@ -9,7 +9,7 @@ from pathlib import Path
 from coconut.backend import Backend
 from coconut.config.keys import DATASET_METHODS, RunConfig
 from coconut.config.latro_keys import LatroConfig
-from coconut.config.reading import load_config
+from coconut.config.reading import from_options, load_config
 from coconut.config.reference import help_text
 from coconut.errors import UserError, guarded, options_of
 from coconut.lock import held
@@ -31,9 +31,11 @@ def main(
     """
     parser = options_of(twin, "run", "Train or evaluate one run.", help_text())
     parser.add_argument("args", metavar="ARGS.yaml", help="the run's configuration")
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="replace single keys")
+    replace = "replace single keys; --key value does the same"
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help=replace)
     parser.add_argument("--check", action="store_true", help="check everything, print the plan")
-    options = parser.parse_intermixed_args(argv)
+    words = sys.argv[1:] if argv is None else argv
+    options = parser.parse_intermixed_args(from_options(words, ("--check", "--help")))
 
     started: list[Path] = []
 

@@ -96,6 +96,14 @@ def cold_latro_of(folder: Path, n_processes: int) -> RunConfig:
     return latro_config(folder / "latro", run_name=f"cold-{n_processes}", **keys)
 
 
+def clipped_latro_of(folder: Path, n_processes: int) -> RunConfig:
+    """Two optimizer updates a rollout, with every further term of the loss and a new reference."""
+    keys = {"gradient_accumulation_steps": 2 // n_processes, "warm_start_updates": 2}
+    keys |= {"total_updates": 2, "num_evaluations": 0, "num_iterations": 2, "kl_in": "loss"}
+    keys |= {"reward": "mix", "penalty_mode": "mask", "entropy_coef": 0.1, "reference_every": 1}
+    return latro_config(folder / "latro", run_name=f"clipped-{n_processes}", **keys)
+
+
 def on_questions(folder: Path, name: str, **keys: Any) -> RunConfig:
     """A run over the first items of a made data set."""
     return data_set_config(folder / "questions", name=name, **keys)
@@ -120,7 +128,7 @@ def preexperiment_of(folder: Path, n_processes: int) -> RunConfig:
     return on_questions(folder, f"pre-{n_processes}", **keys)
 
 
-DATA_SETS = (latro_of, cold_latro_of, sft_of, asked_of, preexperiment_of)
+DATA_SETS = (latro_of, cold_latro_of, clipped_latro_of, sft_of, asked_of, preexperiment_of)
 """Configurations of runs on data sets, by folder and number of processes."""
 
 
