@@ -574,7 +574,7 @@ def test_missing_training_data_are_made_once_for_all(pair, name):
     ("act", "message"),
     [
         (error_in_one, r"process 1 of 2, on \S+: .*val.json: item 3: no question"),
-        (taken_by_another, rf"process 0 of 2, .*taken: is written by process {os.getpid()} on"),
+        (taken_by_another, r"process 0 of 2, .*taken: is written by process PID on"),
         (disk_refuses_the_first, r"process 0 of 2, on .*cannot be written: No space left"),
         (diverged, r"loss \S+ at epoch 2, step \d, items \["),
         (error_in_the_configuration, r"wrong.yaml: \d problems\n  c_thougt: unknown key"),
@@ -595,7 +595,9 @@ def test_an_error_ends_all_processes_and_is_said_once(pair, name, act, message):
     assert first["status"] == second["status"] == 2
     assert second["err"] == ""
     lines = first["err"].splitlines()
-    assert re.search(message, first["err"]), first["err"]
+    # The pid of this process, which holds the lock: not among a case's values, as it differs
+    # between the workers that collect them.
+    assert re.search(message.replace("PID", str(os.getpid())), first["err"]), first["err"]
     assert act is error_in_the_configuration or len(lines) == 1, first["err"]
     hidden = [p for p in (folder / "runs").rglob(".*") if "partial" in p.name]
     assert hidden == []
