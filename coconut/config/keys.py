@@ -245,7 +245,7 @@ class RunConfig:
 
     dataset_name: str | None = put(
         None,
-        "latro, sft: of coconut/tasks/questions; gsm8k_8shot: examples first (docs/data_sets.md)",
+        "latro, sft: a name or a file (docs/data_sets.md); gsm8k_8shot puts examples first",
     )
     test_path: str | None = put(None, "latro, sft: the test split; otherwise the data set's own")
     split: str = text(
