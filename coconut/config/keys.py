@@ -220,6 +220,7 @@ class RunConfig:
     )
     temperature: float = ask(0.0, "sampling temperature of evaluation; 0 is greedy", low=0)
     swap_test: bool = test(True, "ProsQA: also ask for the other name, and count both right")
+    measure_thoughts: bool = test(True, "say in a summary what thoughts look like")
 
     save_only_improve: bool = file(
         False, "keep only the best and the last checkpoint", read_by=EPOCHS

@@ -21,6 +21,11 @@ def to_device(array: np.ndarray, device: torch.device | str) -> torch.Tensor:
     return tensor.pin_memory().to(device, non_blocking=True)
 
 
+def queues(a: torch.Tensor) -> bool:
+    """Whether the host can go on before an array like this one is computed."""
+    return a.is_cuda
+
+
 def from_host(array: np.ndarray, like: torch.Tensor) -> torch.Tensor:
     """A host array beside another one of the device's."""
     return to_device(array, like.device)
