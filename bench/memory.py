@@ -71,7 +71,9 @@ def measure(directory: Path, workload: Workload, method: str, twin: str) -> dict
         "losses": losses,
         "seconds": time.perf_counter() - start,
         # torch counts no allocations on a CPU.
-        "array_peak_bytes": backend.memory() if twin == "mlx_coconut" else None,
+        "array_peak_bytes": backend.memory()["peak_memory_bytes"]
+        if twin == "mlx_coconut"
+        else None,
         "rss_peak_bytes": peak_rss(),
         "n_params": backend.n_params,
         "n_trained": backend.n_trained,

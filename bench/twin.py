@@ -49,7 +49,7 @@ def run(
         del result["seconds"][0]
     return result | {
         "device": backend.device,
-        "device_peak_bytes": backend.memory(),
+        "device_peak_bytes": backend.memory()["peak_memory_bytes"],
         "rss_peak_bytes": peak_rss(),
         "versions": backend.note,
     }

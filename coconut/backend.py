@@ -6,9 +6,11 @@ the modules of a `Twin`, which have the same names in both.
 """
 
 import math
+import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -23,7 +25,7 @@ from coconut.checkpoints.initial import grown_rows, initial_weights
 from coconut.checkpoints.model_files import save_config, save_weights
 from coconut.checkpoints.source import Source
 from coconut.config.keys import WITH_FEEDBACK, RunConfig
-from coconut.feedback.measures import measure
+from coconut.feedback.measures import Table, add_to
 from coconut.feedback.statistics import ThoughtStatistics
 from coconut.world import World
 
@@ -91,7 +93,10 @@ class Backend:
             world=world,
         )
         self.policy = self.twin.latro.Policy(self.trainer)
-        self.statistics = ThoughtStatistics()
+        self.statistics = ThoughtStatistics() if config.measure_thoughts else None
+        self._table: Table | None = None
+        """Of the embedding, for `measure`; None: the weights have changed since."""
+        self._compiled = (0, 0.0)
 
     def _open(self, config: RunConfig, source: Source) -> None:
         """Build the model and give it a checkpoint's weights, or random ones."""
@@ -147,39 +152,62 @@ class Backend:
         micro_batches: this process's share, maybe none: its i-th is number rank + i * size of the
         update (see `World`). Gradients, losses and targets are summed over all processes.
         """
-        return self.trainer.step(micro_batches, lr, dropout_key, progress)
+        self._table = None
+        start, before = time.perf_counter(), self.n_traces()
+        stats = self.trainer.step(micro_batches, lr, dropout_key, progress)
+        if n := self.n_traces() - before:
+            n_before, seconds = self._compiled
+            self._compiled = (n_before + n, seconds + time.perf_counter() - start)
+        return stats
+
+    def compiled_in_words(self) -> str:
+        """How many functions were compiled for updates since the last call; "" if none was."""
+        (n, seconds), self._compiled = self._compiled, (0, 0.0)
+        if not n:
+            return ""
+        return (
+            f"compiled {n} functions in {seconds:.1f} s, their first run included; each new length"
+            " of rows is compiled once"
+        )
 
     def eval_loss(self, batch: Batch) -> LossSum:
         """Loss without dropout and without an update."""
         return self.trainer.loss(batch)
 
     def generate(
-        self, batch: Batch, decoding: Decoding, replaced: np.ndarray | None = None
+        self,
+        batch: Batch,
+        decoding: Decoding,
+        replaced: np.ndarray | None = None,
+        n_measured: int | None = None,
     ) -> list[list[int]]:
         """New tokens of every row of a batch of prompts; eos is kept where it was produced.
 
         replaced (R, B, D): what the latents receive instead of the model's own thoughts.
+        n_measured: of so many rows, the first, the thoughts count in `thought_statistics`; None: of
+        all.
         """
         decoding = replace(decoding, n_positions=self.n_positions)
+        watch = None if self.statistics is None else partial(self._measure, n_measured)
         with self.trainer.compute_weights():
             return self.twin.generate.generate(
-                self.model, batch, self._n_passes(batch), decoding, replaced, self._measure
+                self.model, batch, self._n_passes(batch), decoding, replaced, watch
             )
 
     def _n_passes(self, batch: Batch) -> int:
         return batch.n_passes * self.feeds_back
 
-    def _measure(self, state: Any) -> None:
-        """Add the thoughts of a `LatentOutput` to the statistics."""
-        if n := len(state.thoughts):
-            has = state.inputs.latents_on_host()
-            # Latents stand in one run of columns, the same for all rows.
-            first = int(np.argmax(has.any(axis=0)))
-            has = has[:, first : first + n]
-            sources = state.hidden[:, first - 1 : first - 1 + n]
-            found = measure(self.twin.arrays, self.model, state.thoughts, sources)
-            self.statistics.add(found, has)
-            self.statistics.add_rank(state.thoughts_on_host(), has)
+    def _measure(self, n_rows: int | None, state: Any) -> None:
+        """Add the thoughts of the first rows of a `LatentOutput` to the statistics."""
+        if state.thoughts and self.statistics is not None:
+            self._table = self._table or Table.of(self.twin.arrays, self.model)
+            add_to(self.statistics, self.twin.arrays, self.model, state, n_rows, self._table)
+
+    @property
+    def mixes_rows(self) -> bool:
+        """Whether what a row thinks depends on its batch mates."""
+        rule = getattr(self.model.feedback, "rule", None)
+        return rule is not None and rule.find("shuffle") is not None
 
     def gathered(self) -> AbstractContextManager[None]:
         """Inside, this process holds all weights; every process enters and leaves."""
@@ -225,10 +253,13 @@ class Backend:
 
     def policy_step(self, micro_batches: Sequence[RolloutBatch], lr: float) -> PolicyStats:
         """LaTRO: one update on minus the weighted log-probabilities, summed over all batches."""
+        self._table = None
         return self.policy.step(micro_batches, lr)
 
     def thought_statistics(self) -> dict[str, Any]:
         """What the thoughts of `generate` looked like since the last call; {} without any."""
+        if self.statistics is None:
+            return {}
         found, self.statistics = self.statistics.means(), ThoughtStatistics()
         return found
 
@@ -244,6 +275,7 @@ class Backend:
 
     def restore(self, directory: Path) -> None:
         """Read the weights of a checkpoint of this run, in place of those of now."""
+        self._table = None
         if self.adapter is not None:
             adapter = replace(self.adapter, directory=directory)
             self.twin.adapters.load(self.model, self.config, adapter)
@@ -300,8 +332,9 @@ class Backend:
             fused = self.module.to_hf(self.twin.adapters.fused(self.model))
             return self.twin.weights.to_numpy(fused)
 
-    def memory(self) -> int:
-        """Peak bytes since the last call."""
+    def memory(self) -> dict[str, int]:
+        """Bytes: `peak_memory_bytes` since the last call; `active_`, held now, and `cached_`, kept
+        for arrays to come, where the library counts them."""
         raise NotImplementedError
 
     def n_traces(self) -> int:

@@ -63,24 +63,27 @@ class DecodeCache:
         prefix: the twin's `SegmentCache` of the prompts. shares: whether the model reads shared
         segments; else every row has a copy.
         """
-        xp = self.xp
-        keys, values = (
-            [s[0] if len(s) == 1 else xp.concatenate(s, axis=2) for s in layers]
-            for layers in (prefix.keys, prefix.values)
-        )
+        xp, R, like = self.xp, len(source), prefix.keys[0][0]
         self.sharing: Sharing | None = None
-        R = len(source)
-        if not np.array_equal(source, np.arange(len(keys[0]))):
-            if shares:
-                self.prompt_keys, self.prompt_values = keys, values
-                self._share(source)
-                keys = [xp.zeros((R, k.shape[1], 0, k.shape[3]), k) for k in keys]
-                values = keys[:]
-            else:
-                index = xp.from_host(source, keys[0])
-                keys, values = ([a[index] for a in arrays] for arrays in (keys, values))
+        goes_on = np.array_equal(source, np.arange(len(like)))
+
+        def joined(segments: list[Array]) -> Array:
+            # With room at once: a question's keys are copied once.
+            P, G, _, d = segments[0].shape
+            room = [xp.zeros((P, G, self.STEP, d), segments[0])] if goes_on else []
+            return xp.concatenate([*segments, *room], axis=2)
+
+        keys, values = (list(map(joined, layers)) for layers in (prefix.keys, prefix.values))
+        self.used = [k.shape[2] - self.STEP * goes_on for k in keys]
+        if not goes_on and shares:
+            self.prompt_keys, self.prompt_values = keys, values
+            self._share(source)
+            keys = [xp.zeros((R, k.shape[1], 0, k.shape[3]), k) for k in keys]
+            values, self.used = keys[:], [0] * len(keys)
+        elif not goes_on:
+            index = xp.from_host(source, like)
+            keys, values = ([a[index] for a in arrays] for arrays in (keys, values))
         self.keys, self.values = keys, values
-        self.used = [k.shape[2] for k in keys]
 
     def update(self, layer: int, k: Array, v: Array) -> tuple[list, list]:
         """k, v (R, G, T, d) of new tokens. Returns all segments, shared ones first."""

@@ -86,7 +86,7 @@ def machine_trouble(error: BaseException) -> str | None:
 
 def guarded(
     run: Callable[[], None],
-    stopped: str = "stopped; the same command continues from the last checkpoint",
+    stopped: Callable[[], str] | str = "stopped",
 ) -> None:
     """Call `run`; a UserError, or a machine at its limits, is a line on stderr and exit status 2.
 
@@ -111,7 +111,7 @@ def guarded(
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
     except KeyboardInterrupt:
-        print(stopped, file=sys.stderr)
+        print(stopped if isinstance(stopped, str) else stopped(), file=sys.stderr)
         sys.exit(130)
 
 

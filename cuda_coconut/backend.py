@@ -58,14 +58,16 @@ class Backend(shared.Backend):
         """Inside, this process holds all weights; every process enters and leaves."""
         return nullcontext() if self.trainer.shards is None else self.trainer.shards.gathered()
 
-    def memory(self) -> int:
-        """Peak bytes of torch's arrays since the last call.
-
-        On a CPU, of the whole process so far: torch counts no allocations there.
-        """
-        if not self.on_gpu:
+    def memory(self) -> dict[str, int]:
+        """Bytes of the arrays, as far as they are counted on this device."""
+        if not self.on_gpu:  # there torch counts none; the peak is the whole process's so far
             unit = 1 if sys.platform == "darwin" else 1024
-            return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
-        peak = torch.cuda.max_memory_allocated()
+            return {"peak_memory_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit}
+        active = torch.cuda.memory_allocated()
+        found = {
+            "peak_memory_bytes": torch.cuda.max_memory_allocated(),
+            "active_memory_bytes": active,
+            "cached_memory_bytes": torch.cuda.memory_reserved() - active,
+        }
         torch.cuda.reset_peak_memory_stats()
-        return peak
+        return found

@@ -65,8 +65,19 @@ class Backend(shared.Backend):
             adapters.grow_quantized(self.model, path, *rows)
         self.config["vocab_size"] = n
 
-    def memory(self) -> int:
-        """Peak bytes of MLX's arrays since the last call."""
-        peak = mx.get_peak_memory()
+    def n_traces(self) -> int:
+        """How often a step was traced or compiled."""
+        return 0 if "MLX_DISABLE_COMPILE" in os.environ else self.trainer.n_traces
+
+    def memory(self) -> dict[str, int]:
+        """Bytes of the arrays, as far as they are counted on this device."""
+        found = {
+            "peak_memory_bytes": mx.get_peak_memory(),
+            "active_memory_bytes": mx.get_active_memory(),
+            "cached_memory_bytes": mx.get_cache_memory(),
+        }
         mx.reset_peak_memory()
-        return peak
+        # What is kept from shapes that are done is given back.
+        if self.on_gpu and found["cached_memory_bytes"] > found["active_memory_bytes"]:
+            mx.clear_cache()
+        return found

@@ -57,17 +57,6 @@ def run_model(directory: Path, batch: Batch) -> tuple[np.ndarray, float, dict[st
     return logits, loss, to_numpy(module.to_hf(moments))
 
 
-def memory() -> dict[str, int]:
-    """Bytes of MLX's arrays: held now, kept for the next ones, most since the last call."""
-    found = {
-        "active": mx.get_active_memory(),
-        "cached": mx.get_cache_memory(),
-        "peak": mx.get_peak_memory(),
-    }
-    mx.reset_peak_memory()
-    return found
-
-
 def versions() -> dict[str, Any]:
     """What MLX says of the machine and of itself."""
     return {"mlx": mx.__version__, "device": str(mx.default_device())} | mx.device_info()

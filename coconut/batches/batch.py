@@ -17,6 +17,19 @@ TARGET_MULTIPLE = 64
 
 
 @dataclass(frozen=True)
+class Beginning:
+    """Columns that several rows of a batch have in common, so that they are computed once.
+
+    width: columns [0, width). source (B,): which beginning each row goes on from, from 0; first
+    (P,): a row that holds it, for each. Rows of one source are the same in these columns.
+    """
+
+    width: int
+    source: np.ndarray
+    first: np.ndarray
+
+
+@dataclass(frozen=True)
 class Batch:
     """What one forward pass needs, as numpy arrays and plain numbers.
 
@@ -27,7 +40,7 @@ class Batch:
     target_index (N,) int32: flat indices into (B * T) of the positions whose *next* token counts;
     target_ids (N,) int32 those tokens; target_weight (N,) float32, 0 on the padding of the list.
     segments (B, T) int32: branches of a row; 0 is seen by all behind it, another number by its own
-    only. None: there are no branches.
+    only. None: there are no branches. beginning: what rows have in common; None: nothing.
     """
 
     ids: np.ndarray
@@ -42,6 +55,7 @@ class Batch:
     target_ids: np.ndarray
     target_weight: np.ndarray
     segments: np.ndarray | None = None
+    beginning: Beginning | None = None
 
     @property
     def n_targets(self) -> int:
@@ -59,17 +73,38 @@ class Batch:
         return (*self.ids.shape, self.first_latent, self.n_passes, len(self.target_index))
 
 
-def collate(rows: Sequence[Row], pad_id: int, pad_multiple: int = 1) -> Batch:
+def collate(
+    rows: Sequence[Row],
+    pad_id: int,
+    pad_multiple: int = 1,
+    source: Sequence[int] | np.ndarray | None = None,
+) -> Batch:
     """Align, pad and plan a batch. Rows are not changed.
 
     pad_multiple: the column of the first latent and the length behind it are rounded up to
-    multiples of it; 1 gives the published layout.
+    multiples of it; 1 gives the published layout. source: a number a row; what rows of one number
+    begin with in common stands in columns of its own, before those of the rest (`Beginning`):
+
+        - x x | - y y L L E        the beginning is padded left, and what goes on from it
+        - x x | y y y L E -        so that latents share columns here too
     """
-    latent_rows = [row for row in rows if row.n_latents]
-    column = max((row.first_latent for row in latent_rows), default=0)
+    beginning, begun, shared = None, [0] * len(rows), 0
+    if source is not None:
+        _, first, of_row = np.unique(source, return_index=True, return_inverse=True)
+        members = [np.flatnonzero(of_row == number) for number in range(len(first))]
+        common = [_common([rows[r] for r in own.tolist()]) for own in members]
+        begun, shared = [common[number] for number in of_row], max(common)
+        if shared:
+            beginning = Beginning(shared, of_row, first)
+    latent_rows = [(row, n) for row, n in zip(rows, begun, strict=True) if row.n_latents]
+    column = max((shared + row.first_latent - n for row, n in latent_rows), default=0)
     if latent_rows:
         column = round_up(column, pad_multiple)
-    lefts = [column - row.first_latent if row.n_latents else 0 for row in rows]
+    # Where each row would begin if it had nothing in common, and its first own column.
+    lefts = [
+        (column - row.first_latent if row.n_latents else shared - n)
+        for row, n in zip(rows, begun, strict=True)
+    ]
     width = max(left + len(row.ids) for left, row in zip(lefts, rows, strict=True))
     width = column + round_up(width - column, pad_multiple)
 
@@ -79,8 +114,8 @@ def collate(rows: Sequence[Row], pad_id: int, pad_multiple: int = 1) -> Batch:
     mask = np.zeros(shape, bool)
     positions = np.zeros(shape, np.int32)
     is_latent = np.zeros(shape, bool)
-    for r, (left, row) in enumerate(zip(lefts, rows, strict=True)):
-        span = slice(left, left + len(row.ids))
+    for r, (left, n, row) in enumerate(zip(lefts, begun, rows, strict=True)):
+        span = np.r_[shared - n : shared, left + n : left + len(row.ids)]
         ids[r, span] = row.ids
         mask[r, span] = True
         positions[r, span] = np.arange(len(row.ids))
@@ -101,11 +136,20 @@ def collate(rows: Sequence[Row], pad_id: int, pad_multiple: int = 1) -> Batch:
         is_latent=is_latent,
         idx=np.array([row.idx for row in rows], np.int64),
         first_latent=column if latent_rows else width,
-        n_passes=max((row.n_latents for row in latent_rows), default=0),
+        n_passes=max(row.n_latents for row in rows),
         target_index=np.resize(where, n) if len(where) else np.zeros(n, np.int32),
         target_ids=np.resize(targets, n) if len(where) else np.zeros(n, np.int32),
         target_weight=weight,
+        beginning=beginning,
     )
+
+
+def _common(rows: Sequence[Row]) -> int:
+    """Tokens that rows begin with in common: before their latents, and never a whole row."""
+    most = min(row.first_latent - 1 if row.n_latents else len(row.ids) - 1 for row in rows)
+    heads = np.array([row.ids[:most] for row in rows])
+    differs = (heads != heads[0]).any(axis=0)
+    return int(np.argmax(differs)) if differs.any() else most
 
 
 def _targets(labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

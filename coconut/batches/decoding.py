@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from coconut.batches.results import Sampled
+
 
 @dataclass(frozen=True)
 class Decoding:
@@ -27,6 +29,11 @@ class Decoding:
         limit = math.inf if self.n_positions is None else self.n_positions
         return np.minimum(self.max_new_tokens, limit - lengths)
 
+    @property
+    def last_position(self) -> int:
+        """The highest position that a token may have."""
+        return np.iinfo(np.int32).max if self.n_positions is None else self.n_positions - 1
+
     def ran_out(self, tokens: list[int]) -> bool:
         """Whether a row's new tokens stop because the model has no further position for it."""
         return len(tokens) < self.max_new_tokens and not self.ends(tokens)
@@ -43,3 +50,41 @@ class Decoding:
             return np.zeros((len(streams), self.max_new_tokens), np.float32)
         rngs = (np.random.default_rng([self.seed, *stream]) for stream in streams)
         return np.stack([rng.random(self.max_new_tokens, dtype=np.float32) for rng in rngs])
+
+
+class Outputs:
+    """What rows have written, and which of them still write."""
+
+    def __init__(self, decoding: Decoding, lengths: np.ndarray):
+        """lengths (R,): positions that the prompt of each row takes."""
+        self.decoding, self.room = decoding, decoding.room(lengths)
+        self.sampled = [Sampled([], []) for _ in lengths]
+        self.rows = np.arange(len(lengths))
+        """Numbers of the rows that are in the batch."""
+        self.ended = self.room < 1
+
+    def add(self, tokens: np.ndarray, logprobs: np.ndarray | None = None) -> None:
+        """The next tokens (N, rows) of the rows in the batch; those behind an end are dropped."""
+        given = np.zeros(tokens.shape) if logprobs is None else logprobs
+        for new, nats in zip(tokens, given, strict=True):
+            for row, token, logprob in zip(self.rows, new, nats, strict=True):
+                if not self.ended[row]:
+                    out = self.sampled[row]
+                    out.tokens.append(int(token))
+                    out.logprobs.append(float(logprob))
+                    is_full = len(out.tokens) == self.room[row]
+                    self.ended[row] = self.decoding.ends(out.tokens) or is_full
+
+    @property
+    def are_complete(self) -> bool:
+        """Whether every row has ended."""
+        return bool(self.ended.all())
+
+    def leave(self, share: float) -> np.ndarray | None:
+        """Drop rows that ended, once fewer than this share write; which places of now are kept."""
+        writing = ~self.ended[self.rows]
+        if writing.mean() >= share:
+            return None
+        keep = np.flatnonzero(writing)
+        self.rows = self.rows[keep]
+        return keep

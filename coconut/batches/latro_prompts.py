@@ -11,7 +11,7 @@ from coconut.batches.dataset import check_lengths
 from coconut.batches.questions import Questions
 from coconut.batches.rollouts import Rollout, Stops, make_rollout
 from coconut.config.latro_keys import LatroConfig
-from coconut.errors import UserError
+from coconut.errors import UserError, nearest
 
 
 class Data(Questions):
@@ -30,6 +30,13 @@ class Data(Questions):
             sequences,
         )
         self.separator_ids = tokenizer.encode(config.separator) if config.separator else []
+        known = ["likelihood", "correct", *self.data.REWARDS]
+        if unknown := [name for name in config.rewards if name not in known]:
+            advice = nearest(unknown[0], known) or f"known: {', '.join(known)}"
+            raise UserError(
+                str(config.dataset_name),
+                f"reward: {unknown[0]} is none, {advice}; docs/latro.md says how to add one",
+            )
 
     @cached_property
     def train(self) -> list[dict[str, Any]]:
@@ -71,6 +78,20 @@ class Data(Questions):
             self.tokenizer.encode,
             config.include_stop,
         )
+
+    def with_answer(self, r: Rollout, tokens: Sequence[int]) -> Rollout:
+        """A rollout whose policy is held to all it wrote: rationale, stop, answer, end."""
+        is_finished = bool(tokens) and tokens[-1] in self.stop_ids
+        return replace(r, tail=list(tokens[len(r.shared) :]), is_finished=is_finished)
+
+    def earned(self, r: Rollout, tokens: Sequence[int], item: dict[str, Any]) -> dict[str, float]:
+        """What a rollout with its own answer earns by `correct` and the data set's own rewards."""
+        judged = self.judge(self.tokenizer.decode(tokens), item)
+        rationale = self.tokenizer.decode(tokens[: r.n_said])
+        given = (item["queries"], rationale, judged["answer"], item["groundtruth"])
+        named = self.config.rewards.keys() & self.data.REWARDS.keys()
+        own = {name: float(self.data.REWARDS[name](*given)) for name in named}
+        return {"correct": float(judged["correct"]), **own}
 
     def prompts_of(self, u: int) -> list[dict[str, Any]]:
         """The items of an update."""

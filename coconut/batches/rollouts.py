@@ -17,6 +17,7 @@ import numpy as np
 
 from coconut.batches.batch import TARGET_MULTIPLE, Batch, collate, round_up
 from coconut.batches.curriculum import Row
+from coconut.batches.surrogate import Surrogate
 
 
 @dataclass(frozen=True)
@@ -186,13 +187,26 @@ class RolloutBatch(Batch):
     target_weight) what its nats are multiplied with in the loss.
 
     temperature (N,) float32: what its logits are divided by; None if by 1 everywhere.
-    n_real: targets before the padding of the list.
+    n_real: targets before the padding of the list. surrogate: further terms of the loss.
     """
 
     target_row: np.ndarray
     target_is_answer: np.ndarray
     temperature: np.ndarray | None
     n_real: int
+    surrogate: Surrogate | None = None
+
+    @property
+    def is_said(self) -> np.ndarray:
+        """(N,) bool: which targets are of rationales."""
+        return ~self.target_is_answer & (np.arange(len(self.target_row)) < self.n_real)
+
+    def said(self, values: np.ndarray) -> list[list[float]]:
+        """Values (N,) of the targets: for each row those of its rationale."""
+        is_said = self.is_said[: self.n_real]
+        lengths = np.bincount(self.target_row[: self.n_real][is_said], minlength=len(self.ids))
+        parts = np.split(values[: self.n_real][is_said], np.cumsum(lengths)[:-1])
+        return [part.tolist() for part in parts]
 
     def sums(self, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """(rationale (B,), answer (B,)): values (N,) of the targets, added up by row."""
@@ -212,7 +226,7 @@ def collate_rollouts(
     reward_offset: int = 0,
     temperature: float = 1.0,
     advantages: Sequence[float] | None = None,
-    answer_weight: float = 1.0,
+    answer_weight: float | np.ndarray = 1.0,
     n_rows: int = 1,
 ) -> RolloutBatch:
     """Rows [prompt shared tail bridge answer], with one target a scored token.
@@ -220,9 +234,11 @@ def collate_rollouts(
     reward_offset: -1 begins the answer's span a token early, as the released reward does.
     temperature: of the rationale; the answer is always scored at 1.
     advantages: for the loss -1/n_rows sum(A log p(said) + answer_weight log p(answer)); without
-    them every target weighs 1. An answer that weighs nothing is left out of the row.
+    them every target weighs 1. answer_weight: of all rows, or (B,). If no answer weighs anything
+    they are left out of the rows.
     """
-    with_answer = advantages is None or answer_weight != 0
+    answer_weights = np.broadcast_to(answer_weight, len(rollouts))
+    with_answer = advantages is None or answer_weights.any()
     branches = [r.bridge + r.answer if with_answer else [] for r in rollouts]
     rows = [
         Row(i, r.prompt + r.said + branch, None, r.first_latent, r.n_latents)
@@ -256,7 +272,7 @@ def collate_rollouts(
         for before, column, answers in spans:
             weight = 1.0
             if advantages is not None:
-                weight = (answer_weight if answers else float(advantages[i])) / n_rows
+                weight = float(answer_weights[i] if answers else advantages[i]) / n_rows
             targets.append((i * width + before, batch.ids[i, column], i, answers, weight))
     multiple = TARGET_MULTIPLE if pad_multiple > 1 else 1
     # Exact: every number but the weight is whole and below 2**53.

@@ -178,20 +178,20 @@ def memory(bench: Bench) -> dict[str, Any]:
     for update in range(50):
         backend.train_step([batch], 1e-5, (0, update))
         if update == 1:
-            bench.probes.memory()
+            backend.memory()
         if update == 2:
-            early = bench.probes.memory()
-    late = bench.probes.memory()
+            early = backend.memory()
+    late = backend.memory()
     shape = shape_of(backend.config, backend.config["vocab_size"], "model")
     estimate = training_bytes(
         shape, rows, tokens, batch.n_targets, config, n_behind=tokens - batch.first_latent
     )
-    growth = late["active"] / early["active"] - 1
-    ratio = early["peak"] / estimate
+    growth = late["active_memory_bytes"] / early["active_memory_bytes"] - 1
+    ratio = early["peak_memory_bytes"] / estimate
     most = 1.2 if bench.on_gpu else 2.0  # of small shapes, what the estimate leaves out is as much
     return {
         "ok": growth < 0.02 and 0.4 < ratio < most, "growth": growth, "peak_over_estimate": ratio
-    } | {f"{name}_bytes": n for name, n in late.items()}  # fmt: skip
+    } | late  # fmt: skip
 
 
 def decoding(bench: Bench) -> dict[str, Any]:

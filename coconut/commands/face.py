@@ -92,12 +92,9 @@ class Run:
     @property
     def checkpoint(self) -> Path | None:
         """The newest checkpoint, for `load`; None if none was saved."""
-        from coconut.run.latro.resume import checkpoints
-        from coconut.run.saving import newest_checkpoint
+        from coconut.commands.run import newest_of
 
-        return newest_checkpoint(self.directory) or next(
-            iter(checkpoints(self.directory)[::-1]), None
-        )
+        return newest_of(self.directory)
 
 
 @dataclass(frozen=True, repr=False)

@@ -102,7 +102,7 @@ def table(files: Sequence[dict[str, Any]]) -> str:
         "batch 8": ("decoding", "tokens_per_second_batch_8"),
         "update float32, s": ("update", "float32_seconds"),
         "bfloat16, s": ("update", "bfloat16_seconds"),
-        "peak GB": ("memory", "peak_bytes"),
+        "peak GB": ("memory", "peak_memory_bytes"),
         "ProsQA questions/s": ("demo", "samples_per_second"),
         "both right": ("demo", "both_accuracy"),
     }
@@ -113,7 +113,7 @@ def table(files: Sequence[dict[str, Any]]) -> str:
         row = [str(about.get(name, "")) for name in ("device_name", "system", "mlx")]
         for check, name in columns.values():
             value = checks.get(check, {}).get(name)
-            value = value / 1e9 if name == "peak_bytes" and value is not None else value
+            value = value / 1e9 if name == "peak_memory_bytes" and value is not None else value
             row.append("" if value is None else shown(float(value)))
         wrong = [name for name, found in checks.items() if not found["ok"]]
         lines.append([*row, ", ".join(wrong) or "none"])

@@ -4,11 +4,12 @@ import sys
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from functools import partial
+from pathlib import Path
 
 from coconut.backend import Backend
 from coconut.config.keys import DATASET_METHODS, RunConfig
 from coconut.config.latro_keys import LatroConfig
-from coconut.config.reading import load_config
+from coconut.config.reading import from_options, load_config
 from coconut.config.reference import help_text
 from coconut.errors import UserError, guarded, options_of
 from coconut.lock import held
@@ -30,18 +31,36 @@ def main(
     """
     parser = options_of(twin, "run", "Train or evaluate one run.", help_text())
     parser.add_argument("args", metavar="ARGS.yaml", help="the run's configuration")
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="replace single keys")
+    replace = "replace single keys; --key value does the same"
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help=replace)
     parser.add_argument("--check", action="store_true", help="check everything, print the plan")
-    options = parser.parse_intermixed_args(argv)
+    words = sys.argv[1:] if argv is None else argv
+    options = parser.parse_intermixed_args(from_options(words, ("--check", "--help")))
+
+    started: list[Path] = []
 
     def run(world: World) -> None:
         config = load_config(options.args, options.overrides)
         if options.check:
             _check(config, twin, world)
         else:
+            started.append(config.run_dir)
             start_run(config, make_backend, twin, world)
 
-    guarded(lambda: together(run, make_world))
+    def stopped() -> str:
+        if not started or newest_of(started[0]) is None:
+            return "stopped before the first checkpoint; the same command starts anew"
+        return "stopped; the same command continues from the last checkpoint"
+
+    guarded(lambda: together(run, make_world), stopped)
+
+
+def newest_of(directory: Path) -> Path | None:
+    """The newest checkpoint of a run of any method; None if none was saved."""
+    from coconut.run.latro.resume import checkpoints
+    from coconut.run.saving import newest_checkpoint
+
+    return newest_checkpoint(directory) or next(iter(checkpoints(directory)[::-1]), None)
 
 
 def _check(config: RunConfig, twin: str, world: World) -> None:

@@ -16,7 +16,7 @@ from coconut.config.keys import RunConfig
 from coconut.config.latro_keys import PRESETS
 from coconut.config.lora_keys import read_lora
 from coconut.config.values import shown
-from coconut.errors import UserError, nearest
+from coconut.errors import UserError
 from coconut.feedback.rules import parse
 from coconut.files import read_json
 from coconut.tasks import official, questions
@@ -158,10 +158,8 @@ def _data_set_problems(config: RunConfig) -> Iterator[str]:
         yield f"dataset_name: missing; {config.method} needs one"
         return
     base, n_shots = questions.parse_name(name)
-    if base not in questions.names():
-        advice = nearest(base, questions.names()) or f"known: {', '.join(questions.names())}"
-        advice += "; docs/data_sets.md says how to add one"
-        yield f"dataset_name: no data set {shown(name)}, {advice}"
+    if problem := questions.no_such_set(base):
+        yield f"dataset_name: {problem}"
     if n_shots and not config.only_eval and config.method != "preexperiment":
         yield f"dataset_name: {name} puts examples first, for evaluation only"
     if config.only_eval and config.split == "test" and config.val_path is not None:

@@ -224,6 +224,7 @@ class RunConfig:
     )
     temperature: float = ask(0.0, "sampling temperature of evaluation; 0 is greedy", low=0)
     swap_test: bool = test(True, "ProsQA: also ask for the other name, and count both right")
+    measure_thoughts: bool = test(True, "say in a summary what thoughts look like")
 
     save_only_improve: bool = file(
         False, "keep only the best and the last checkpoint", read_by=EPOCHS
@@ -248,7 +249,7 @@ class RunConfig:
 
     dataset_name: str | None = put(
         None,
-        "latro, sft: of coconut/tasks/questions; gsm8k_8shot: examples first (docs/data_sets.md)",
+        "latro, sft: a name or a file (docs/data_sets.md); gsm8k_8shot puts examples first",
     )
     test_path: str | None = put(None, "latro, sft: the test split; otherwise the data set's own")
     split: str = text(

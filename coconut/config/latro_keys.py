@@ -9,7 +9,7 @@ from functools import partial
 from typing import Any
 
 from coconut.config.keys import RunConfig
-from coconut.config.values import key
+from coconut.config.values import key, shown
 
 STOP_SEQS = (
     *("Answer:", " Answer:", "\nAnswer:"),
@@ -69,7 +69,52 @@ class LatroConfig(RunConfig):
     save_steps: float = own(0.0, "updates between checkpoints; below 1 a share of all", low=0)
     rollout_batch_size: int = asks(16, "rows sampled and scored at a time", low=1)
     rloo_k: int = own(16, "rationales a prompt", low=1)
-    kl_coef: float = own(0.05, "weight of the log-ratio to the reference in the reward", low=0)
+    reward: str = own(
+        "likelihood",
+        "likelihood of the right answer; correct: whether the model's own is; mix of several; or a"
+        " function that the data set has in REWARDS",
+    )
+    reward_weights: dict[str, Any] = own(
+        {}, "what mix adds up, each by its weight; otherwise likelihood and correct by 1"
+    )
+    reward_clip: float = own(
+        0.0, "keep rewards within this of 0, before penalties; 0: never", low=0
+    )
+    advantage_rule: str = own(
+        "rloo",
+        "over the siblings (rloo), their mean (dr_grpo) by their spread (grpo), or over what a"
+        " greedy rationale earns (remax)",
+        choices=("rloo", "grpo", "dr_grpo", "remax"),
+    )
+    kl_coef: float = own(0.05, "weight of the KL to the reference; kl_in says where", low=0)
+    kl_in: str = own(
+        "reward",
+        "the log-ratio (k1) a part of the reward, or k3 of every token one of the loss",
+        choices=("reward", "loss"),
+    )
+    reference_every: int = own(
+        0, "updates after which the model of now becomes the reference; 0: never", low=0
+    )
+    num_iterations: int = own(
+        1, "optimizer updates on the same rationales, with clipped ratios if above 1", low=1
+    )
+    clip_epsilon: float = own(
+        0.2, "ratios are clipped this far below 1, and above", above=0, below=1
+    )
+    clip_epsilon_high: float | None = own(None, "how far above instead", above=0)
+    ratio_level: str = own(
+        "token",
+        "a ratio for each token, or for the rationale: the product, or the geometric mean, of its"
+        " tokens'",
+        choices=("token", "sequence", "sequence_mean"),
+    )
+    length_norm: str = own(
+        "none",
+        "a rationale's terms are summed over its tokens; or also divided by its length, by the mean"
+        " length of the batch, or by response_length",
+        choices=("none", "row", "batch", "constant"),
+    )
+    entropy_coef: float = own(0.0, "weight of the entropy of sampled tokens, a bonus", low=0)
     sft_penalty: float = own(
         1.0, "weight of the answer's own log-likelihood in the loss", low=0, released=0.0
     )
@@ -78,8 +123,8 @@ class LatroConfig(RunConfig):
     penalty_mode: str = own(
         "constant",
         "so many nats less; or this times the group's mean if that is less; or times the mean of"
-        " all rows",
-        choices=("constant", "group_mean", "batch_mean"),
+        " all rows; or mask: they teach nothing instead",
+        choices=("constant", "group_mean", "batch_mean", "mask"),
         released="batch_mean",
     )
     stop_seqs: list[str] = begun(list(STOP_SEQS), "texts that end a rationale", any_text=True)
@@ -118,6 +163,24 @@ class LatroConfig(RunConfig):
     dataset_num_proc: int = own(4, "published; preparing the data takes no processes here")
 
     @property
+    def rewards(self) -> dict[str, float]:
+        """Weight of each reward that counts."""
+        if self.reward == "mix":
+            return self.reward_weights or {"likelihood": 1.0, "correct": 1.0}
+        return {self.reward: 1.0}
+
+    @property
+    def writes_answers(self) -> bool:
+        """Whether the policy goes on to an answer of its own, which some reward reads."""
+        return set(self.rewards) != {"likelihood"}
+
+    @property
+    def has_surrogate(self) -> bool:
+        """Whether the loss has terms besides the published two."""
+        k3 = self.kl_in == "loss" and self.kl_coef > 0
+        return self.num_iterations > 1 or self.entropy_coef > 0 or k3
+
+    @property
     def local_batch(self) -> int:
         """Rollouts of an update."""
         return self.batch_size_training * self.gradient_accumulation_steps
@@ -149,7 +212,8 @@ class LatroConfig(RunConfig):
             yield "stop_seqs: an empty text would end every rationale at once"
         if self.only_eval:
             return
-        if self.rloo_k < 2:
+        yield from self._objective_problems()
+        if self.rloo_k < 2 and self.advantage_rule != "remax":
             yield "rloo_k: must be at least 2: a single sample has no siblings to compare"
         elif self.local_batch % self.rloo_k:
             yield (
@@ -166,6 +230,31 @@ class LatroConfig(RunConfig):
             yield "lora.dropout: rationales are scored as they were drawn, without; remove it"
         if self.temperature == 0:
             yield "temperature: rationales are sampled; it must be above 0"
+
+    def _objective_problems(self) -> Iterator[str]:
+        """What is wrong with reward, penalty, KL and ratio together."""
+        if self.reward_weights and self.reward != "mix":
+            yield "reward_weights: only reward: mix adds several up"
+        for name, weight in self.reward_weights.items():
+            if isinstance(weight, bool) or not isinstance(weight, (int, float)):
+                yield f"reward_weights.{name}: expected a number, got {shown(weight)}"
+        if self.writes_answers and not self.include_stop:
+            yield (
+                f"include_stop: False trains no token behind the rationale, but reward:"
+                f" {self.reward} judges the answer there; set it to True"
+            )
+        if self.non_stop_penalty and self.penalty_mode.endswith("_mean") and self.writes_answers:
+            yield (
+                f"penalty_mode: {self.penalty_mode} multiplies a mean, which worsens only"
+                " log-likelihoods; set constant or mask"
+            )
+        if self.reference_every and not self.kl_coef:
+            yield "reference_every: without a KL term there is no reference; set kl_coef"
+        for f in fields(self) if self.num_iterations == 1 else ():
+            if f.name.startswith(("clip_", "ratio_")) and getattr(self, f.name) != f.default:
+                yield f"{f.name}: ratios are 1 in the only update; raise num_iterations"
+        if self.ratio_level == "sequence_mean" and self.length_norm == "row":
+            yield "length_norm: sequence_mean divides by the rationale's length already; set none"
 
 
 PRESETS: dict[str, dict[str, Any]] = {

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
+import os
 import re
 import typing
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +53,49 @@ def load_config(
     return check_config(values, where, problems)
 
 
+def from_options(words: Sequence[str], kept: Collection[str] = ()) -> list[str]:
+    """A command line's words with `--key value` as `key=value`, as transformers' scripts are given.
+
+    What stands before the first plain word (the file) stays, and so do the options in `kept`. Of a
+    key several values are a list, no value is True, and `--no_key` is False.
+    """
+    found: list[str] = []
+    left = list(words)
+    has_file = False
+    while left:
+        given = left.pop(0)
+        option, equals, text = given.partition("=")
+        if not has_file or not given.startswith("--") or option in kept or given == "--":
+            has_file = has_file or not given.startswith("-")
+            found.append(given)
+            continue
+        values = [text] if equals else []
+        while left and not equals and not left[0].startswith("--") and not _OVERRIDE.match(left[0]):
+            values.append(left.pop(0))
+        name = option[2:].replace("-", "_")
+        keys = LatroConfig.__dataclass_fields__
+        known = {*keys, *PUBLISHED_NAMES}
+        if not values and name not in known and name.removeprefix("no_") in known:
+            name, values = name.removeprefix("no_"), ["False"]
+        plain = [_as_yaml(value) for value in values] or ["True"]
+        is_list = len(plain) > 1 or (name in keys and str(keys[name].type).startswith("list"))
+        found.append(f"{name}=[{', '.join(plain)}]" if is_list else f"{name}={plain[0]}")
+    return found
+
+
+_OVERRIDE = re.compile(r"[A-Za-z_][\w.]*=")
+
+
+def _as_yaml(text: str) -> str:
+    """YAML that stands for a word of the command line: a group in brackets, a number, or text."""
+    if text[:1] in ("{", "["):
+        return text
+    with suppress(ValueError):
+        if isinstance(parse_yaml(text), (int, float)):  # True and False are numbers, too
+            return text
+    return json.dumps(text)
+
+
 def _gives_way(given: Any, override: str) -> bool:
     """Whether a key of the file says what an override says anew, under another name."""
     is_switch = given in PUBLISHED_SWITCHES and override == "method"
@@ -75,7 +121,7 @@ def check_config(
             problems.append(f"{theirs}: stands for {ours}, which is given too; drop one")
         else:
             given[ours] = theirs
-    named = {ours: values[theirs] for ours, theirs in given.items()}
+    named = {ours: _at_home(values[theirs]) for ours, theirs in given.items()}
     found, wrong = read_keys(kind, named, PUBLISHED_NAMES, "docs/keys.md lists them")
     if "method" in wrong:  # all else depends on it
         raise UserError(where, *problems, f"method: {wrong['method']}")
@@ -89,6 +135,11 @@ def check_config(
     if problems:
         raise UserError(where, *[_as_given(line, values) for line in problems])
     return config
+
+
+def _at_home(value: Any) -> Any:
+    """A path that begins in the user's home, written out: a shell does so, a YAML file does not."""
+    return os.path.expanduser(value) if isinstance(value, str) and value.startswith("~/") else value
 
 
 def _as_given(line: str, given: Mapping[Any, Any]) -> str:

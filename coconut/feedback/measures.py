@@ -2,12 +2,14 @@
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Self
 
 import numpy as np
 
 from coconut.blocks import Array
 from coconut.feedback.sizes import entropy_of, norm, rho, rms
+from coconut.feedback.statistics import ThoughtStatistics
 
 # ---- the noise as a distribution
 
@@ -42,8 +44,30 @@ def _distance(xp: Any, a: Array, b: Array) -> Array:
 # ---- what thoughts look like
 
 
+@dataclass(frozen=True)
+class Table:
+    """What every measurement needs of a model's embedding, until its weights change.
+
+    norms (V,): L2 norm of each row; rho: their mean rms.
+    """
+
+    norms: Array
+    rho: Array
+
+    @classmethod
+    def of(cls, xp: Any, model: Any) -> Self:
+        """Read from a model."""
+        E = xp.at_least_float32(xp.detach(model.embedding))
+        return cls(norm(xp, E)[:, 0], rho(xp, model))
+
+
+AT_ONCE = 64
+"""Thoughts, or those of one latent if they are more, that one product reads: its result, like the
+logits of as many tokens, is as wide as the vocabulary."""
+
+
 def measure(
-    xp: Any, model: Any, thoughts: Sequence[Array], sources: Array
+    xp: Any, model: Any, thoughts: Sequence[Array], sources: Array, table: Table
 ) -> dict[str, np.ndarray]:
     """How thoughts (R times (B, D)) compare with embeddings and with each other.
 
@@ -53,16 +77,32 @@ def measure(
     """
     E = xp.at_least_float32(model.embedding)
     a = xp.at_least_float32(xp.stack(list(thoughts)))
+    R, B, D = a.shape
     unit = a / norm(xp, a)
     steps = xp.to_host((unit[1:] * unit[:-1]).sum(axis=-1))
-    nearest = [xp.amax((u @ E.T) / norm(xp, E)[:, 0], axis=-1) for u in unit]
-    # A latent at a time: all logits at once would be R times as large.
-    entropies = [
-        entropy_of(xp, xp.at_least_float32(model.head(sources[:, i]))) for i in range(len(thoughts))
-    ]
+    units, states = unit.reshape(R * B, D), sources.swapaxes(0, 1).reshape(R * B, D)
+    nearest, entropies = [], []
+    for start in range(0, R * B, n := max(B, AT_ONCE)):
+        part = slice(start, start + n)
+        nearest.append(xp.amax((units[part] @ E.T) / table.norms, axis=-1))
+        entropies.append(entropy_of(xp, xp.at_least_float32(model.head(states[part]))))
     return {
-        "scale": xp.to_host(rms(xp, a)[..., 0] / rho(xp, model)),
-        "step_cosine": np.concatenate([np.full((1, a.shape[1]), np.nan), steps]),
-        "nearest_cosine": xp.to_host(xp.stack(nearest)),
-        "lens_entropy": xp.to_host(xp.stack(entropies)),
+        "scale": xp.to_host(rms(xp, a)[..., 0] / table.rho),
+        "step_cosine": np.concatenate([np.full((1, B), np.nan), steps]),
+        "nearest_cosine": xp.to_host(xp.concatenate(nearest)).reshape(R, B),
+        "lens_entropy": xp.to_host(xp.concatenate(entropies)).reshape(R, B),
     }
+
+
+def add_to(
+    statistics: ThoughtStatistics, xp: Any, model: Any, state: Any, n_rows: int | None, table: Table
+) -> None:
+    """Measure the thoughts of a `LatentOutput`'s first rows, those of which have the latent."""
+    n, has = len(state.thoughts), state.inputs.latents_on_host()
+    # Latents stand in one run of columns, the same for all rows.
+    first = int(np.argmax(has.any(axis=0)))
+    has = has[:n_rows, first : first + n]
+    sources = state.hidden[:n_rows, first - 1 : first - 1 + n]
+    thoughts = [thought[:n_rows] for thought in state.thoughts]
+    statistics.add(measure(xp, model, thoughts, sources, table), has)
+    statistics.add_rank(state.thoughts_on_host()[:, :n_rows], has)

@@ -28,10 +28,8 @@ def inverse_of_head(model: Any, lam: float) -> Array:
     xp = model.feedback.xp
     W = xp.at_least_float32(xp.detach(model.unembedding))
     gram = np.zeros((W.shape[1], W.shape[1]))
-    with xp.unrounded(W):
-        for start in range(0, len(W), BLOCK):
-            rows = W[start : start + BLOCK]
-            gram += xp.to_host(rows.T @ rows)
+    for start in range(0, len(W), BLOCK):
+        gram += xp.gram(W[start : start + BLOCK])
     return xp.cast(xp.from_host(inverse_gram(gram, lam), W), W)
 
 

@@ -1,13 +1,24 @@
 """What a LaTRO run will do, before it does: where it goes on from, its updates, what it needs."""
 
+from dataclasses import replace
+
 from coconut.batches.latro_prompts import Data, check_room
 from coconut.batches.questions import DataSet
+from coconut.checkpoints.adapters import n_trained
 from coconut.config.latro_keys import LatroConfig
-from coconut.plan.memory import evaluation_bytes, too_large, training_bytes
-from coconut.plan.unbuilt import find_model, to_fetch
+from coconut.plan.memory import Shape, evaluation_bytes, too_large, training_bytes
+from coconut.plan.unbuilt import Model, find_model, to_fetch
 from coconut.reporting.console import Console
 from coconut.run.changed import changed_keys, changed_lines
-from coconut.run.latro.resume import plan_lines, resumed_from, warm_weights, whole_update
+from coconut.run.latro.resume import (
+    plan_lines,
+    reference_weights,
+    resumed_from,
+    whole_update,
+)
+
+SCORED = 512
+"""Scored positions whose logits exist at one time: CHUNK of each twin's updates/latro.py."""
 
 
 def print_latro_plan(config: LatroConfig, twin: str, n_processes: int = 1) -> list[str]:
@@ -18,7 +29,7 @@ def print_latro_plan(config: LatroConfig, twin: str, n_processes: int = 1) -> li
     """
     given, last = config, resumed_from(config)
     config = whole_update(given, n_processes)
-    warm = warm_weights(config)
+    warm = reference_weights(config, last)
     changed = changed_keys(given, last or warm)
     model, console = find_model(config, last, twin), Console()
     shape = model.shape
@@ -47,6 +58,12 @@ def print_latro_plan(config: LatroConfig, twin: str, n_processes: int = 1) -> li
             lines.append(f"{config.latro_latents} thoughts before every rationale")
         if config.adapter:
             lines.append(f"trains {config.adapter.type} of rank {config.adapter.rank} alone")
+        if config.sft_penalty:
+            lines.append(
+                f"sft_penalty {config.sft_penalty:g}: can teach the answers from the questions"
+                " alone; if evaluations show the reward of shuffled rationales rise with the own,"
+                " set it to 0 (docs/latro.md)"
+            )
         if config.test_at_end:
             lines.append(
                 f"the best checkpoint answers {len(data.test):,} items of {data.path('test')}, once"
@@ -58,13 +75,8 @@ def print_latro_plan(config: LatroConfig, twin: str, n_processes: int = 1) -> li
         )
         if shape is not None:
             check_room(data, data.splits, shape.n_positions)
-            rows = config.batch_size_training
-            step = training_bytes(shape, rows, longest + L, rows * (L + longest), config)
-            step += 4 * shape.n_params * (config.kl_coef > 0)
-            draw = evaluation_bytes(shape, config.rollout_batch_size, longest, L, config.bf16)
-            lines.append(
-                f"estimated peak memory: update {step / 1e9:.2f} GB, sampling {draw / 1e9:.2f} GB"
-            )
+            step, draw, said = _memory(config, model, shape, longest)
+            lines += said
             large = [
                 too_large(step, "batch_size_training"),
                 too_large(draw, "rollout_batch_size"),
@@ -74,3 +86,45 @@ def print_latro_plan(config: LatroConfig, twin: str, n_processes: int = 1) -> li
         console.say(line)
     console.say("checked: no model was built, no weights were downloaded, nothing was written")
     return found
+
+
+def _memory(
+    config: LatroConfig, model: Model, shape: Shape, longest: int
+) -> tuple[int, int, list[str]]:
+    """(bytes of an update, of sampling, the lines that say what takes them).
+
+    longest: tokens of a prompt and its answer. While rationales are drawn the moments and the
+    reference wait beside the weights.
+    """
+    L, rows, source = config.response_length, config.batch_size_training, model.source
+    trained = shape.n_params
+    if source is not None and source.adapter is not None:
+        trained = n_trained(source.config, source.adapter.lora, len(source.adapter.rows))
+    reference = 4 * trained * (config.kl_coef > 0)
+    row = longest + L
+    update = training_bytes(shape, rows, row, min(rows * row, SCORED), config, source)
+    bare, empty = replace(shape, n_params=0), training_bytes(shape, 0, 1, 0, config, source)
+    # An update without rows: 4 bytes a trained number are its weight, 21 gradient and moments.
+    weights = empty - 21 * trained
+    activations = training_bytes(bare, rows, row, min(rows * row, SCORED), config)
+    cache = evaluation_bytes(bare, config.rollout_batch_size, longest, L, config.bf16)
+    step, draw = update + reference, weights + 8 * trained + reference + cache
+    in_gb = [
+        f"{name} {n / 1e9:.2f}"
+        for name, n in (
+            ("weights", weights),
+            ("reference", reference),
+            ("gradient", 4 * trained),
+            ("moments", 8 * trained),
+            (f"activations of {rows} rows", activations),
+            (f"cache of {config.rollout_batch_size} rows", cache),
+        )
+    ]
+    return (
+        step,
+        draw,
+        [
+            f"estimated memory in GB: {', '.join(in_gb)}",
+            f"estimated peak memory: update {step / 1e9:.2f} GB, sampling {draw / 1e9:.2f} GB",
+        ],
+    )

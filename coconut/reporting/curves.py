@@ -17,7 +17,8 @@ EVENTS = ("train", "eval", "thoughts")
 """What is drawn, in the order in which the log has them at one place."""
 
 NOT_CURVES = (
-    *("time", "epoch", "epochs", "n_epochs", "stage", "step", "n_steps", "peak_memory_bytes"),
+    *("time", "epoch", "epochs", "n_epochs", "stage", "step", "n_steps", "eta_seconds"),
+    *("peak_memory_bytes", "active_memory_bytes", "cached_memory_bytes"),
 )
 """Numbers of an event that say where it stands, or that belong to the machine alone."""
 
@@ -49,6 +50,8 @@ class RunHistory:
     notes: list[str]
     unit: str
     """What x counts: epoch or update."""
+    rationales: list[dict[str, Any]]
+    """Of LaTRO: the best and the worst that were logged last."""
 
     def last(self, name: str) -> float | None:
         """Latest value of a curve, None if it was never logged."""
@@ -70,7 +73,7 @@ def read_history(directory: Path | str) -> RunHistory:
     over steps, the later ones count. Raises UserError if there is no log to read.
     """
     directory = Path(directory)
-    events, notes = _read_log(directory / LOG)
+    events, rationales, notes = _read_log(directory / LOG)
     kept = _without_repeats(events)
     curves: dict[str, Curve] = {}
     stages: list[tuple[float, int]] = []
@@ -96,11 +99,12 @@ def read_history(directory: Path | str) -> RunHistory:
         n_epochs=n_epochs[-1] if n_epochs else None,
         notes=notes,
         unit="epoch" if all("epoch" in event for _, event in kept) else "update",
+        rationales=rationales,
     )
 
 
-def _read_log(path: Path) -> tuple[list[dict[str, Any]], list[str]]:
-    """(events that have a place in training, notes on damaged lines)."""
+def _read_log(path: Path) -> tuple[list[dict[str, Any]], list[dict[str, Any]], list[str]]:
+    """(events that have a place in training, the last rationales, notes on damaged lines)."""
     try:
         lines = path.read_bytes().split(b"\n")
     except FileNotFoundError:
@@ -108,6 +112,7 @@ def _read_log(path: Path) -> tuple[list[dict[str, Any]], list[str]]:
     except OSError as error:
         raise UserError(str(path), f"cannot be read: {error.strerror}") from error
     events, damaged, notes = [], [], []
+    rationales: list[dict[str, Any]] = []
     for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue
@@ -122,10 +127,12 @@ def _read_log(path: Path) -> tuple[list[dict[str, Any]], list[str]]:
         has_place = _is_number(event.get("epoch")) or _is_number(event.get("step"))
         if event["event"] in EVENTS and has_place:
             events.append(event)
+        elif event["event"] == "rationales":
+            rationales = [row for row in event.get("rows") or [] if isinstance(row, dict)]
     if damaged:
         are = "line is" if len(damaged) == 1 else "lines are"
         notes = [f"{path}: {len(damaged)} {are} damaged and left out (the first is {damaged[0]})"]
-    return events, notes
+    return events, rationales, notes
 
 
 def _without_repeats(events: list[dict[str, Any]]) -> list[tuple[Position, dict[str, Any]]]:

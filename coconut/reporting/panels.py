@@ -64,7 +64,36 @@ PANELS = (
         (("train/val/perc_finished_thoughts", "sampled"), ("eval/eval/finished", "held out")),
         is_share=True,
     ),
-    Panel("Length of a rationale", "tokens", (("train/val/avg_rationale_length", "sampled"),)),
+    Panel(
+        "Length of a rationale",
+        "tokens",
+        (
+            ("train/val/avg_rationale_length", "sampled"),
+            ("train/length/ended_mean", "ended"),
+            ("train/length/least", "shortest"),
+            ("train/length/most", "longest"),
+        ),
+    ),
+    Panel(
+        "Spread of the reward",
+        "standard deviation",
+        (
+            ("train/reward/std_within", "within prompts"),
+            ("train/reward/std_between", "between prompts"),
+        ),
+    ),
+    Panel(
+        "Prompts whose rationales agree",
+        "%",
+        (("train/reward/all_right", "all right"), ("train/reward/all_wrong", "all wrong")),
+        is_share=True,
+    ),
+    Panel(
+        "Length against reward",
+        "correlation",
+        (("train/length/reward_correlation", "training"),),
+    ),
+    Panel("Clipped ratios", "%", (("train/objective/clip_fraction", "training"),), is_share=True),
     Panel("Entropy of the policy", "nats a token", (("train/objective/entropy", "training"),)),
     Panel("Speed of training", "tokens a second", (("train/tokens_per_second", "training"),)),
     Panel("Gradient norm", "before clipping", (("train/grad_norm", "training"),), is_log=True),
@@ -86,7 +115,8 @@ NO_PANEL = (
     *("train/val/num_stop_tokens", "train/objective/reward_per_token"),
     *("train/objective/kl_per_token", "train/objective/on_policy_gap", "train/rollout_seconds"),
     *("train/samples_per_second", "train/objective/zero_variance_groups"),
-    "train/objective/group_std",
+    *("train/objective/group_std", "train/reward/likelihood", "train/length/tokens_cut"),
+    *("train/length/ended_least", "train/length/ended_most"),
 )
 
 

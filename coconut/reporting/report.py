@@ -116,6 +116,17 @@ def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, str]:
     return flat
 
 
+def rationales(runs: Sequence[RunHistory]) -> tuple[list[str], list[list[Any]]]:
+    """(columns, rows): of LaTRO, the best and the worst rationales that were logged last."""
+    columns = ["advantage", "reward", "question", "rationale", "answer"]
+    rows = [
+        [run.label, *(_shown(row.get(name, "")) for name in columns)]
+        for run in runs
+        for row in run.rationales
+    ]
+    return ["run", *columns], rows
+
+
 # --- the page ---
 
 PAGES = jinja2.Environment(
@@ -137,6 +148,7 @@ def page(runs: Sequence[RunHistory], is_live: bool = False) -> str:
         results=(columns, [[_shown(value) for value in row] for row in rows]),
         keys=colours_of(len(runs)) if len(runs) > 1 else [],
         drawings=drawings(runs),
+        rationales=rationales(runs),
         settings_title=settings_title(runs).capitalize(),
         settings=settings(runs),
     )

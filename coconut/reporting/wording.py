@@ -92,6 +92,8 @@ _UNITS: dict[str, Callable[[Any], str]] = {
     "bytes": _bytes,
     "memory_bytes": _bytes,
     "peak_memory_bytes": lambda value: f"peak {_bytes(value)}",
+    "active_memory_bytes": lambda value: f"active {_bytes(value)}",
+    "cached_memory_bytes": lambda value: f"cached {_bytes(value)}",
     "tokens_per_second": lambda value: f"{value:,.0f} tok/s",
     "samples_per_second": lambda value: f"{value:,.1f} samples/s",
     "seconds": lambda value: f"{value:.1f} s" if value < 60 else _duration(value),

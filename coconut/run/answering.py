@@ -12,7 +12,7 @@ from coconut.batches.questions import Questions
 from coconut.config.keys import RunConfig
 from coconut.config.latro_keys import LatroConfig
 from coconut.reporting.console import N_SHOWN, Console
-from coconut.run.ending import measured_with, say_cut, write_results
+from coconut.run.ending import measured_with, memory_used, say_cut, write_results
 from coconut.run.latro.rationale_check import RationaleCheck
 from coconut.run.sampling import decode_rows, decoding_of
 from coconut.run.start import Run
@@ -99,7 +99,7 @@ def answer(
         "chat_template": questions.uses_template,
         "prompt": questions.wording,
         "out_of_positions": sum(cut),
-        "peak_memory_bytes": max(run.world.exchange(backend.memory())),
+        **memory_used(run.world, backend),
     }
     return predictions, summary, greedy
 
@@ -131,7 +131,7 @@ def _say(console: Console, summary: dict[str, Any], predictions: Sequence[dict[s
         unfinished=share("unfinished"),
         new_tokens=summary["new_tokens_per_question"],
         samples_per_second=summary["samples_per_second"],
-        peak_memory_bytes=summary["peak_memory_bytes"],
+        **{name: n for name, n in summary.items() if name.endswith("_memory_bytes")},
         out_of_positions=summary["out_of_positions"] or None,
     )
     for kind, found in summary.get("rationales", {}).items():

@@ -111,7 +111,7 @@ class Runner:
 
     def train(self) -> None:
         """Train the epochs that are left, evaluating and saving on the way."""
-        with self.console:
+        with self.run.opened():
             self._train()
 
     def _train(self) -> None:
@@ -137,8 +137,6 @@ class Runner:
                 self._evaluate_epoch(epoch)
             self._prune()
         self._finish()
-        if self.run.reporter:
-            self.run.reporter.finish()
 
     def _finish(self) -> None:
         """What is left to do after the last epoch."""
@@ -153,6 +151,7 @@ class Runner:
         title = f"epoch {epoch + 1:02d}/{config.num_epochs} stage {stage}"
         with self.console.progress(title, len(groups)) as bar:
             bar.advance(self.update_in_epoch)
+            began, first = time.perf_counter(), self.update_in_epoch
             for number in range(self.update_in_epoch, len(groups)):
                 start = time.perf_counter()
                 batches = [
@@ -170,6 +169,7 @@ class Runner:
                 self.n_updates += 1
                 self.update_in_epoch = number + 1
                 seconds = time.perf_counter() - start
+                per_update = (time.perf_counter() - began) / (number + 1 - first)
                 last = number + 1 == len(groups)
                 say = self.console.event if last or self._is_line(number) else self.console.record
                 say(
@@ -183,7 +183,10 @@ class Runner:
                     grad_norm=stats.grad_norm,
                     lr=lr,
                     tokens_per_second=stats.n_tokens / seconds,
+                    eta_seconds=round(per_update * (total_updates - self.n_updates)),
                 )
+                if say == self.console.event and (compiled := backend.compiled_in_words()):
+                    self.console.say(compiled)
                 bar.advance(1, loss=stats.loss)
                 if config.save_every and not last and (number + 1) % config.save_every == 0:
                     self._save(self.run_dir / LAST, stage)

@@ -6,10 +6,12 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from coconut.backend import Backend
 from coconut.errors import UserError
 from coconut.files import sha256, write_json
 from coconut.reporting.log import plain
 from coconut.run.start import Run
+from coconut.world import World
 
 
 def measured_with(run: Run, data: str) -> dict[str, Any]:
@@ -22,6 +24,12 @@ def measured_with(run: Run, data: str) -> dict[str, Any]:
         "data": data,
         "data_sha256": sha256(Path(data)),
     }
+
+
+def memory_used(world: World, backend: Backend) -> dict[str, int]:
+    """What `Backend.memory` counts, the most of any process."""
+    found = world.exchange(backend.memory())
+    return {name: max(of_one[name] for of_one in found) for name in found[0]}
 
 
 def write_results(

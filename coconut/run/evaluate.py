@@ -19,10 +19,13 @@ from coconut.batches.curriculum import (
     training_row,
 )
 from coconut.config.keys import RunConfig
-from coconut.run.ending import measured_with, say_cut, write_results
+from coconut.run.ending import measured_with, memory_used, say_cut, write_results
 from coconut.run.start import Run
 from coconut.text.answers import classify_chain, cot_match, exact_match, extract, numeric_match
 from coconut.text.tokenizer import Tokenizer
+
+Questions = tuple[Sequence[dict[str, Any]], Sequence[Sample]]
+"""Items, and each one's tokens."""
 
 
 @dataclass
@@ -38,7 +41,7 @@ def evaluate(
     items: Sequence[dict[str, Any]],
     samples: Sequence[Sample],
     stage: int,
-    swapped: tuple[Sequence[dict[str, Any]], Sequence[Sample]] | None = None,
+    swapped: Questions | None = None,
     advance: Callable[[int], None] = lambda n: None,
 ) -> Evaluation:
     """Answer every question at a stage and compare.
@@ -51,18 +54,22 @@ def evaluate(
     backend.memory()
     backend.thought_statistics()
     start = time.perf_counter()
-    predictions = _answer(run, items, samples, stage, advance)
+    asked: Questions = (items, samples)
+    others: list[dict[str, Any]] = []
+    # Where rows read each other, no row may meet its swapped form.
+    if swapped is None or backend.mixes_rows:
+        (predictions,) = _answer(run, [asked], stage, advance)
+    else:
+        predictions, others = _answer(run, [asked, swapped], stage, advance)
     seconds = time.perf_counter() - start
-    summary = _count(predictions, seconds)
-    asked = [*predictions]
+    summary = _count(predictions, seconds, len(predictions) + len(others))
     if thoughts := backend.thought_statistics():
         summary["thoughts"] = thoughts
     if swapped is not None:
-        others = _answer(run, *swapped, stage, advance)
+        others = others or _answer(run, [swapped], stage, advance)[0]
         for prediction, other in zip(predictions, others, strict=True):
             prediction["swapped_answer"] = other["answer"]
             prediction["swapped_correct"] = other["correct"]
-        asked += others
         n = len(predictions)
         both = sum(p["correct"] and p["swapped_correct"] for p in predictions)
         summary["swapped_accuracy"] = sum(p["swapped_correct"] for p in predictions) / n
@@ -74,38 +81,48 @@ def evaluate(
     summary |= {
         "stage": stage,
         "n_latents": [min(n_latents), max(n_latents)],
-        "out_of_positions": sum(p["out_of_positions"] for p in asked),
-        "peak_memory_bytes": max(run.world.exchange(backend.memory())),
+        "out_of_positions": sum(p["out_of_positions"] for p in [*predictions, *others]),
+        **memory_used(run.world, backend),
     }
     return Evaluation(predictions, summary)
 
 
 def _answer(
     run: Run,
-    items: Sequence[dict[str, Any]],
-    samples: Sequence[Sample],
+    forms: Sequence[Questions],
     stage: int,
     advance: Callable[[int], None],
-) -> list[dict[str, Any]]:
+) -> list[list[dict[str, Any]]]:
+    """Predictions for each form of the questions; what an item's forms begin with is read once."""
     backend, config, tokenizer = run.backend, run.config, run.tokenizer
     markers = markers_of(tokenizer)
+    n, n_forms = len(forms[0][0]), len(forms)
+    all_items = [item for items, _ in forms for item in items]
+    samples = [sample for _, samples in forms for sample in samples]
     rows = [question_row(config, sample, stage, markers, config.n_latents) for sample in samples]
     how = (config.temperature, config.seed, tokenizer.ended)
     decoding = Decoding(config.new_tokens, tokenizer.eos_id, *how)
-    batches = list(by_length([len(row.ids) for row in rows], config.eval_batch_size))
+    lengths = [len(row.ids) for row in rows[:n]]
+    batches = [
+        np.concatenate([numbers + n * form for form in range(n_forms)])
+        for numbers in by_length(lengths, max(1, config.eval_batch_size // n_forms))
+    ]
 
     def said(numbers: np.ndarray) -> list[list[int]]:
-        batch = collate([rows[i] for i in numbers], tokenizer.pad_id)
-        return backend.generate(batch, decoding)
+        source = numbers % n if n_forms > 1 else None
+        batch = collate([rows[i] for i in numbers], tokenizer.pad_id, source=source)
+        # What thoughts look like is said of the questions as asked.
+        return backend.generate(batch, decoding, n_measured=len(numbers) // n_forms)
 
     found = zip(batches, run.world.deal(batches, said, advance), strict=True)
     answers = {i: tokens for part in found for i, tokens in zip(*part, strict=True)}
-    return [
-        _judge(config, tokenizer, items[i], stage, answers[i])
+    judged = [
+        _judge(config, tokenizer, all_items[i], stage, answers[i])
         | {"idx": row.idx, "prompt_tokens": len(row.ids), "n_latents": row.n_latents}
         | {"out_of_positions": decoding.ran_out(answers[i])}
         for i, row in enumerate(rows)
     ]
+    return [judged[start : start + n] for start in range(0, len(rows), n)]
 
 
 def _judge(
@@ -135,7 +152,7 @@ def _judge(
     return judged
 
 
-def _count(predictions: Sequence[dict[str, Any]], seconds: float) -> dict[str, Any]:
+def _count(predictions: Sequence[dict[str, Any]], seconds: float, n_asked: int) -> dict[str, Any]:
     n = len(predictions)
     accuracy = sum(p["correct"] for p in predictions) / n
     # Where all steps are in latents there is no chain to get right or wrong.
@@ -148,7 +165,7 @@ def _count(predictions: Sequence[dict[str, Any]], seconds: float) -> dict[str, A
         "chains": len(chains),
         "n": n,
         "seconds": seconds,
-        "samples_per_second": n / seconds,
+        "samples_per_second": n_asked / seconds,
         "new_tokens_per_question": sum(p["new_tokens"] for p in predictions) / n,
         "unfinished": sum(not p["ended"] for p in predictions) / n,
     }
@@ -206,7 +223,7 @@ def report(
         cot=share("cot_match", s.get("chains", 0)),
         new_tokens=s["new_tokens_per_question"],
         samples_per_second=s["samples_per_second"],
-        peak_memory_bytes=s["peak_memory_bytes"],
+        **{name: n for name, n in s.items() if name.endswith("_memory_bytes")},
         out_of_positions=s["out_of_positions"] or None,
     )
     say_cut(run, s["out_of_positions"])

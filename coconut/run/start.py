@@ -2,7 +2,8 @@
 
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 
@@ -96,6 +97,16 @@ class Run:
         if draws and config.report and self.world.is_first:
             self.reporter = Reporter(self.directory, self.console.say)
         return self.console
+
+    @contextmanager
+    def opened(self) -> Iterator[None]:
+        """Inside, the log is open; at the end, however it comes, the curves are drawn once more."""
+        with self.console:
+            try:
+                yield
+            finally:
+                if self.reporter:
+                    self.reporter.finish()
 
     def greet(self, about: str, *lines: str, continuing: str | None = None) -> None:
         """Say what runs and on what, and log it with the resolved configuration.

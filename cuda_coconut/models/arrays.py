@@ -21,6 +21,11 @@ def to_device(array: np.ndarray, device: torch.device | str) -> torch.Tensor:
     return tensor.pin_memory().to(device, non_blocking=True)
 
 
+def queues(a: torch.Tensor) -> bool:
+    """Whether the host can go on before an array like this one is computed."""
+    return a.is_cuda
+
+
 def from_host(array: np.ndarray, like: torch.Tensor) -> torch.Tensor:
     """A host array beside another one of the device's."""
     return to_device(array, like.device)
@@ -97,3 +102,10 @@ def inverse_of(W: torch.Tensor, lam: float) -> torch.Tensor:
     # Without the check, for which the host would wait: gram + scale is positive.
     inverse, _ = torch.linalg.inv_ex(gram + scale[:, None, None] * eye)
     return inverse.to(W.dtype)
+
+
+def gram(rows: torch.Tensor) -> np.ndarray:
+    """rowsᵀ rows (D, D) of (n, D), for an inverse: a GPU might round its products."""
+    rows = rows.cpu()
+    with unrounded(rows):
+        return to_host(rows.T @ rows)

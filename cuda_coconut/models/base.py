@@ -1,8 +1,8 @@
 """What every architecture shares: attention over cached segments, dropout, masks."""
 
 from collections.abc import Callable, Sequence
-from functools import partial
-from typing import Literal
+from functools import partial, wraps
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -160,6 +160,31 @@ def as_linear(embedding, h: torch.Tensor) -> torch.Tensor:
     # twin: MLX's embeddings have this as a method.
     own = getattr(embedding, "as_linear", None)
     return F.linear(h, embedding.weight) if own is None else own(h)
+
+
+def without_gradients(function: Callable[..., Any]) -> Callable[..., Any]:
+    """A function of a model, run without gradients; under autocast each weight is cast once in it.
+
+    Autocast keeps the casts of leaves that ask for gradients, and none in inference mode: there a
+    model's weights were cast anew for every token.
+    """
+
+    @wraps(function)
+    def run(model, *args, **kwargs):
+        if not torch.is_autocast_enabled(model.embedding.device.type):
+            with torch.inference_mode():
+                return function(model, *args, **kwargs)
+        frozen = [p for p in model.parameters() if p.is_floating_point() and not p.requires_grad]
+        for p in frozen:
+            p.requires_grad_(True)
+        try:
+            with torch.no_grad():
+                return function(model, *args, **kwargs)
+        finally:
+            for p in frozen:
+                p.requires_grad_(False)
+
+    return run
 
 
 def split_key(key: Key, n: int) -> list[Key]:

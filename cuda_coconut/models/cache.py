@@ -1,5 +1,6 @@
 """Key/value caches: one that gradients flow through, one with room for decoded tokens."""
 
+import numpy as np
 import torch
 
 from coconut import caches
@@ -24,6 +25,15 @@ class SegmentCache:
         self.keys[layer] = _grown(self.keys[layer], k)
         self.values[layer] = _grown(self.values[layer], v)
         return self.keys[layer], self.values[layer]
+
+    def go_on(self, source: np.ndarray) -> None:
+        """Rows of the batch in place of those so far: row r goes on from row source[r].
+
+        Each has a copy: on a CPU attention over one array of keys is faster than over a shared one.
+        """
+        index = arrays.from_host(source, self.keys[0][0])
+        self.keys = [[k[index] for k in kept] for kept in self.keys]
+        self.values = [[v[index] for v in kept] for kept in self.values]
 
 
 class DecodeCache(caches.DecodeCache):

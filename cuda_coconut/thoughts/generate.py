@@ -5,12 +5,13 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import torch
 
-from coconut.backend import Decoding
 from coconut.batches.batch import Batch
+from coconut.batches.decoding import Decoding, Outputs
 from coconut.batches.results import Sampled
 from coconut.blocks import NEVER
 from coconut.feedback.attached import prepare
-from cuda_coconut.models.arrays import to_device
+from cuda_coconut.models.arrays import queues, to_device
+from cuda_coconut.models.base import without_gradients
 from cuda_coconut.models.cache import DecodeCache
 from cuda_coconut.thoughts.inputs import Inputs
 from cuda_coconut.thoughts.latent import LatentOutput, latent_forward
@@ -18,6 +19,10 @@ from cuda_coconut.thoughts.latent import LatentOutput, latent_forward
 COMPACT_AT = 0.75
 """Rows that ended leave the batch once fewer than this share are still writing; moving the cache
 for each single row would cost more than it saves."""
+
+LOOK_EVERY = 8
+"""Tokens between two looks of the host on a GPU, each of which waits for all that is queued. What a
+row writes behind its end until then is dropped. A CPU queues nothing: there it looks at each."""
 
 
 def generate(
@@ -42,7 +47,7 @@ def generate(
     return [row.tokens for row in rows]
 
 
-@torch.inference_mode()
+@without_gradients
 def sample(
     model,
     batch: Batch,
@@ -76,53 +81,60 @@ def sample(
     last = (T - 1 - np.argmax(batch.mask[:, ::-1], axis=1))[source]
     hidden = state.hidden[to_device(source, device), to_device(last, device)]
     # Only real tokens are keys: a pad behind a short prompt must stay unseen.
-    seen = to_device((~mask[source]).astype(np.float32) * NEVER, device)
+    pads = ~mask[source]
+    seen = to_device(pads.astype(np.float32) * NEVER, device) if pads.any() else None
     cache = DecodeCache(state.cache, source, model.shares_prompts)
     del state
-    positions = numbers[source, last]
-    uniforms = decoding.uniforms(streams)
-    out = [Sampled([], []) for _ in source]
-    room = decoding.room(positions + 1)
-    rows, ended = np.arange(len(out)), room < 1
-    for n_done in range(decoding.max_new_tokens):
-        picked = _pick(model.head(hidden), uniforms[rows, n_done], decoding)
-        tokens, logprobs = (x.cpu().numpy() for x in picked)
-        for row, token, logprob in zip(rows, tokens, logprobs, strict=True):
-            if not ended[row]:
-                out[row].tokens.append(int(token))
-                out[row].logprobs.append(float(logprob))
-                is_full = len(out[row].tokens) == room[row]
-                ended[row] = decoding.ends(out[row].tokens) or is_full
-        writing = ~ended[rows]
-        if not writing.any() or n_done + 1 == decoding.max_new_tokens:
-            break
-        if writing.mean() < COMPACT_AT:
-            keep = np.flatnonzero(writing)
-            rows, tokens, positions = rows[keep], tokens[keep], positions[keep]
-            cache.keep(keep)
-            seen = seen[to_device(keep, device)]
-        # A row that ended goes nowhere: the model may have no further position for it.
-        positions = positions + ~ended[rows]
-        seen = torch.cat([seen, seen.new_zeros((len(rows), 1))], dim=1)
-        x = model.embed(to_device(tokens, device)[:, None])
-        mask = seen[:, None, None].to(x.dtype)
-        hidden = model.trunk(x, to_device(positions, device)[:, None], mask, cache)[:, 0]
-    return out
+    lengths = numbers[source, last] + 1
+    outputs = Outputs(decoding, lengths)
+    positions = to_device(lengths, device)
+    drawn = to_device(decoding.uniforms(streams), device) if decoding.temperature else None
+    every = LOOK_EVERY if queues(positions) else 1
+    unread: list[tuple[torch.Tensor, ...]] = []
+    for n_done in range(1, decoding.max_new_tokens + 1):
+        uniforms = None if drawn is None else drawn[:, n_done - 1]
+        unread.append(_pick(model.head(hidden), uniforms, decoding.temperature))
+        tokens = unread[-1][0]
+        if len(unread) == every or n_done == decoding.max_new_tokens:
+            outputs.add(*_read(unread))
+            unread = []
+            if outputs.are_complete or n_done == decoding.max_new_tokens:
+                break
+            if (keep := outputs.leave(COMPACT_AT)) is not None:
+                cache.keep(keep)
+                index = to_device(keep, device)
+                tokens, positions = tokens[index], positions[index]
+                seen = None if seen is None else seen[index]
+                drawn = None if drawn is None else drawn[index]
+        x, mask = model.embed(tokens[:, None]), None
+        if seen is not None:
+            seen = torch.cat([seen, seen.new_zeros((len(seen), 1))], dim=1)
+            mask = seen[:, None, None].to(x.dtype)
+        hidden = model.trunk(x, positions[:, None], mask, cache)[:, 0]
+        # A row behind its end is not read; the model may have no further position for it.
+        positions = (positions + 1).clamp(max=decoding.last_position)
+    return outputs.sampled
 
 
 def _pick(
-    logits: torch.Tensor, uniforms: np.ndarray, decoding: Decoding
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Greedy or sampled tokens (B,) from logits (B, V), and their log-probabilities.
+    logits: torch.Tensor, uniforms: torch.Tensor | None, temperature: float
+) -> tuple[torch.Tensor, ...]:
+    """The likeliest tokens (B,) from logits (B, V); or drawn ones and their log-probabilities.
 
-    Sampled by the inverse of the distribution function: one number of the host a token, so that
+    Drawn by the inverse of the distribution function: one number (B,) of the host a token, so that
     both twins draw alike.
     """
-    logits = logits.float()
-    if decoding.temperature == 0:
-        return logits.argmax(dim=-1), logits.new_zeros(len(logits))
-    p = (logits / decoding.temperature).softmax(dim=-1)
+    if uniforms is None:
+        return (logits.argmax(dim=-1),)
+    p = (logits.float() / temperature).softmax(dim=-1)
     total = p.cumsum(dim=-1)
-    tokens = (total <= to_device(uniforms, p.device)[:, None] * total[:, -1:]).sum(dim=-1)
+    tokens = (total <= uniforms[:, None] * total[:, -1:]).sum(dim=-1)
     tokens = tokens.clamp(max=logits.shape[-1] - 1)
     return tokens, p.gather(1, tokens[:, None])[:, 0].log()
+
+
+def _read(unread: Sequence[tuple[torch.Tensor, ...]]) -> list[np.ndarray]:
+    """Tokens (N, B), and log-probabilities of drawn ones, on the host: the one wait."""
+    # float64 holds both as they are.
+    steps = torch.stack([torch.stack([a.double() for a in step]) for step in unread])
+    return list(steps.cpu().numpy().swapaxes(0, 1))

@@ -6,7 +6,7 @@ from typing import Self
 import numpy as np
 import torch
 
-from coconut.batches.batch import Batch
+from coconut.batches.batch import Batch, Beginning
 from cuda_coconut.models.arrays import to_device
 from cuda_coconut.models.base import Mask, additive_mask
 
@@ -20,8 +20,10 @@ class Inputs:
     positions: torch.Tensor
     is_latent: torch.Tensor
     pads_left: bool = True
-    """Some row begins with a pad. If none does, the causal rule alone hides every pad."""
+    """Some row has a pad before a token. If none does, the causal rule alone hides every pad."""
     segments: torch.Tensor | None = None
+    beginning: Beginning | None = None
+    """What rows have in common; its arrays stay on the host."""
 
     @classmethod
     def of(cls, batch: Batch, device: torch.device | str = "cpu") -> Self:
@@ -29,8 +31,14 @@ class Inputs:
         # twin: torch wants to know the device; MLX has one for all.
         arrays = (batch.ids, batch.mask, batch.positions, batch.is_latent)
         segments = None if batch.segments is None else to_device(batch.segments, device)
-        pads_left = not batch.mask[:, 0].all()
-        return cls(*(to_device(a, device) for a in arrays), pads_left, segments)
+        pads_left = bool((batch.mask[:, 1:] > batch.mask[:, :-1]).any())
+        return cls(*(to_device(a, device) for a in arrays), pads_left, segments, batch.beginning)
+
+    def begun(self) -> Self:
+        """The columns that rows have in common, a row for each beginning."""
+        width, first = self.beginning.width, to_device(self.beginning.first, self.ids.device)
+        arrays = (self.ids, self.mask, self.positions, self.is_latent)
+        return type(self)(*(a[first, :width] for a in arrays), self.pads_left)
 
     def latents_on_host(self) -> np.ndarray:
         """(B, T) bool: which columns are latents of a row, spared ones left out."""

@@ -4,6 +4,8 @@
     pass i < R    column m + i - 1       one thought: the state at the column before it
     pass R        columns [m + R - 1, T) the last thought and everything behind it
 
+Where rows begin alike, what they have in common is read before, once for all of them.
+
 m is the first latent's column, R the largest number of latents. Every column is computed once.
 """
 
@@ -58,12 +60,15 @@ def latent_forward(
     ordinary tokens. key: turns dropout on. Gradients flow through all passes and the cache.
     checkpointing: blocks are recomputed in the backward pass instead of kept. replaced (R, B, D):
     thoughts to feed back instead of the model's own. prepared: what `attached.prepare` made of the
-    batch, for rules that need it.
+    batch, for rules that need it. A beginning that rows share is read without dropout.
     """
     thinker = thinker_for(arrays, model, replaced, prepared)
     cache = SegmentCache(len(model.layers))
     keys = split_key(key, n_passes + 1)
-    embedded = model.embed(inputs.ids)
+    hidden, end = [], 0
+    if inputs.beginning is not None:
+        hidden.append(_begin(model, inputs, cache, checkpointing))
+        end = inputs.beginning.width
 
     def run(x: torch.Tensor, start: int, end: int, i: int) -> torch.Tensor:
         positions = inputs.positions[:, start:end]
@@ -72,11 +77,12 @@ def latent_forward(
         return model.trunk(x, positions, mask, cache, keys[i], checkpointing, tap)
 
     # Split once: the gradient of each slice would be as large as the whole.
-    T = inputs.ids.shape[1]
-    sizes = [first_latent, *[1] * (n_passes - 1), T - first_latent - n_passes + 1]
-    pieces = embedded.split(sizes if n_passes else T, dim=1)
-    end = pieces[0].shape[1]
-    hidden, thoughts = [run(pieces[0], 0, end, 0)], []
+    T, start = inputs.ids.shape[1], end
+    sizes = [first_latent - start, *[1] * (n_passes - 1), T - first_latent - n_passes + 1]
+    pieces = model.embed(inputs.ids[:, start:]).split(sizes if n_passes else T, dim=1)
+    end += pieces[0].shape[1]
+    hidden.append(run(pieces[0], start, end, 0))
+    thoughts = []
     for i in range(1, n_passes + 1):
         # ln_f's output, not the residual stream: published checkpoints were trained on it.
         thought = thinker.think(hidden[-1][:, -1], i - 1)
@@ -88,6 +94,16 @@ def latent_forward(
         thoughts.append(thought)
     joined = hidden[0] if len(hidden) == 1 else torch.cat(hidden, dim=1)
     return LatentOutput(joined, thoughts, cache, inputs)
+
+
+def _begin(model, inputs: Inputs, cache: SegmentCache, checkpointing: bool) -> torch.Tensor:
+    """Hidden states (B, width, D) of what rows have in common; its keys are in the cache then."""
+    source, begun = inputs.beginning.source, inputs.begun()
+    x = model.embed(begun.ids)
+    mask = begun.pass_mask(0, x.shape[1], x.dtype)
+    hidden = model.trunk(x, begun.positions, mask, cache, None, checkpointing)
+    cache.go_on(source)
+    return hidden[arrays.from_host(source, hidden)]
 
 
 @torch.inference_mode()

@@ -33,6 +33,7 @@ class Policy:
 
     def keep_reference(self) -> None:
         """Freeze the weights of now as the reference."""
+        self.reference = None  # first: there is not always room for an old one and a new one
         # Frozen weights beside an adapter are shared, not copied.
         shared = {id(p): p for p in self.trainer.model.parameters() if not p.requires_grad}
         self.reference = copy.deepcopy(self.trainer.model, shared).requires_grad_(False)
@@ -58,20 +59,29 @@ class Policy:
         return Scores(logprobs, entropies)
 
     def step(self, micro_batches: Sequence[RolloutBatch], lr: float) -> PolicyStats:
-        """One update on minus the summed log-probabilities times their weights."""
+        """One update on minus the summed log-probabilities times their weights, and the surrogate
+        of batches that have one."""
         scored = []
         self.trainer.join_gradients()
         for batch in micro_batches:
-            parts, _ = self._scored(self.trainer.model, batch)
+            s = batch.surrogate
+            with_entropy = s is not None and s.has_entropy
+            parts, entropies = self._scored(self.trainer.model, batch, with_entropy, recompute=True)
             coefficients = to_device(batch.target_weight, parts.device)
-            (-(parts * coefficients).sum()).backward()
+            loss = -(parts * coefficients).sum()
+            if s is not None:
+                arrays = [to_device(a, parts.device) for a in s.arrays]
+                loss = loss + surrogate_loss(parts, entropies, arrays, s.low, s.high)
+            loss.backward()
             scored.append(parts.detach())
         norm = self.trainer.update(lr)
         # The one point where the host waits for the device.
         pairs = zip(scored, micro_batches, strict=True)
         return PolicyStats(norm.item(), [p.cpu().numpy()[: batch.n_real] for p, batch in pairs])
 
-    def _scored(self, model, batch: RolloutBatch, with_entropy: bool = False):
+    def _scored(
+        self, model, batch: RolloutBatch, with_entropy: bool = False, recompute: bool = False
+    ):
         trainer = self.trainer
         n_passes = batch.n_passes if trainer.feeds_back else 0
         index, targets = (
@@ -80,21 +90,24 @@ class Policy:
         temperature = batch.temperature
         if temperature is not None:
             temperature = to_device(temperature, trainer.device)
-        checkpointing = trainer.checkpointing and not with_entropy
+        checkpointing = trainer.checkpointing and recompute
         with trainer.compute_weights():
             inputs = Inputs.of(batch, trainer.device)
             hidden = latent_forward(
                 model, inputs, batch.first_latent, n_passes, None, checkpointing
             ).hidden
             hidden = hidden.reshape(-1, hidden.shape[-1]).index_select(0, index)
-            return span_logprobs(model, hidden, targets, temperature, with_entropy)
+            args = (model, hidden, targets, temperature, with_entropy)
+            return span_logprobs(*args, recompute)
 
 
-def span_logprobs(model, hidden, targets, temperature, with_entropy: bool = False):
+def span_logprobs(
+    model, hidden, targets, temperature, with_entropy: bool = False, recompute: bool = False
+):
     """(log-probabilities, entropies or None) of targets (N,) at hidden (N, D), in chunks.
 
     temperature: (N,) that the logits are divided by, or None. In float32 whatever the model's type.
-    The backward pass computes the logits of a chunk anew instead of keeping them.
+    recompute: the backward pass computes the logits of a chunk anew instead of keeping them.
     """
 
     def scored(hidden, targets, temperature):
@@ -112,9 +125,24 @@ def span_logprobs(model, hidden, targets, temperature, with_entropy: bool = Fals
         chunk = slice(start, start + CHUNK)
         divided = None if temperature is None else temperature[chunk]
         args = (hidden[chunk], targets[chunk], divided)
-        if with_entropy or len(targets) <= CHUNK:
-            parts.append(scored(*args))
-        else:
+        if recompute and len(targets) > CHUNK:
             parts.append(checkpoint(scored, *args, use_reentrant=False, preserve_rng_state=False))
+        else:
+            parts.append(scored(*args))
     logprobs, entropies = zip(*parts, strict=True)
     return torch.cat(logprobs), torch.cat(entropies) if with_entropy else None
+
+
+def surrogate_loss(logprobs, entropies, arrays, low: float, high: float):
+    """Minus the clipped objective, k3 and minus the entropy bonus: see `batches/surrogate.py`.
+
+    logprobs, entropies (or None): (N,) of the targets. arrays: those of a `Surrogate`.
+    """
+    old, ref, share, group, gain, kl_weight, entropy_weight = arrays
+    moved = logprobs.new_zeros(len(gain)).index_add(0, group, share * (logprobs - old))
+    ratio = moved.exp()
+    loss = -torch.minimum(ratio * gain, ratio.clamp(low, high) * gain).sum()
+    # Elsewhere ref says nothing: its exp may overflow, and 0 times that is no number.
+    gap = torch.where(kl_weight > 0, ref - logprobs, 0)
+    loss = loss + (kl_weight * (gap.exp() - gap - 1)).sum()
+    return loss if entropies is None else loss - (entropy_weight * entropies).sum()

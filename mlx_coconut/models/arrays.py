@@ -21,6 +21,11 @@ from mlx.nn import gelu, silu  # noqa: F401
 from coconut.blocks import NEVER
 
 
+def queues(a: mx.array) -> bool:
+    """Whether the host can go on before an array like this one is computed."""
+    return mx.default_device() == mx.gpu
+
+
 def from_host(array: np.ndarray, like: mx.array) -> mx.array:
     """A host array beside another one of the device's."""
     return mx.array(array)
@@ -100,10 +105,15 @@ def inverse_of(W: mx.array, lam: float) -> mx.array:
 
     λ is lam times the mean of WᵀW's diagonal.
     """
-    cpu = mx.cpu  # twin: MLX has float64 and inverses on the CPU only
-    W = W.astype(mx.float64, stream=cpu)
-    gram = mx.matmul(W.swapaxes(-1, -2), W, stream=cpu)
-    scale = lam * mx.trace(gram, axis1=-2, axis2=-1, stream=cpu) / gram.shape[-1]
-    eye = mx.eye(gram.shape[-1], dtype=mx.float64, stream=cpu)
-    loaded = mx.add(gram, mx.multiply(scale[:, None, None], eye, stream=cpu), stream=cpu)
-    return mx.linalg.inv(loaded, stream=cpu).astype(mx.float32, stream=cpu)
+    with mx.stream(mx.cpu):  # twin: MLX has float64 and inverses on the CPU only
+        W = W.astype(mx.float64)
+        gram = W.swapaxes(-1, -2) @ W
+        scale = lam * mx.trace(gram, axis1=-2, axis2=-1) / gram.shape[-1]
+        eye = mx.eye(gram.shape[-1], dtype=mx.float64)
+        return mx.linalg.inv(gram + scale[:, None, None] * eye).astype(mx.float32)
+
+
+def gram(rows: mx.array) -> np.ndarray:
+    """rowsᵀ rows (D, D) of (n, D), for an inverse: a GPU might round its products."""
+    with mx.stream(mx.cpu):
+        return np.array(rows.T @ rows)

@@ -1,6 +1,7 @@
 """Key/value caches: one that gradients flow through, one with room for decoded tokens."""
 
 import mlx.core as mx
+import numpy as np
 
 from coconut import caches
 from coconut.caches import Cache as Cache
@@ -24,6 +25,15 @@ class SegmentCache:
         self.keys[layer] = [*self.keys[layer], k]
         self.values[layer] = [*self.values[layer], v]
         return self.keys[layer], self.values[layer]
+
+    def go_on(self, source: np.ndarray) -> None:
+        """Rows of the batch in place of those so far: row r goes on from row source[r].
+
+        Each has a copy: on a CPU attention over one array of keys is faster than over a shared one.
+        """
+        index = arrays.from_host(source, self.keys[0][0])
+        self.keys = [[k[index] for k in kept] for kept in self.keys]
+        self.values = [[v[index] for v in kept] for kept in self.values]
 
 
 class DecodeCache(caches.DecodeCache):

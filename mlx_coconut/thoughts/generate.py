@@ -5,11 +5,12 @@ from collections.abc import Callable, Sequence
 import mlx.core as mx
 import numpy as np
 
-from coconut.backend import Decoding
 from coconut.batches.batch import Batch
+from coconut.batches.decoding import Decoding, Outputs
 from coconut.batches.results import Sampled
 from coconut.blocks import NEVER
 from coconut.feedback.attached import prepare
+from mlx_coconut.models.arrays import queues
 from mlx_coconut.models.cache import DecodeCache
 from mlx_coconut.models.cpu import softmax
 from mlx_coconut.thoughts.inputs import Inputs
@@ -18,6 +19,10 @@ from mlx_coconut.thoughts.latent import LatentOutput, latent_forward
 COMPACT_AT = 0.75
 """Rows that ended leave the batch once fewer than this share are still writing; moving the cache
 for each single row would cost more than it saves."""
+
+LOOK_EVERY = 8
+"""Tokens between two looks of the host on a GPU, each of which waits for all that is queued. What a
+row writes behind its end until then is dropped. A CPU queues nothing: there it looks at each."""
 
 
 def generate(
@@ -74,51 +79,59 @@ def sample(
     last = (T - 1 - np.argmax(batch.mask[:, ::-1], axis=1))[source]
     hidden = state.hidden[mx.array(source), mx.array(last)]
     # Only real tokens are keys: a pad behind a short prompt must stay unseen.
-    seen = mx.array((~mask[source]).astype(np.float32) * NEVER)
+    pads = ~mask[source]
+    seen = mx.array(pads.astype(np.float32) * NEVER) if pads.any() else None
     cache = DecodeCache(state.cache, source, model.shares_prompts)
     del state
-    positions = numbers[source, last]
-    uniforms = decoding.uniforms(streams)
-    out = [Sampled([], []) for _ in source]
-    room = decoding.room(positions + 1)
-    rows, ended = np.arange(len(out)), room < 1
-    for n_done in range(decoding.max_new_tokens):
-        picked = _pick(model.head(hidden), uniforms[rows, n_done], decoding)
-        tokens, logprobs = (np.array(x) for x in picked)
-        for row, token, logprob in zip(rows, tokens, logprobs, strict=True):
-            if not ended[row]:
-                out[row].tokens.append(int(token))
-                out[row].logprobs.append(float(logprob))
-                is_full = len(out[row].tokens) == room[row]
-                ended[row] = decoding.ends(out[row].tokens) or is_full
-        writing = ~ended[rows]
-        if not writing.any() or n_done + 1 == decoding.max_new_tokens:
-            break
-        if writing.mean() < COMPACT_AT:
-            keep = np.flatnonzero(writing)
-            rows, tokens, positions = rows[keep], tokens[keep], positions[keep]
-            cache.keep(keep)
-            seen = seen[mx.array(keep)]
-        # A row that ended goes nowhere: the model may have no further position for it.
-        positions = positions + ~ended[rows]
-        seen = mx.concatenate([seen, mx.zeros((len(rows), 1))], axis=1)
-        x = model.embed(mx.array(tokens)[:, None])
-        mask = seen[:, None, None].astype(x.dtype)
-        hidden = model.trunk(x, mx.array(positions)[:, None], mask, cache)[:, 0]
-    return out
+    lengths = numbers[source, last] + 1
+    outputs = Outputs(decoding, lengths)
+    positions = mx.array(lengths)
+    drawn = mx.array(decoding.uniforms(streams)) if decoding.temperature else None
+    every = LOOK_EVERY if queues(positions) else 1
+    unread: list[tuple[mx.array, ...]] = []
+    for n_done in range(1, decoding.max_new_tokens + 1):
+        uniforms = None if drawn is None else drawn[:, n_done - 1]
+        unread.append(_pick(model.head(hidden), uniforms, decoding.temperature))
+        tokens = unread[-1][0]
+        mx.async_eval(*unread[-1])
+        if len(unread) == every or n_done == decoding.max_new_tokens:
+            outputs.add(*_read(unread))
+            unread = []
+            if outputs.are_complete or n_done == decoding.max_new_tokens:
+                break
+            if (keep := outputs.leave(COMPACT_AT)) is not None:
+                cache.keep(keep)
+                index = mx.array(keep)
+                tokens, positions = tokens[index], positions[index]
+                seen = None if seen is None else seen[index]
+                drawn = None if drawn is None else drawn[index]
+        x, mask = model.embed(tokens[:, None]), None
+        if seen is not None:
+            seen = mx.concatenate([seen, mx.zeros((len(seen), 1))], axis=1)
+            mask = seen[:, None, None].astype(x.dtype)
+        hidden = model.trunk(x, positions[:, None], mask, cache)[:, 0]
+        # A row behind its end is not read; the model may have no further position for it.
+        positions = mx.minimum(positions + 1, decoding.last_position)
+    return outputs.sampled
 
 
-def _pick(logits: mx.array, uniforms: np.ndarray, decoding: Decoding) -> tuple[mx.array, mx.array]:
-    """Greedy or sampled tokens (B,) from logits (B, V), and their log-probabilities.
+def _pick(logits: mx.array, uniforms: mx.array | None, temperature: float) -> tuple[mx.array, ...]:
+    """The likeliest tokens (B,) from logits (B, V); or drawn ones and their log-probabilities.
 
-    Sampled by the inverse of the distribution function: one number of the host a token, so that
+    Drawn by the inverse of the distribution function: one number (B,) of the host a token, so that
     both twins draw alike.
     """
-    logits = logits.astype(mx.float32)
-    if decoding.temperature == 0:
-        return mx.argmax(logits, axis=-1), mx.zeros(len(logits))
-    p = softmax(logits / decoding.temperature)
+    if uniforms is None:
+        return (mx.argmax(logits, axis=-1),)
+    p = softmax(logits.astype(mx.float32) / temperature)
     total = mx.cumsum(p, axis=-1)
-    tokens = (total <= mx.array(uniforms)[:, None] * total[:, -1:]).sum(axis=-1)
+    tokens = (total <= uniforms[:, None] * total[:, -1:]).sum(axis=-1)
     tokens = mx.minimum(tokens, logits.shape[-1] - 1)
     return tokens, mx.log(mx.take_along_axis(p, tokens[:, None], axis=-1)[:, 0])
+
+
+def _read(unread: Sequence[tuple[mx.array, ...]]) -> list[np.ndarray]:
+    """Tokens (N, B), and log-probabilities of drawn ones, on the host: the one wait."""
+    steps = [mx.stack(list(of_all)) for of_all in zip(*unread, strict=True)]
+    mx.eval(*steps)
+    return [np.array(a) for a in steps]

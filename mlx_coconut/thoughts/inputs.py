@@ -6,7 +6,7 @@ from typing import Self
 import mlx.core as mx
 import numpy as np
 
-from coconut.batches.batch import Batch
+from coconut.batches.batch import Batch, Beginning
 from mlx_coconut.models.base import additive_mask
 
 
@@ -19,13 +19,21 @@ class Inputs:
     positions: mx.array
     is_latent: mx.array
     segments: mx.array | None = None
+    beginning: Beginning | None = None
+    """What rows have in common; its arrays stay on the host."""
 
     @classmethod
     def of(cls, batch: Batch) -> Self:
         """Copy from the host."""
         segments = None if batch.segments is None else mx.array(batch.segments)
         arrays = map(mx.array, (batch.ids, batch.mask, batch.positions, batch.is_latent))
-        return cls(*arrays, segments)
+        return cls(*arrays, segments, batch.beginning)
+
+    def begun(self) -> Self:
+        """The columns that rows have in common, a row for each beginning."""
+        width, first = self.beginning.width, mx.array(self.beginning.first)
+        arrays = (self.ids, self.mask, self.positions, self.is_latent)
+        return type(self)(*(a[first, :width] for a in arrays))
 
     def latents_on_host(self) -> np.ndarray:
         """(B, T) bool: which columns are latents of a row, spared ones left out."""

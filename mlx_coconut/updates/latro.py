@@ -57,7 +57,8 @@ class Policy:
         return Scores(np.array(logprobs)[: batch.n_real], np.array(entropies)[: batch.n_real])
 
     def step(self, micro_batches: Sequence[RolloutBatch], lr: float) -> PolicyStats:
-        """One update on minus the summed log-probabilities times their weights."""
+        """One update on minus the summed log-probabilities times their weights, and the surrogate
+        of batches that have one."""
         total, logprobs = None, []
         for batch in micro_batches:
             weights = self.trainer.model.trainable_parameters()
@@ -77,12 +78,14 @@ class Policy:
         trainer, model = self.trainer, self.trainer.model
         n_passes = batch.n_passes if trainer.feeds_back else 0
         tempered, branches = batch.temperature is not None, batch.segments is not None
-        plan = (kind, batch.first_latent, n_passes, tempered, branches)
+        s = batch.surrogate
+        clip = None if s is None else (s.low, s.high, s.has_entropy)
+        plan = (kind, batch.first_latent, n_passes, tempered, branches, clip)
         if plan not in self._compiled:
 
             def forward(weights, arrays):
                 trainer.n_traces += 1  # runs only while tracing
-                inputs, index, targets, coefficients, temperature = arrays
+                inputs, index, targets, coefficients, temperature, surrogate = arrays
                 model.update(weights)
                 with trainer.compute_weights():
                     checkpointing = trainer.checkpointing and kind == "loss"
@@ -90,7 +93,8 @@ class Policy:
                         model, Inputs(*inputs), batch.first_latent, n_passes, None, checkpointing
                     ).hidden
                     hidden = hidden.reshape(-1, hidden.shape[-1])[index]
-                    return function(model, hidden, targets, coefficients, temperature)
+                    args = (targets, temperature, coefficients, surrogate, clip)
+                    return function(model, hidden, *args)
 
             run = mx.value_and_grad(forward) if kind == "loss" else forward
             self._compiled[plan] = mx.compile(run)
@@ -101,11 +105,13 @@ class Policy:
             model.update(kept)  # tracing leaves placeholders in the model
 
 
-def span_logprobs(model, hidden, targets, temperature, with_entropy: bool = False):
+def span_logprobs(
+    model, hidden, targets, temperature, with_entropy: bool = False, recompute: bool = False
+):
     """(log-probabilities, entropies or None) of targets (N,) at hidden (N, D), in chunks.
 
     temperature: (N,) that the logits are divided by, or None. In float32 whatever the model's type.
-    The backward pass computes the logits of a chunk anew instead of keeping them.
+    recompute: the backward pass computes the logits of a chunk anew instead of keeping them.
     """
     head = next(getattr(model, name) for name in HEADS if hasattr(model, name))
     parts = []
@@ -126,7 +132,7 @@ def span_logprobs(model, hidden, targets, temperature, with_entropy: bool = Fals
             entropy = total - (softmax(logits) * logits).sum(axis=-1) if with_entropy else total
             return picked - total, entropy
 
-        run = scored if with_entropy or len(targets) <= CHUNK else mx.checkpoint(scored)
+        run = mx.checkpoint(scored) if recompute and len(targets) > CHUNK else scored
         parameters = head.trainable_parameters()
         divided = None if temperature is None else temperature[chunk]
         parts.append(run(parameters, hidden[chunk], targets[chunk], divided))
@@ -135,18 +141,39 @@ def span_logprobs(model, hidden, targets, temperature, with_entropy: bool = Fals
     return mx.concatenate(logprobs), mx.concatenate(entropies) if with_entropy else None
 
 
-def _scores(model, hidden, targets, coefficients, temperature):
+def surrogate_loss(logprobs, entropies, arrays, low: float, high: float):
+    """Minus the clipped objective, k3 and minus the entropy bonus: see `batches/surrogate.py`.
+
+    logprobs, entropies (or None): (N,) of the targets. arrays: those of a `Surrogate`.
+    """
+    old, ref, share, group, gain, kl_weight, entropy_weight = arrays
+    moved = mx.zeros(len(gain), logprobs.dtype).at[group].add(share * (logprobs - old))
+    ratio = mx.exp(moved)
+    loss = -mx.minimum(ratio * gain, mx.clip(ratio, low, high) * gain).sum()
+    # Elsewhere ref says nothing: its exp may overflow, and 0 times that is no number.
+    gap = mx.where(kl_weight > 0, ref - logprobs, 0)
+    loss = loss + (kl_weight * (mx.exp(gap) - gap - 1)).sum()
+    return loss if entropies is None else loss - (entropy_weight * entropies).sum()
+
+
+def _scores(model, hidden, targets, temperature, *_):
     return span_logprobs(model, hidden, targets, temperature, with_entropy=True)
 
 
-def _weighted(model, hidden, targets, coefficients, temperature):
-    logprobs, _ = span_logprobs(model, hidden, targets, temperature)
-    return -(logprobs * coefficients).sum(), logprobs
+def _weighted(model, hidden, targets, temperature, coefficients, surrogate, clip):
+    with_entropy = clip is not None and clip[2]
+    args = (model, hidden, targets, temperature)
+    logprobs, entropies = span_logprobs(*args, with_entropy, recompute=True)
+    loss = -(logprobs * coefficients).sum()
+    if clip is not None:
+        loss = loss + surrogate_loss(logprobs, entropies, surrogate, *clip[:2])
+    return loss, logprobs
 
 
 def _arrays(batch: RolloutBatch):
     inputs = Inputs.of(batch)
     targets = map(mx.array, (batch.target_index, batch.target_ids, batch.target_weight))
     temperature = None if batch.temperature is None else mx.array(batch.temperature)
+    surrogate = [] if batch.surrogate is None else [*map(mx.array, batch.surrogate.arrays)]
     fields = (inputs.ids, inputs.mask, inputs.positions, inputs.is_latent, inputs.segments)
-    return [fields, *targets, temperature]
+    return [fields, *targets, temperature, surrogate]

@@ -163,3 +163,29 @@ def test_rows_are_found_by_their_prompt_and_back(source):
     assert table.shape == (len(used), max(source.count(prompt) for prompt in used))
     assert table.reshape(-1)[place].tolist() == list(range(len(source)))
     assert used[place // table.shape[1]].tolist() == source
+
+
+def test_what_rows_begin_with_in_common_stands_before_all_else():
+    def row(idx, ids, first=-1, n=0):
+        return Row(idx, ids, None, first, n)
+
+    rows = [row(0, [1, 2, 3, 9, 8, 8], 4, 2), row(1, [5, 6, 9, 8], 3, 1)]
+    rows += [row(2, [1, 2, 4, 4, 9, 8], 5, 1), row(3, [5, 7, 7, 9, 8], 4, 1)]
+    batch = collate(rows, pad_id=0, source=[4, 7, 4, 7])
+    assert batch.beginning.width == 2
+    assert batch.beginning.source.tolist() == [0, 1, 0, 1]
+    assert batch.beginning.first.tolist() == [0, 1]
+    assert batch.ids.tolist() == [
+        [1, 2, 0, 3, 9, 8, 8],
+        [0, 5, 0, 6, 9, 8, 0],
+        [1, 2, 4, 4, 9, 8, 0],
+        [0, 5, 7, 7, 9, 8, 0],
+    ]
+    assert batch.positions[3].tolist() == [0, 0, 1, 2, 3, 4, 0]
+    assert (batch.mask == (batch.ids > 0)).all()
+    assert (batch.first_latent, batch.n_passes) == (5, 2)
+    # A whole row is never common: its last column must be computed for each.
+    same = collate([row(0, [1, 2, 3]), row(1, [1, 2, 3])], 0, source=[0, 0])
+    assert same.beginning.width == 2
+    nothing = collate([row(0, [1, 2]), row(1, [3, 2])], 0, source=[0, 0])
+    assert nothing.beginning is None

@@ -102,14 +102,28 @@ def test_help_names_every_key(capsys) -> None:
         assert f"  {key}" in out
 
 
-def test_an_interrupt_says_how_to_go_on(capsys) -> None:
-    def interrupted() -> None:
+@pytest.mark.parametrize(
+    "n_checkpoints, said", [(0, "starts anew"), (1, "continues from the last")]
+)
+def test_an_interrupt_says_how_to_go_on(run: Path, tmp_path, capsys, n_checkpoints, said) -> None:
+    def interrupted(config: RunConfig, *args, **keys) -> None:
+        for number in range(n_checkpoints):
+            folder = config.run_dir / f"epoch_{number + 1:02d}"
+            folder.mkdir(parents=True)
+            (folder / "trainer_state.json").write_text('{"epoch": 1, "update_in_epoch": 0}')
         raise KeyboardInterrupt
 
     with pytest.raises(SystemExit) as stopped:
-        guarded(interrupted)
+        main("mlx_coconut", interrupted, [str(run), f"save_path={tmp_path}/r"])
     assert stopped.value.code == 130
-    assert "the same command continues" in capsys.readouterr().err
+    assert said in capsys.readouterr().err
+
+
+def test_a_path_in_the_users_home_is_found(run: Path, monkeypatch, tmp_path, capsys) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    with pytest.raises(SystemExit):
+        main("mlx_coconut", no_backend, [str(run), "val_path=~/nothing.json"])
+    assert f"{tmp_path}/nothing.json" in capsys.readouterr().err
 
 
 def test_an_error_of_the_program_is_not_hidden() -> None:

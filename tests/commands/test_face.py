@@ -223,7 +223,13 @@ def test_a_notebook_shows_the_page_of_inspect_and_nothing_leaves_its_frame(
 
 # ---- runs
 
-TIMES = ("seconds", "samples_per_second", "peak_memory_bytes")
+TIMES = (
+    "seconds",
+    "samples_per_second",
+    "peak_memory_bytes",
+    "active_memory_bytes",
+    "cached_memory_bytes",
+)
 
 
 def without_times(summary: dict) -> dict:

@@ -65,7 +65,7 @@ def test_files_of_several_machines_become_a_table(tmp_path, capsys):
         rows.append(str(tmp_path / f"{chip}.json"))
         content = {
             "machine": {"device_name": chip, "system": "macOS", "mlx": "0.32.4"},
-            "checks": {"memory": {"ok": False, "peak_bytes": 3_200_000_000}},
+            "checks": {"memory": {"ok": False, "peak_memory_bytes": 3_200_000_000}},
         }
         Path(rows[-1]).write_text(json.dumps(content))
     mac_check.main("mlx_coconut", None, ["--table", *rows])

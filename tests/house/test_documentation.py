@@ -92,12 +92,12 @@ COMMANDS: dict[str, How] = {
     "pip install mlx[[]cuda12]": How(skip="installs, and needs an NVIDIA GPU"),
     "python3 -m venv .venv": How(skip="made this directory"),
     ". .venv/bin/activate": How(skip="of the shell"),
-    "brew install *": How(skip="installs, on a Mac"),
-    "uv python install *": How(skip="installs"),
     "python3 -c import platform; *": How(skip="prints x86_64 or arm64"),
-    "PYTHONPATH=. python tests/checkpoints/test_what_is_read.py": How(skip="makes the tables again"),
+    "PYTHONPATH=. python tests/checkpoints/test_what_is_read.py": How(
+        skip="makes the tables again"
+    ),
     "mlx-coconut mac-check": How(skip="takes minutes; tests/commands/test_mac_check.py runs parts"),
-    "mlx-coconut mac-check --table *": How(swap={"FILE": "docs/mac-check-cpu.json"}),
+    "mlx-coconut mac-check --table *": How(swap={"FILE": f"{ROOT}/docs/mac-check-cpu.json"}),
     "make *": How(),
     "TWINS=mlx make test": How(),
     "PICTURE=docs/inspect.png make test-browser": How(),

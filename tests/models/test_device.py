@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import os
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 from conftest import load_twin
 from tiny import run_config, start
 
 from coconut.errors import UserError
 from coconut.world import wanted_device
+
+CPU_STREAM = "mx.stream(mx.cpu)"
 
 
 @pytest.fixture
@@ -98,3 +103,61 @@ def test_a_run_says_and_records_that_products_are_rounded(tmp_path, monkeypatch,
         assert f" M9 {dtype} | run" in capsys.readouterr().out
         log = (config.run_dir / "log.jsonl").read_text().splitlines()
         assert json.loads(log[0])["config"]["tf32"] is tf32
+
+
+def test_no_float64_array_of_mlx_meets_another_stream_than_the_cpus():
+    """A GPU has no float64: outside of `with mx.stream(mx.cpu)` it may be compared with only."""
+    folder = Path(load_twin("mlx").backend.__file__).parent
+    outside = []
+    for path in folder.rglob("*.py"):
+        tree = ast.parse(path.read_text())
+        allowed: set[ast.AST] = set()
+        for node in ast.walk(tree):
+            is_cpu = (
+                isinstance(node, ast.With) and ast.unparse(node.items[0]) == "mx.stream(mx.cpu)"
+            )
+            if is_cpu or isinstance(node, ast.Compare):
+                allowed |= set(ast.walk(node))
+        found = [n for n in ast.walk(tree) if isinstance(n, ast.Attribute) and n.attr == "float64"]
+        outside += [
+            f"{path.name}:{n.lineno}"
+            for n in found
+            if n not in allowed and ast.unparse(n.value) == "mx"
+        ]
+    assert outside == []
+
+
+def test_matrices_that_are_inverted_are_multiplied_on_the_cpu(monkeypatch):
+    import mlx.core as mx
+
+    arrays, streams = load_twin("mlx").arrays, []
+    stream = mx.stream
+
+    def noted(device):
+        streams.append(device)
+        return stream(device)
+
+    monkeypatch.setattr(arrays.mx, "stream", noted)
+    rows = mx.random.normal((5, 3))
+    gram, inverse = arrays.gram(rows), arrays.inverse_of(rows[None], 0.1)
+    assert streams == [mx.cpu, mx.cpu]
+    whole = np.array(rows, np.float64)
+    loaded = whole.T @ whole + 0.1 * np.trace(whole.T @ whole) / 3 * np.eye(3)
+    assert np.abs(gram - whole.T @ whole).max() < 1e-5
+    assert np.abs(np.array(inverse)[0] @ loaded - np.eye(3)).max() < 1e-5
+
+
+def test_bytes_are_told_apart_and_a_full_cache_is_given_back(twin, tmp_path, monkeypatch):
+    runner = start(twin, run_config(tmp_path))
+    runner.console.close()
+    backend, found = runner.backend, runner.backend.memory()
+    assert found["peak_memory_bytes"] > 0
+    if twin.__name__ == "cuda_coconut":
+        return
+    mx, cleared = twin.backend.mx, []
+    assert 0 < found["active_memory_bytes"] <= found["peak_memory_bytes"]
+    monkeypatch.setattr(mx, "clear_cache", lambda: cleared.append(1))
+    for cached, on_gpu, n in ((10**12, False, 0), (0, True, 0), (10**12, True, 1)):
+        monkeypatch.setattr(mx, "get_cache_memory", lambda cached=cached: cached)
+        backend.on_gpu = on_gpu
+        assert backend.memory()["cached_memory_bytes"] == cached and len(cleared) == n

@@ -15,7 +15,7 @@ from tiny import run_config, zero_model
 from coconut.checkpoints.model_args import PUBLISHED_SHAPES
 from coconut.commands.run import start_run
 from coconut.config.keys import RunConfig
-from coconut.config.reading import check_config
+from coconut.config.reading import check_config, load_config
 from coconut.errors import UserError
 from coconut.plan import memory
 from coconut.plan.memory import evaluation_bytes, shape_of, training_bytes
@@ -443,3 +443,28 @@ def test_check_opens_no_framework_and_writes_nothing(keys: dict, tmp_path: Path)
         plan[-1] == "checked: no model was built, no weights were downloaded, nothing was written"
     )
     assert sorted(path.name for path in tmp_path.rglob("*")) == before
+
+
+MAC_KEYS = {"name", "batch_size_training", "gradient_accumulation_steps"}
+MAC_KEYS |= {"gradient_checkpointing", "eval_batch_size"}
+LONGEST_ROW, LABELS, LONGEST_QUESTION = 704, 190, 514
+"""Of the generated ProsQA items in GPT-2's tokens, as --check prints them; labels rounded up."""
+
+
+@pytest.mark.parametrize("size", [8, 16, 32])
+def test_a_run_for_a_mac_makes_the_published_updates_and_fits(monkeypatch, size: int) -> None:
+    published = load_config(ROOT / "args/prosqa_coconut.yaml")
+    ours = load_config(ROOT / f"args/prosqa_coconut_{size}gb.yaml")
+    changed = {name for name, value in vars(published).items() if getattr(ours, name) != value}
+    assert changed - {"where"} <= MAC_KEYS
+    rows = [c.batch_size_training * c.gradient_accumulation_steps for c in (published, ours)]
+    assert rows == [128, 128]
+    on_a_mac(monkeypatch, size)
+    n = ours.batch_size_training
+    training = training_bytes(SMALL, n, LONGEST_ROW, n * LABELS, ours, n_behind=LABELS)
+    asking = evaluation_bytes(
+        SMALL, ours.eval_batch_size, LONGEST_QUESTION, ours.new_tokens, ours.bf16
+    )
+    assert max(training, asking) < memory.gpu_memory()
+    whole = training_bytes(SMALL, 32, LONGEST_ROW, 32 * LABELS, published, n_behind=LABELS)
+    assert whole > memory.gpu_memory()

@@ -96,6 +96,14 @@ def cold_latro_of(folder: Path, n_processes: int) -> RunConfig:
     return latro_config(folder / "latro", run_name=f"cold-{n_processes}", **keys)
 
 
+def clipped_latro_of(folder: Path, n_processes: int) -> RunConfig:
+    """Two optimizer updates a rollout, with every further term of the loss and a new reference."""
+    keys = {"gradient_accumulation_steps": 2 // n_processes, "warm_start_updates": 2}
+    keys |= {"total_updates": 2, "num_evaluations": 0, "num_iterations": 2, "kl_in": "loss"}
+    keys |= {"reward": "mix", "penalty_mode": "mask", "entropy_coef": 0.1, "reference_every": 1}
+    return latro_config(folder / "latro", run_name=f"clipped-{n_processes}", **keys)
+
+
 def on_questions(folder: Path, name: str, **keys: Any) -> RunConfig:
     """A run over the first items of a made data set."""
     return data_set_config(folder / "questions", name=name, **keys)
@@ -120,7 +128,7 @@ def preexperiment_of(folder: Path, n_processes: int) -> RunConfig:
     return on_questions(folder, f"pre-{n_processes}", **keys)
 
 
-DATA_SETS = (latro_of, cold_latro_of, sft_of, asked_of, preexperiment_of)
+DATA_SETS = (latro_of, cold_latro_of, clipped_latro_of, sft_of, asked_of, preexperiment_of)
 """Configurations of runs on data sets, by folder and number of processes."""
 
 
@@ -440,7 +448,7 @@ def test_a_run_passed_from_one_process_to_two_and_back_equals_an_unbroken_one(pa
     assert_same_run(relay, alone(name))
 
 
-HOW_FAST = re.compile("second|peak_memory|time|eps$|^checkpoint$|^path$|on_policy_gap")
+HOW_FAST = re.compile("second|_memory_bytes|time|eps$|^checkpoint$|^path$|on_policy_gap")
 """Fields that tell how fast a run was, where it lies, or that are noise."""
 
 
@@ -566,7 +574,7 @@ def test_missing_training_data_are_made_once_for_all(pair, name):
     ("act", "message"),
     [
         (error_in_one, r"process 1 of 2, on \S+: .*val.json: item 3: no question"),
-        (taken_by_another, rf"process 0 of 2, .*taken: is written by process {os.getpid()} on"),
+        (taken_by_another, r"process 0 of 2, .*taken: is written by process PID on"),
         (disk_refuses_the_first, r"process 0 of 2, on .*cannot be written: No space left"),
         (diverged, r"loss \S+ at epoch 2, step \d, items \["),
         (error_in_the_configuration, r"wrong.yaml: \d problems\n  c_thougt: unknown key"),
@@ -587,7 +595,9 @@ def test_an_error_ends_all_processes_and_is_said_once(pair, name, act, message):
     assert first["status"] == second["status"] == 2
     assert second["err"] == ""
     lines = first["err"].splitlines()
-    assert re.search(message, first["err"]), first["err"]
+    # The pid of this process, which holds the lock: not among a case's values, as it differs
+    # between the workers that collect them.
+    assert re.search(message.replace("PID", str(os.getpid())), first["err"]), first["err"]
     assert act is error_in_the_configuration or len(lines) == 1, first["err"]
     hidden = [p for p in (folder / "runs").rglob(".*") if "partial" in p.name]
     assert hidden == []

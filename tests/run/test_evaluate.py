@@ -26,15 +26,16 @@ class Answers:
     """A back end that says what `answer` makes of a question's text, and keeps the batches."""
 
     name = device = dtype = model_type = "answers"
-    note, n_params, n_positions = "", 1, None
+    note, n_params, n_positions, mixes_rows = "", 1, None, False
 
     def __init__(self, tokenizer, answer):
         self.tokenizer, self.answer = tokenizer, answer
-        self.batches, self.decodings = [], []
+        self.batches, self.decodings, self.n_measured = [], [], []
 
-    def generate(self, batch, decoding):
+    def generate(self, batch, decoding, n_measured):
         self.batches.append(batch)
         self.decodings.append(decoding)
+        self.n_measured.append(n_measured)
         new = []
         for ids, mask in zip(batch.ids, batch.mask, strict=True):
             text = self.answer(self.tokenizer.decode(ids[mask].tolist()))
@@ -43,7 +44,7 @@ class Answers:
         return new
 
     def memory(self):
-        return 123
+        return {"peak_memory_bytes": 123}
 
     def thought_statistics(self):
         return {}
@@ -272,6 +273,9 @@ class Learned(Answers):
         both = [*items, *(prosqa.swap(item) for item in items)]
         super().__init__(tokenizer, answer_of(both, also=lambda item: self.n_updates >= 3))
 
+    def compiled_in_words(self):
+        return ""
+
     def train_step(self, micro_batches, lr, dropout_key, progress):
         self.n_updates += 1
         return StepStats(1.0, 1, 1.0)
@@ -355,3 +359,26 @@ def test_one_long_question_takes_no_room_from_the_others(twin, tmp_path, capsys)
     assert cut["out_of_positions"] and cut["new_tokens"] == 60 - cut["prompt_tokens"] == 9
     assert [p["output"] for p in mixed.predictions] == [p["output"] for p in alone.predictions]
     assert {p["new_tokens"] for p in mixed.predictions} == {20}
+
+
+# ---- what a question and its swapped form have in common
+
+
+@pytest.mark.parametrize("mixes_rows", [False, True])
+def test_a_question_and_its_swapped_form_share_a_batch_unless_rows_read_each_other(
+    tmp_path, items, monkeypatch, mixes_rows
+):
+    monkeypatch.setattr(Answers, "mixes_rows", mixes_rows)
+    others = [prosqa.swap(item) for item in items]
+    result, backend = judge(
+        tmp_path, items, answer_of([*items, *others]), swap=True, eval_batch_size=8
+    )
+    assert result.summary["both_accuracy"] == 1.0
+    sizes = [len(batch.ids) for batch in backend.batches]
+    if mixes_rows:
+        assert sizes == [8, 4, 8, 4]
+        assert all(batch.beginning is None for batch in backend.batches)
+    else:
+        assert sizes == [8, 8, 8]
+        assert [len(batch.beginning.first) for batch in backend.batches] == [4, 4, 4]
+        assert backend.n_measured == [4, 4, 4]

@@ -115,7 +115,9 @@ def test_epochs_count_prompts_or_as_released_rollouts(tmp_path):
     assert made.n_updates(7473) == 2
 
 
-@pytest.mark.parametrize("name", ["latro_gsm8k", "latro_arc_challenge", "tiny_latro"])
+@pytest.mark.parametrize(
+    "name", ["latro_gsm8k", "latro_gsm8k_qwen_lora", "latro_arc_challenge", "tiny_latro"]
+)
 def test_runs_that_ship_are_right(monkeypatch, name):
     monkeypatch.chdir(REPOSITORY)
     made = load_config(f"args/{name}.yaml")

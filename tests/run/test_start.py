@@ -117,3 +117,18 @@ def test_the_test_split_is_answered_once_and_that_is_said(make, tmp_path, capsys
     assert (config.run_dir / "test.json").read_text() == written and len(
         read_log(config, "test")
     ) == 1
+
+
+@pytest.mark.slow
+def test_the_page_of_a_run_that_was_stopped_does_not_say_that_it_runs(tmp_path, monkeypatch):
+    twin = load_twin(CHOSEN[0])
+    runner = start(twin, run_config(tmp_path, report=True))
+    monkeypatch.setattr(runner, "_prune", interrupted)  # behind the first epoch's evaluation
+    with pytest.raises(KeyboardInterrupt):
+        runner.train()
+    page = (runner.run_dir / "report.html").read_text()
+    assert "drawn " in page and "still running" not in page
+
+
+def interrupted() -> None:
+    raise KeyboardInterrupt

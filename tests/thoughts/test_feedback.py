@@ -696,7 +696,13 @@ def test_thoughts_are_measured_as_they_are_defined(twin):
     rng = np.random.default_rng(0)
     thoughts, sources = rng.standard_normal((3, 2, 64)), rng.standard_normal((2, 3, 64))
     given = [array(twin, t.astype("f4")) for t in thoughts]
-    found = measures.measure(twin.arrays, model, given, array(twin, sources.astype("f4")))
+    found = measures.measure(
+        twin.arrays,
+        model,
+        given,
+        array(twin, sources.astype("f4")),
+        measures.Table.of(twin.arrays, model),
+    )
     rms = np.sqrt((thoughts**2).mean(axis=-1))
     unit, rows = (a / np.linalg.norm(a, axis=-1, keepdims=True) for a in (thoughts, E))
     p = naive.softmax(sources.swapaxes(0, 1) @ W.T)

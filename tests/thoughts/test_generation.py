@@ -10,7 +10,7 @@ from typing import Any
 import naive
 import numpy as np
 import pytest
-from conftest import few
+from conftest import few, load_twin
 from golden_models import MODELS, TOKENS, as_row, golden
 from tiny import MODEL, run_config
 
@@ -18,6 +18,7 @@ from coconut.backend import Decoding
 from coconut.batches.batch import collate
 from coconut.batches.curriculum import Row
 from coconut.checkpoints.source import Source
+from coconut.feedback import measures
 
 EOS, LATENT = TOKENS["eos"], TOKENS["latent"]
 N_NEW = 12
@@ -390,3 +391,175 @@ def test_the_keys_of_a_prompt_are_kept_once_and_leave_with_its_last_row(twin, mo
     width = batch.ids.shape[1]
     assert caches[0].prompt_keys[0].shape[2] == width
     assert caches[0].used == [3] * len(caches[0].used)  # new tokens alone
+
+
+# ---- rows that begin alike
+
+
+def pairs(seed: int, latents: tuple[tuple[int, int], ...]) -> list[Row]:
+    """Rows two by two with these numbers of latents; two have a beginning in common."""
+    rng = np.random.default_rng(seed)
+    rows = []
+    for numbers in latents:
+        beginning = rng.choice(WORDS, rng.integers(5, 12)).tolist()
+        for n in numbers:
+            ids = beginning + rng.choice(WORDS, rng.integers(1, 5)).tolist()
+            ids += [TOKENS["start"], *[LATENT] * n, TOKENS["end"]]
+            rows.append(as_row(len(rows), ids, None))
+    return rows
+
+
+@pytest.mark.parametrize("name", ["gpt2-tiny", "qwen2-tiny"])
+@pytest.mark.parametrize("latents", [((2, 2), (2, 2)), ((3, 1), (0, 2), (1, 1)), ((0, 0),)])
+def test_what_rows_begin_with_in_common_is_read_once_and_changes_nothing(
+    twin, monkeypatch, name, latents
+):
+    rows, source = pairs(31, latents), np.arange(2 * len(latents)) // 2
+    model, _, _ = twin.weights.load_model(MODELS / name)
+    decoding, shapes = Decoding(N_NEW, EOS), []
+    cls = type(model)
+    trunk = cls.trunk
+    monkeypatch.setattr(
+        cls, "trunk", lambda self, x, *a, **k: shapes.append(x.shape[:2]) or trunk(self, x, *a, **k)
+    )
+    thoughts = []
+
+    def said(order, source=None):
+        batch = collate([rows[i] for i in order], EOS, source=source)
+        for i, ids, real in zip(order, batch.ids, batch.mask, strict=True):
+            assert ids[real].tolist() == rows[i].ids
+        found = twin.generate.generate(
+            model,
+            batch,
+            batch.n_passes,
+            decoding,
+            watch=lambda state: thoughts.append(state.thoughts_on_host()),
+        )
+        return dict(zip(order, found, strict=True))
+
+    alone = said(range(len(rows)))
+    del shapes[:]
+    assert said(range(len(rows)), source) == alone
+    assert shapes[0] == (len(latents), collate(rows, EOS, source=source).beginning.width)
+    assert shapes[1][0] == len(rows)
+    # As an evaluation puts them: first the questions as asked.
+    order = [*range(0, len(rows), 2), *range(1, len(rows), 2)]
+    assert said(order, source[order]) == alone
+    has = np.arange(len(thoughts[0]))[:, None] < [row.n_latents for row in rows]
+    np.testing.assert_allclose(thoughts[1][has], thoughts[0][has], atol=THOUGHTS)
+
+
+def test_thoughts_are_measured_of_the_first_rows_if_at_all(twin, tmp_path, monkeypatch):
+    rows, decoding = pairs(32, ((2, 2), (2, 2))), Decoding(2, EOS)
+    engine = backend(twin, tmp_path)
+    engine.generate(collate(rows[::2], EOS), decoding)
+    alone = engine.thought_statistics()
+    batch = collate(rows[::2] + rows[1::2], EOS, source=[0, 1, 0, 1])
+    engine.generate(batch, decoding, n_measured=2)
+    both = engine.thought_statistics()
+    assert alone.keys() == both.keys()
+    for name, values in alone.items():
+        for value, other in zip(values, both[name], strict=True):
+            assert value == other is None or value == pytest.approx(other, abs=1e-4)
+    # The embedding's own sizes are taken once, and anew when its weights have changed.
+    taken = []
+    of = measures.Table.of
+    monkeypatch.setattr(measures.Table, "of", lambda *a: taken.append(1) or of(*a))
+    engine.generate(batch, decoding)
+    engine.generate(batch, decoding)
+    assert taken == []
+    row = as_row(0, [1, 2, 3, 4], [1, 2, 3, 4])
+    engine.train_step([collate([row], EOS)], 1e-2, (0, 0))
+    engine.generate(batch, decoding)
+    assert taken == [1]
+    silent = backend(twin, tmp_path, measure_thoughts=False)
+    silent.generate(batch, decoding)
+    assert silent.thought_statistics() == {}
+
+
+# ---- what the host waits for, and what is computed for nobody
+
+
+def late(twin, monkeypatch, every: int) -> None:
+    """Decode as on a device that queues work, where the host looks at every so many tokens."""
+    monkeypatch.setattr(twin.generate, "queues", lambda a: True)
+    monkeypatch.setattr(twin.generate, "LOOK_EVERY", every)
+
+
+@pytest.mark.parametrize("every", few([5, 2, 12, 50], 1))
+def test_ends_that_are_seen_late_change_nothing(twin, monkeypatch, every):
+    rows = prompts(4, (1, 2, 0, 1, 3, 2, 1, 0, 2, 1, 0, 2))
+    eos, expected = ends_at_different_times(rows)
+    drawn = Decoding(N_NEW, eos, temperature=1.0, stops=lambda tokens: tokens[-1] % 5 == 0)
+    at_once = decode(twin, rows, drawn)
+    assert len({len(new) for new in at_once}) > 3
+    # The last one's room ends two positions behind the longest prompt.
+    most = max(len(row.ids) for row in rows) + 2
+    short = Decoding(N_NEW, -1, n_positions=most)
+    cut = decode(twin, rows, short)
+    late(twin, monkeypatch, every)
+    assert decode(twin, rows, Decoding(N_NEW, eos)) == expected
+    assert decode(twin, rows, drawn) == at_once
+    assert decode(twin, rows, short) == cut
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_the_host_waits_once_for_several_tokens(twin, monkeypatch, temperature):
+    rows, waits = prompts(33, (2, 1)), []
+    if twin.__name__ == "cuda_coconut":
+        from waits import Waits
+
+        late(twin, monkeypatch, 4)
+        found = Waits(monkeypatch)
+        with found:
+            decode(twin, rows, Decoding(N_NEW, -1, temperature))
+        waits = [name for name in found.found if name != "numpy"]
+    else:
+        import mlx.core as mx
+
+        late(twin, monkeypatch, 4)
+        evaluate = mx.eval
+        monkeypatch.setattr(mx, "eval", lambda *a: waits.append("eval") or evaluate(*a))
+        decode(twin, rows, Decoding(N_NEW, -1, temperature))
+    assert len(waits) == N_NEW // 4, waits
+
+
+def test_a_mask_is_made_only_where_a_row_is_padded(twin, monkeypatch):
+    rows, masks = prompts(34, (2, 1)), []
+    cls = type(read_model(twin, MODEL))
+    trunk = cls.trunk
+
+    def watched(self, x, positions, mask=None, *rest):
+        masks.append(mask if mask is None or isinstance(mask, str) else "mask")
+        return trunk(self, x, positions, mask, *rest)
+
+    monkeypatch.setattr(cls, "trunk", watched)
+    decode(twin, rows[:1], Decoding(4, -1))
+    assert masks[-3:] == [None] * 3
+    decode(twin, rows, Decoding(4, -1))
+    assert masks[-3:] == ["mask"] * 3
+
+
+def test_in_bf16_a_weight_is_cast_once_however_many_tokens(tmp_path):
+    twin = load_twin("cuda")
+    pytest.importorskip("torch")
+    from torch.utils._python_dispatch import TorchDispatchMode
+
+    class Casts(TorchDispatchMode):
+        n = 0
+
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            if function.overloadpacket.__name__ == "_to_copy":
+                self.n += any(args[0].shape == p.shape for p in weights)
+            return function(*args, **(kwargs or {}))
+
+    engine = backend(twin, tmp_path, bf16=True)
+    weights = [p for p in engine.model.parameters() if p.ndim == 2]
+    weights[-1].requires_grad_(False)  # as an adapter's base is
+    batch, counts = collate(prompts(35, (2, 2)), EOS), []
+    for n in (2, 6):
+        with Casts() as casts:
+            engine.generate(batch, Decoding(n, -1))
+        counts.append(casts.n)
+    assert 0 < counts[0] == counts[1] <= len(weights), counts
+    assert [p.requires_grad for p in weights] == [True] * (len(weights) - 1) + [False]

@@ -135,6 +135,9 @@ class Notes:
         self.steps: list = []
         self.loss = 1.0
 
+    def compiled_in_words(self):
+        return ""
+
     def train_step(self, micro_batches, lr, dropout_key, progress):
         self.steps.append((micro_batches, lr, dropout_key))
         return StepStats(self.loss, 1, 1.0)
@@ -246,7 +249,7 @@ def test_linear_and_cosine_schedules_fall_to_0_at_the_end(tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.compiled
-def test_an_epoch_of_bucketed_lengths_is_traced_a_few_times(twin, tmp_path, monkeypatch):
+def test_an_epoch_of_bucketed_lengths_is_traced_a_few_times(twin, tmp_path, monkeypatch, capsys):
     write_items(tmp_path / "train.json", 48)
     config = run_config(
         tmp_path, batch_size_training=4, pad_multiple=32, num_epochs=2, eval_every=9
@@ -266,6 +269,9 @@ def test_an_epoch_of_bucketed_lengths_is_traced_a_few_times(twin, tmp_path, monk
     # One trace a shape and one for each optimizer's update (a stage has its own).
     most = len(set(shapes)) + 2 if twin.__name__ == "mlx_coconut" else 0
     assert runner.backend.n_traces() <= most
+    said = [line for line in capsys.readouterr().out.splitlines() if line.startswith("compiled ")]
+    n_said = sum(int(line.split()[1]) for line in said)
+    assert n_said == runner.backend.n_traces() and bool(said) is (twin.__name__ == "mlx_coconut")
 
 
 # ---- all of it

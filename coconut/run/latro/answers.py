@@ -8,11 +8,15 @@ import numpy as np
 from coconut.backend import Decoding
 from coconut.batches.batch import chunks, collate
 from coconut.batches.rollouts import exchanged
+from coconut.run.latro.diagnostics import lost_rationales
 from coconut.run.latro.draw_and_score import Rollouts
 
 
 def answers(rollouts: Rollouts, items: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Greedy answers, and the answer's likelihood after its own, another's and no rationale."""
+    """Greedy answers, and the answer's likelihood after its own, another's and no rationale.
+
+    warning: that rationales do not matter; None if they do.
+    """
     config, d, world = rollouts.config, rollouts.data, rollouts.world
     backend, tokenizer = rollouts.backend, rollouts.data.tokenizer
     decoding = Decoding(
@@ -29,7 +33,8 @@ def answers(rollouts: Rollouts, items: Sequence[dict[str, Any]]) -> dict[str, An
     outputs = [tokens for part in world.deal(parts, said) for tokens in part]
     own = [d.rollout(*x) for x in zip(prompts, outputs, items, strict=True)]
     kinds = exchanged(own, d.separator_ids).values()
-    rewards = [rollouts.score(kind)[1].mean() for kind in kinds]
+    scored = [rollouts.score(kind).answers for kind in kinds]
+    rewards = [x.mean() for x in scored]
     texts = [tokenizer.decode(tokens) for tokens in outputs]
     judged = [d.judge(text, item) for text, item in zip(texts, items, strict=True)]
     right = [one["correct"] for one in judged]
@@ -43,6 +48,7 @@ def answers(rollouts: Rollouts, items: Sequence[dict[str, Any]]) -> dict[str, An
         "eval/reward_empty": float(rewards[2]),
         "eval/finished": float(np.mean([r.is_finished for r in own])),
         "n": len(items),
+        "warning": lost_rationales(scored[0], scored[1]),
         "rows": [
             {
                 "query": item["queries"],

@@ -8,7 +8,6 @@ import hashlib
 import json
 import math
 import time
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,22 +15,24 @@ import numpy as np
 
 from coconut.backend import MakeBackend
 from coconut.batches.batch import chunks, collate
-from coconut.batches.credit import credit
 from coconut.batches.curriculum import markers_of
 from coconut.batches.latro_prompts import Data, check_room, numbers_of
-from coconut.batches.rollouts import Rollout
 from coconut.checkpoints import checkpoint
 from coconut.config.latro_keys import LatroConfig
 from coconut.errors import UserError
-from coconut.run.ending import check_finite, measured_with, test_once, write_results
+from coconut.run.ending import check_finite, measured_with, memory_used, test_once, write_results
 from coconut.run.latro.answers import answers, in_words
+from coconut.run.latro.diagnostics import best_and_worst, measures
 from coconut.run.latro.draw_and_score import Rollouts
+from coconut.run.latro.policy_update import Round, draw_round, step
 from coconut.run.latro.resume import (
+    REFERENCE,
     WARM_START,
     checkpoints,
     plan_lines,
+    reference_weights,
+    references,
     resumed_from,
-    warm_weights,
     whole_update,
 )
 from coconut.run.learning_rate import learning_rate
@@ -64,7 +65,9 @@ class LatroRunner:
         self.config = whole = whole_update(config, self.world.size)
         if self.world.is_first:
             checkpoint.recover(self.run_dir)
-        self.resumed, warm = agreed_paths(self.world, resumed_from(whole), warm_weights(whole))
+        resumed = resumed_from(whole)
+        reference = reference_weights(whole, resumed)
+        self.resumed, warm = agreed_paths(self.world, resumed, reference)
         self.run = run = Run(config, twin, self.world, warm, self.resumed)
         self.tokenizer = run.tokenizer
         self.data = Data(whole, self.tokenizer)
@@ -88,11 +91,21 @@ class LatroRunner:
         if self.config.kl_coef:
             self.backend.keep_reference()
 
+    def _renew_reference(self) -> None:
+        """The weights of now become the reference, written for a run that is gone on with."""
+        self._keep_reference()
+        name = REFERENCE.format
+        self._save(self.run_dir / name(self.update), with_optimizer=False)
+        updates = [int(p.name[7:]) for p in checkpoints(self.run_dir)]
+        every = self.config.reference_every
+        needed = [self.run_dir / name(u // every * every) for u in updates]
+        prune(self.run, references, 1, needed)
+
     # ---- training
 
     def train(self) -> None:
         """Warm start if asked for, then all updates that are left."""
-        with self.console:
+        with self.run.opened():
             self._train()
 
     def _train(self) -> None:
@@ -111,6 +124,8 @@ class LatroRunner:
             self._update(self.update)
             self.update += 1
             last = self.update == self.total
+            if config.reference_every and self.update % config.reference_every == 0:
+                self._renew_reference()
             # As published: after updates 1, 1 + every, ..., and the last one.
             if every and ((self.update - 1) % every == 0 or last):
                 self._evaluate()
@@ -121,8 +136,6 @@ class LatroRunner:
         if config.test_at_end:
             data = self.data.path("test")
             test_once(self.run, self.run_dir / BEST, data, self._answer_test)
-        if self.run.reporter:
-            self.run.reporter.finish()
 
     def _warm_start(self) -> None:
         """Supervised updates on prompt, written rationale, separator, answer."""
@@ -148,83 +161,39 @@ class LatroRunner:
         self._keep_reference()
 
     def _update(self, u: int) -> None:
-        config, backend, start = self.config, self.backend, time.perf_counter()
-        backend.memory()
-        items = self.data.prompts_of(u)
-        rollouts, drawn = self.rollouts.sample(items, u)
-        K, B = config.rloo_k, len(rollouts)
-        scored = time.perf_counter()
-        n_sampled = sum(map(len, drawn))
-        said, rewards, ref, entropies, n_said, n_answer = self.rollouts.score(rollouts)
-        earned = credit(
-            rewards,
-            said,
-            ref,
-            np.array([r.is_finished for r in rollouts]),
-            K,
-            config.kl_coef,
-            config.penalty_mode if config.non_stop_penalty else None,
-            config.penalty_reward_value,
-        )
-        order = np.random.default_rng([config.seed, u, 1]).permutation(B)
-        batches = [
-            self.rollouts.collate(
-                [rollouts[i] for i in part],
-                advantages=earned.advantages[part],
-                answer_weight=config.sft_penalty,
-                n_rows=B,
-            )
-            for part in self.world.share(list(chunks(order, config.batch_size_training)))
-        ]
+        config, start = self.config, time.perf_counter()
+        self.backend.memory()
+        drawn = draw_round(self.rollouts, self.data.prompts_of(u), u)
         lr = learning_rate(config, u, self.total)
-        stats = backend.policy_step(batches, lr)
-        own = [batch.sums(x)[0].tolist() for batch, x in zip(batches, stats.logprobs, strict=True)]
-        updated = np.concatenate(self.world.collect(own))
+        stepped = step(self.rollouts, drawn, u, lr)
         seconds = time.perf_counter() - start
         self.seconds += seconds
-        groups = earned.adjusted.reshape(-1, K).std(axis=1)
-        finished = sum(r.is_finished for r in rollouts)
-        log_ratio = said - ref
-        fields: dict[str, Any] = {
-            "objective/kl_penalty": earned.kl_penalty.mean(),
-            "objective/rlhf_reward": earned.adjusted.mean(),
-            "objective/advantage_avg": earned.advantages.mean(),
-            "loss/policy_avg": -(earned.advantages * said).mean(),
-            "loss/sft_avg": -rewards.mean(),
-            "val/num_stop_tokens": finished,
-            "val/perc_finished_thoughts": finished / B,
-            "val/avg_rationale_length": np.mean([r.n_said for r in rollouts]),
+        B, n_sampled = len(drawn.rollouts), sum(map(len, drawn.drawn))
+        fields = measures(config, drawn, stepped) | {
             "lr": lr,
             "episode": (u + 1) * B,
             "eps": int((u + 1) * B / max(self.seconds, 1e-9)),
-            "objective/reward": rewards.mean(),
-            "objective/reward_per_token": rewards.sum() / max(n_answer, 1),
-            "objective/kl": log_ratio.mean(),
-            "objective/kl_per_token": log_ratio.sum() / max(n_said, 1),
-            "objective/group_std": groups.mean(),
-            "objective/zero_variance_groups": np.mean(groups < 1e-8),
-            "objective/entropy": entropies / max(n_said, 1),
-            "objective/on_policy_gap": abs(updated - said[order]).max(),
-            "grad_norm": stats.grad_norm,
-            "rollout_seconds": scored - start,
+            "rollout_seconds": drawn.seconds,
             "samples_per_second": B / seconds,
             "tokens_per_second": n_sampled / seconds,
-            "peak_memory_bytes": max(self.world.exchange(backend.memory())),
+            **memory_used(self.world, self.backend),
         }
         self.speed = {name: float(fields[name]) for name in SPEED}
         prompt_epoch = (u + 1) * config.n_prompts / len(self.data.train)
         self.console.record("train", step=u + 1, n_steps=self.total, epochs=prompt_epoch, **fields)
         if u == 0 or (u + 1) % config.log_every == 0 or u + 1 == self.total:
             self.console.say(
-                f"update {u + 1:04d}/{self.total:04d} | reward {rewards.mean():.3f}"
-                f" | kl {log_ratio.mean():.3f} | finished {100 * finished / B:.0f}%"
+                f"update {u + 1:04d}/{self.total:04d} | reward {fields['objective/reward']:.3f}"
+                f" | kl {fields['objective/kl']:.3f}"
+                f" | finished {100 * fields['val/perc_finished_thoughts']:.0f}%"
                 f" | length {fields['val/avg_rationale_length']:.1f}"
-                f" | grad {stats.grad_norm:.2f} | {B / seconds:.0f} samples/s,"
+                f" | grad {stepped.grad_norm:.2f} | {B / seconds:.0f} samples/s,"
                 f" {n_sampled / seconds:.0f} tok/s | {fields['peak_memory_bytes'] / 1e9:.2f} GB"
             )
-            self._log_table(rollouts, drawn, earned)
+            self._log_table(drawn)
         where = {"update": u + 1}
-        self._check_finite(where, gradient=stats.grad_norm, reward=float(rewards.sum()))
+        reward = float(drawn.earned.rewards.sum())
+        self._check_finite(where, gradient=stepped.grad_norm, reward=reward)
 
     def _check_weights(self, where: dict[str, int]) -> None:
         """Raise UserError if the weights of now give no likelihoods: nothing is written of them."""
@@ -237,7 +206,7 @@ class LatroRunner:
         rate = "warm_start_lr" if "warm_start" in where else "lr"
         check_finite(self.run, f"lower {rate} or set max_grad_norm: 1", where, **values)
 
-    def _log_table(self, rollouts: Sequence[Rollout], drawn: Any, earned: Any) -> None:
+    def _log_table(self, drawn: Round) -> None:
         decode = self.tokenizer.decode
         rows = [
             {
@@ -246,22 +215,28 @@ class LatroRunner:
                 "truncated": decode(tokens[: r.n_said]),
                 "answer": decode(r.answer),
                 "assembled": decode(r.prompt + r.shared + r.bridge + r.answer),
-                "reward": float(earned.rewards[i]),
-                "advantage": float(earned.advantages[i]),
+                "reward": float(drawn.earned.rewards[i]),
+                "advantage": float(drawn.earned.advantages[i]),
             }
-            for i, (r, tokens) in enumerate(zip(rollouts[:N_TABLE], drawn[:N_TABLE], strict=True))
+            for i, (r, tokens) in enumerate(
+                zip(drawn.rollouts[:N_TABLE], drawn.drawn[:N_TABLE], strict=True)
+            )
         ]
-        self.console.record("training_samples", step=self.update + 1, rows=rows)
+        at = self.update + 1
+        self.console.record("training_samples", step=at, rows=rows)
+        self.console.record("rationales", step=at, rows=best_and_worst(drawn, decode))
 
     # ---- evaluation
 
     def _evaluate(self) -> None:
         self._check_weights({"update": self.update})
         found = answers(self.rollouts, self.data.validation[: self.config.evaluation_items])
-        rows = found.pop("rows")
+        rows, warning = found.pop("rows"), found.pop("warning")
         self.console.record("evaluations", step=self.update, rows=rows[:N_TABLE])
         self.console.record("eval", step=self.update, n_steps=self.total, **found)
         self.console.say(in_words(f"eval after update {self.update:04d}", found))
+        if warning and self.update:
+            self.console.event("warning", message=warning)
         self._summarise(found)
         if found["eval/zero_shot_acc"] > self.best:
             self.best = found["eval/zero_shot_acc"]
@@ -287,7 +262,7 @@ class LatroRunner:
 
     def _answer_test(self) -> tuple[dict[str, Any], float]:
         found = answers(self.rollouts, self.data.test)
-        del found["rows"]
+        del found["rows"], found["warning"]
         self.console.say(in_words("test", found))
         return found, found["eval/zero_shot_acc"]
 

@@ -21,7 +21,7 @@ from coconut.batches.questions import Item, Questions
 from coconut.batches.rollouts import Rollout, collate_rollouts
 from coconut.config.latro_keys import LatroConfig
 from coconut.errors import UserError
-from coconut.run.ending import measured_with, write_results
+from coconut.run.ending import measured_with, memory_used, write_results
 from coconut.run.start import Run
 from coconut.world import World
 
@@ -71,7 +71,7 @@ def measure(
             "checkpoint": config.load_model_path or config.model_id,
             "dataset_name": config.dataset_name,
             "split": config.split,
-            "peak_memory_bytes": max(run.world.exchange(backend.memory())),
+            **memory_used(run.world, backend),
         }
         write_results(run, summary, "likelihoods.jsonl", rows)
         console.record("preexperiment", **summary)

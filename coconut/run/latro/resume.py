@@ -8,9 +8,17 @@ from coconut import files
 from coconut.checkpoints import checkpoint
 from coconut.config.latro_keys import LatroConfig
 from coconut.errors import UserError
+from coconut.run.saving import STATE
 
 WARM_START = "warm_start"
+REFERENCE = "reference_{:04d}"
+"""Weights after so many updates, which became the reference (reference_every)."""
 _UPDATE = re.compile(r"update_(\d+)", re.ASCII)
+
+
+def references(run_dir: Path) -> list[Path]:
+    """The weights that became the reference of a run, in the order of their updates."""
+    return sorted(run_dir.glob("reference_*"), key=lambda p: int(p.name[10:]))
 
 
 def checkpoints(run_dir: Path) -> list[Path]:
@@ -51,6 +59,24 @@ def resumed_from(config: LatroConfig) -> Path | None:
     return found
 
 
+def reference_weights(config: LatroConfig, resumed: Path | None) -> Path | None:
+    """The weights that are the reference of a run that goes on from `resumed`: the last that became
+    it on the way there, or those of the warm start. Raises UserError if they are gone.
+    """
+    every = config.reference_every
+    done = files.read_json(resumed / STATE)["n_updates"] if resumed and every else 0
+    if resumed is None or not every or done < every:
+        return warm_weights(config)
+    found = resumed.parent / REFERENCE.format(done // every * every)
+    if not found.is_dir():
+        raise UserError(
+            str(found),
+            "gone, and with it the reference of the KL term; bring it back, or go on with the"
+            " reference_every that it was trained with",
+        )
+    return found
+
+
 def warm_weights(config: LatroConfig) -> Path | None:
     """The weights a warm start ended with: this run's, or those of the run of checkpoint_path.
 
@@ -86,4 +112,26 @@ def plan_lines(config: LatroConfig, n_items: int, n_processes: int = 1) -> list[
         f" micro-batches{shared})",
         f"epochs: {total * P / n_items:.2f} passes over {n_items:,} prompts;"
         f" counted in rollouts, as released, {total * B / n_items:.2f}",
+        _work(config, total, n_items),
     ]
+
+
+def _work(config: LatroConfig, total: int, n_items: int) -> str:
+    """Rollouts and tokens of the whole run, and what the released code would make of its epochs."""
+    rollouts, L = total * config.local_batch, config.response_length
+    again = f", {config.num_iterations} times" if config.num_iterations > 1 else ""
+    line = (
+        f"in all {rollouts:,} rollouts, up to {rollouts * L:,} tokens drawn, then scored, then"
+        f" trained on{again}"
+    )
+    if (config.total_updates, config.total_episodes, config.epoch_counts) == (
+        None,
+        None,
+        "prompts",
+    ):
+        released = replace(config, epoch_counts="rollouts").n_updates(n_items) * config.local_batch
+        line += (
+            f"; {rollouts / released:.0f} times the {released:,} that the released code makes of"
+            " such epochs (epoch_counts: rollouts)"
+        )
+    return line

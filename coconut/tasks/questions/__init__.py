@@ -1,6 +1,7 @@
 """The data sets LaTRO, SFT and the pre-experiment read: one file here is one data set.
 
-A file NAME.py is the data set `dataset_name: NAME`. docs/data_sets.md walks through one. It has
+A file NAME.py is the data set `dataset_name: NAME`; one elsewhere is named by its path. A JSON file
+with three columns is one too (`_columns.py`). docs/data_sets.md walks through one. It has
 
     FILES: dict[str, str]         path of "train", of "test" and, if there is one, of "validation"
     HOW: str                      one line: how to get those files
@@ -18,24 +19,33 @@ and may have
     sft_published_prompt(...)     how the published code asks an SFT model; otherwise sft_prompt
     released(output, item)        whether it is right by the published rule; otherwise by `answer`
     SHOTS: str, N_SHOTS: int      worked examples before the question (NAME_8shot), and how many
+    REWARDS: dict[str, function]  rewards of LaTRO besides likelihood and correct: name ->
+                                  (prompt, rationale, answer, groundtruth) -> number; the answer
+                                  is what `answer` reads in the output
 
 An output is right if its `answer` is that of the item's own `response`.
 """
 
 import importlib
 import inspect
+import os
 import pkgutil
 import re
 import traceback
 from collections.abc import Callable, Sequence
-from importlib.util import find_spec
+from importlib.util import find_spec, module_from_spec, spec_from_file_location
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from coconut.errors import UserError
+from coconut.errors import UserError, nearest
+from coconut.tasks.questions._columns import parts_of
 
 REQUIRED = ("FILES", "HOW", "read", "prompt", "response", "answer")
-_VALUES: dict[str, type] = {"FILES": dict, "HOW": str, "SHOTS": str, "N_SHOTS": int}
+_VALUES: dict[str, type] = {
+    **{"FILES": dict, "HOW": str, "SHOTS": str, "N_SHOTS": int},
+    "REWARDS": dict,
+}
 _FUNCTIONS: dict[str, tuple[str, type]] = {
     "read": ("read(path)", list),
     "prompt": ("prompt(item, chat)", str),
@@ -47,10 +57,15 @@ _FUNCTIONS: dict[str, tuple[str, type]] = {
     "released": ("released(output, item)", bool),
 }
 """How a part is called, and what it gives."""
-_IN_WORDS = {dict: "a dict", str: "text", int: "a number", list: "a list of items", bool: "a bool"}
+_REWARD = "(prompt, rationale, answer, groundtruth)"
+_IN_WORDS: dict[Any, str] = {
+    **{dict: "a dict", str: "text", int: "a number", list: "a list of items", bool: "a bool"},
+    (int, float): "a number",
+}
 _SPLITS = ("train", "validation", "test")
 SHOWN = 80
 """Characters of a question in a message."""
+_COLUMNS = (".json", ".jsonl")
 _SHOT_NAME = re.compile(r"(.+)_(\d+)shot")
 _ADVICE = "docs/data_sets.md shows a whole data set"
 
@@ -66,17 +81,49 @@ def parse_name(dataset_name: str) -> tuple[str, int]:
     return (found[1], int(found[2])) if found else (dataset_name, 0)
 
 
+def no_such_set(name: str) -> str | None:
+    """What is wrong with the name of a data set, worked examples aside; None if there is one.
+
+    A name is one of `names`; NAME.py, a data set of the user's own; or a file with the columns of
+    `_columns.py`, alone or as NAME:FILE, whose answers are read as those of NAME.
+    """
+    rule, colon, file = name.rpartition(":")
+    if not name.endswith((".py", *_COLUMNS)):
+        advice = nearest(name, names()) or f"known: {', '.join(names())}, or a file"
+        advice += "; docs/data_sets.md says how to add one"
+        return None if name in names() else f"no data set {name[:SHOWN]!r}, {advice}"
+    if not Path(file).is_file():
+        return f"no such file: {file[:SHOWN]}"
+    if colon and (rule not in names() or not file.endswith(_COLUMNS)):
+        return (
+            f"before the colon of {name[:SHOWN]!r} stands the data set whose answers are read alike"
+        )
+    return None
+
+
 def load(name: str) -> SimpleNamespace:
-    """The parts of a data set, as its file names them.
+    """The parts of a data set, as its file names them; name: see `no_such_set`.
 
     Raises UserError, with the file and its line, for whatever is wrong in the file: here if it
     cannot be imported or a part is missing or of another kind than it should be; in a part's call
     if that raises something or gives another kind of thing.
     """
-    spec = find_spec(f"{__name__}.{name}")
+    rule, _, path = name.rpartition(":")
+    if path.endswith(_COLUMNS):
+        parts = parts_of(path, load(rule).answer if rule else None)
+        return SimpleNamespace(REWARDS={}, **parts)
+    if name.endswith(".py"):
+        spec = spec_from_file_location(Path(name).stem, os.path.abspath(name))
+    else:
+        spec = find_spec(f"{__name__}.{name}")
     file = str(spec.origin if spec else name)
     try:
-        module = importlib.import_module(f"{__name__}.{name}")
+        if name.endswith(".py"):
+            assert spec is not None and spec.loader is not None, "a file that is there"
+            module = module_from_spec(spec)
+            spec.loader.exec_module(module)
+        else:
+            module = importlib.import_module(f"{__name__}.{name}")
     except UserError:
         raise
     except Exception as error:
@@ -87,7 +134,11 @@ def load(name: str) -> SimpleNamespace:
     if problems := _problems(parts):
         raise UserError(file, f"{'; '.join(problems)}; {_ADVICE}")
     for part in _FUNCTIONS.keys() & parts:
-        parts[part] = _watched(file, part, parts[part])
+        parts[part] = _watched(file, *_FUNCTIONS[part], parts[part])
+    parts["REWARDS"] = {
+        reward: _watched(file, f"REWARDS[{reward!r}]{_REWARD}", (int, float), function)
+        for reward, function in parts.get("REWARDS", {}).items()
+    }
     return SimpleNamespace(**parts)
 
 
@@ -103,6 +154,11 @@ def _problems(parts: dict[str, Any]) -> list[str]:
     for part, (call, _) in _FUNCTIONS.items():
         if part in parts and not callable(parts[part]):
             found.append(f"{part} must be a function, {call}, got {type(parts[part]).__name__}")
+    rewards = parts.get("REWARDS", {})
+    for reward, function in rewards.items() if isinstance(rewards, dict) else ():
+        if not callable(function):
+            got = type(function).__name__
+            found.append(f"REWARDS[{reward!r}] must be a function, {_REWARD}, got {got}")
     files = parts.get("FILES", {})
     if isinstance(files, dict):
         missing += [f"FILES[{part!r}]" for part in ("train", "test") if part not in files]
@@ -114,9 +170,8 @@ def _problems(parts: dict[str, Any]) -> list[str]:
     return [*([f"lacks {', '.join(missing)}"] if missing else []), *found]
 
 
-def _watched(file: str, part: str, function: Callable[..., Any]) -> Callable[..., Any]:
+def _watched(file: str, call: str, kind: Any, function: Callable[..., Any]) -> Callable[..., Any]:
     """The function, held to what the part has to give."""
-    call, kind = _FUNCTIONS[part]
 
     def watched(*given: Any) -> Any:
         try:
