@@ -28,6 +28,7 @@ class UserError(Exception):
 
 
 DISK = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG, errno.EIO, errno.ESTALE}
+DISK |= {errno.ENAMETOOLONG, errno.ELOOP, errno.ENOTDIR, errno.EACCES}
 
 
 def of_disk(error: OSError) -> UserError:
@@ -37,7 +38,7 @@ def of_disk(error: OSError) -> UserError:
     if error.filename is None:
         # It may have been stdout, whose rest Python would try to write once more at its end.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    return UserError(str(error.filename or "a file"), f"the disk refuses: {error.strerror}")
+    return UserError(shown(str(error.filename or "a file")), f"the disk refuses: {error.strerror}")
 
 
 def nearest(name: Any, known: Iterable[str], before: str = "") -> str:
@@ -99,7 +100,8 @@ def guarded(
     except (RuntimeError, MemoryError) as error:
         if (way_out := machine_trouble(error)) is None:
             raise
-        print(f"{way_out} ({str(error).splitlines()[0][:200]})", file=sys.stderr)
+        what = str(error) or type(error).__name__
+        print(f"{way_out} ({what.splitlines()[0][:200]})", file=sys.stderr)
         sys.exit(2)
     except OSError as error:
         if not isinstance(error, BrokenPipeError):

@@ -13,10 +13,15 @@ from typing import Any
 import numpy as np
 
 from coconut.config.keys import DATASET_METHODS, WITH_LATENTS, RunConfig
+from coconut.errors import UserError
 from coconut.text.tokenizer import Tokenizer
 
 IGNORED = -100
 """Label of a position that no loss is taken at."""
+
+
+MOST_LATENTS = 4096
+"""In a row: more is a slip of the keyboard, and no machine's memory."""
 
 
 @dataclass(frozen=True)
@@ -212,6 +217,12 @@ def _latent_run(config: RunConfig, n_latents: int, markers: Markers | None) -> l
     if config.method not in WITH_LATENTS:
         return []
     assert markers is not None, "methods with latents have a tokenizer with markers"
+    if n_latents > MOST_LATENTS:
+        raise UserError(
+            config.where,
+            f"{n_latents:,} latents in a row (c_thought, max_latent_stage, n_latents), each a pass"
+            f" of its own; at most {MOST_LATENTS:,}",
+        )
     return [markers.start, *[markers.latent] * n_latents, markers.end]
 
 

@@ -5,8 +5,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from coconut.batches.curriculum import Sample
-from coconut.errors import UserError
+from coconut.batches.curriculum import MOST_LATENTS, Sample
+from coconut.errors import UserError, shown
 from coconut.tasks.files import read_records
 from coconut.tasks.graphs import graph_problems
 from coconut.text.tokenizer import Tokenizer
@@ -48,8 +48,9 @@ def _complaints(item: Any) -> list[str]:
     elif not isinstance(steps, list) or not all(isinstance(step, str) for step in steps):
         found.append("steps must be a list of texts")
     latents = item.get("latents", 0)
-    if type(latents) is not int or latents < 0:
-        found.append(f"latents must be a number of latents, got {latents!r}")
+    if type(latents) is not int or not 0 <= latents <= MOST_LATENTS:
+        most = f"latents must be a number of latents, at most {MOST_LATENTS:,}"
+        found.append(f"{most}, got {shown(latents)}")
     thoughts = item.get("thoughts", [])
     if not isinstance(thoughts, list) or not all(isinstance(t, str) and t for t in thoughts):
         found.append("thoughts must be a list of texts, one a latent")

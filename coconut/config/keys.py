@@ -166,7 +166,11 @@ class RunConfig:
     )
 
     num_epochs: int = fit(
-        1, "epochs of the whole schedule, skipped ones included", low=0, aliases="num_train_epochs"
+        1,
+        "epochs of the whole schedule, skipped ones included",
+        low=0,
+        high=10_000,
+        aliases="num_train_epochs",
     )
     batch_size_training: int = fit(
         32, "rows of a micro-batch, one process's", low=1, aliases="per_device_train_batch_size"

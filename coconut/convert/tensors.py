@@ -97,6 +97,8 @@ def read_torch(path: Path) -> tuple[dict[str, Tensor], list[str]]:
             problems.append(f"{shown(name)}: a {value.dtype} tensor of a kind that is not read")
         elif value.ndim > MOST_AXES:
             problems.append(f"{shown(name)}: {value.ndim} axes, at most {MOST_AXES}")
+        elif value.is_meta:
+            problems.append(f"{shown(name)}: a shape without numbers (device meta)")
         # A few bytes repeated by their strides could stand for any size.
         elif value.numel() * value.element_size() > value.untyped_storage().nbytes():
             problems.append(f"{shown(name)}: its shape is larger than its data")
