@@ -96,6 +96,15 @@ def examples(n: int) -> hypothesis.settings:
     return hypothesis.settings(max_examples=n * hypothesis.settings.default.max_examples // 100)
 
 
+def gpt2_encoding() -> Any:
+    """GPT-2's encoding, in tests that need the published one; without it they are skipped."""
+    if "TIKTOKEN_CACHE_DIR" not in os.environ:
+        pytest.skip("needs TIKTOKEN_CACHE_DIR with the GPT-2 vocabulary")
+    from coconut.text import tiktoken
+
+    return tiktoken.gpt2_encoding()
+
+
 @pytest.fixture(autouse=True)
 def _compiled(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Let MLX compile in a test that is marked so, here and in the processes that it starts."""

@@ -174,11 +174,14 @@ def start(twin: ModuleType, config: RunConfig) -> Runner:
     return Runner(config, twin.run.make_backend, twin.__name__)
 
 
+TIMES = ("time", "tokens_per_second", "eta_seconds")
+
+
 def read_log(config: RunConfig, event: str) -> list[dict[str, Any]]:
     """The events of one kind in a run's log.jsonl, without their time."""
     lines = (config.run_dir / "log.jsonl").read_text().splitlines()
     return [
-        {k: v for k, v in record.items() if k not in ("time", "tokens_per_second")}
+        {k: v for k, v in record.items() if k not in TIMES}
         for record in map(json.loads, lines)
         if record["event"] == event
     ]

@@ -13,7 +13,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from conftest import examples
+from conftest import examples, gpt2_encoding
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -24,7 +24,7 @@ from coconut.config.keys import RunConfig
 from coconut.errors import UserError
 from coconut.tasks import prosqa, prosqa_graph
 from coconut.text.answers import OUTCOMES, classify_chain
-from coconut.text.tiktoken import TiktokenTokenizer, gpt2_encoding, prosqa_encoding
+from coconut.text.tiktoken import TiktokenTokenizer, prosqa_encoding
 
 GOOD = {"question": "Tom is a wumpus. Is Tom a wumpus or impus?", "answer": "yes", "steps": ["a."]}
 TOKENIZER = prosqa_encoding()
@@ -181,10 +181,13 @@ def test_one_line_is_one_item_and_an_item_is_named_by_its_number(tmp_path: Path)
         (b"\x28\xb5\x2f\xfd\x00", "is compressed by zstd; unpack it (zstd -d)"),
         (b"version https://git-lfs.github.com/spec/v1\n", "is a Git LFS pointer, not the data;"),
         (b"<!doctype html>", "is a page or markup, not data; download the raw file"),
-        (gzip.compress(b"[]" * 99)[:20], "cannot be unpacked (Compressed file ended before"),
+        (
+            gzip.compress(b"[]" * 99, mtime=0)[:20],
+            "cannot be unpacked (Compressed file ended before",
+        ),
         (lzma.compress(b"[]" * 99)[:50], "cannot be unpacked ("),
         (bz2.compress(b"[]")[:9] + b"x" * 20, "cannot be unpacked ("),
-        (gzip.compress(b"\xff\x00["), "not UTF-8 text (byte 0); is it the right file?"),
+        (gzip.compress(b"\xff\x00[", mtime=0), "not UTF-8 text (byte 0); is it the right file?"),
     ],
 )
 def test_what_is_not_read_is_said(tmp_path: Path, content: bytes, is_what: str) -> None:

@@ -6,11 +6,11 @@ import json
 from pathlib import Path
 
 import pytest
-from conftest import load_twin
+from conftest import CHOSEN, load_twin
 
 from coconut.commands import mac_check
 
-pytest.importorskip("mlx.core")
+pytestmark = pytest.mark.skipif("mlx" not in CHOSEN, reason="TWINS does not name mlx")
 # All of them: make mac-check, which .ci/run runs too.
 QUICK = ["float32_products", "layer_norm", "golden", "page"]
 

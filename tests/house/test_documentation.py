@@ -73,10 +73,10 @@ TINY_QUESTIONS = "val_path=data/prosqa_tiny.json max_new_tokens=2"
 PROSQA = (
     "model_id=None model_config_path=args/models/tiny_gpt2.json tokenizer=prosqa report=False"
     " generate.items=8 resume=49 batch_size_training=8 gradient_accumulation_steps=1 "
-) + TINY_QUESTIONS
+) + f"{TINY_QUESTIONS} resume_changed=True"  # pages follow each other in one directory
 ON_DISK = (
     "model_id=data/checkpoints/prosqa train_path=data/prosqa_tiny.json"
-    " val_path=data/prosqa_tiny.json"
+    " val_path=data/prosqa_tiny.json resume_changed=True"
 )
 NETWORK = "needs the network; tests/tasks/test_data_download.py has a server of its own"
 RAW = "reads a file that is not here; tests/tasks/test_data_converters.py has small ones"
@@ -126,7 +126,7 @@ COMMANDS: dict[str, How] = {
     "mlx-coconut run args/tiny_coconut.yaml only_eval=True *": How(),
     "mlx-coconut run args/tiny_*.yaml*--check": How(),
     "mlx-coconut run args/tiny_coconut.yaml": How(add=TINY, statuses=(0, 2, 0)),
-    "mlx-coconut run args/tiny_coconut.yaml lr=1e-3 *": How(check=True),
+    "mlx-coconut run args/tiny_coconut.yaml lr=1e-3 *": How(add="resume_changed=True", check=True),
     "cuda-coconut run args/tiny_hops.yaml *": How(add=TINY),
     "mlx-coconut run args/tiny_coconut.yaml name=tiny-times *": How(
         skip="test_the_rule_of_the_page_is_held_to_its_oracle does it"

@@ -7,6 +7,7 @@ import os
 from pathlib import Path
 
 import pytest
+from conftest import gpt2_encoding
 from tiny import REPOSITORY, random_gpt2
 
 from coconut.batches.dataset import read_items, tokenize
@@ -14,7 +15,6 @@ from coconut.batches.questions import Questions
 from coconut.commands.run import main
 from coconut.config.reading import check_config
 from coconut.text.opening import load_tokenizer
-from coconut.text.tiktoken import gpt2_encoding
 
 CASES = REPOSITORY / "tests/cases"
 FILES = {

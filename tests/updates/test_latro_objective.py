@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import itertools
 from types import SimpleNamespace
+from typing import Any
 
 import naive
 import numpy as np
 import pytest
-import torch
 from conftest import few, load_twin
 from test_latro import (
     ANSWER,
@@ -37,6 +37,16 @@ from coconut.config.latro_keys import LatroConfig
 from coconut.run.latro.draw_and_score import Rollouts, Scored
 from coconut.run.latro.policy_update import Round, step
 from coconut.world import World
+
+torch: Any = None
+"""Imported by the tests that run, as in every file."""
+
+
+@pytest.fixture(autouse=True)
+def _torch() -> None:
+    global torch
+    torch = pytest.importorskip("torch")
+
 
 RULES = ("rloo", "grpo", "dr_grpo", "remax")
 LEVELS = ("token", "sequence", "sequence_mean")
