@@ -10,6 +10,7 @@ import numpy as np
 from coconut.backend import Backend
 from coconut.batches.batch import collate
 from coconut.batches.curriculum import Row
+from coconut.errors import UserError
 from coconut.inside.graph import Graph
 from coconut.text.tokenizer import Tokenizer
 
@@ -62,7 +63,10 @@ def spelled(tokenizer: Tokenizer, case: Case, word: str) -> Spelling:
     ids = tokenizer.encode(start + case.tail.format(word))
     ends = [len(tokenizer.decode(ids[: i + 1])) for i in range(len(ids))]
     n_forced = sum(end <= len(case.lead) for end in ends)
-    n_word = next(i for i, end in enumerate(ends) if end >= len(start)) + 1 - n_forced
+    whole = [i for i, end in enumerate(ends) if end >= len(start)]
+    if not whole:
+        raise UserError(tokenizer.name, f"does not write {start!r} back as it reads it; repair it")
+    n_word = whole[0] + 1 - n_forced
     begins = ends[n_forced - 1] if n_forced else 0
     shared = case.lead[begins:]
     inside = start[len(case.lead) :] if shared and n_word == 1 else ""

@@ -165,7 +165,7 @@ def sanitize(weights: dict[str, Tensor]) -> dict[str, Tensor]:
     """
     out = {n.removeprefix("model.").removeprefix("transformer."): w for n, w in weights.items()}
     c_attn = out.get("h.0.attn.c_attn.weight")
-    if c_attn is not None and c_attn.shape[0] < c_attn.shape[1]:
+    if c_attn is not None and c_attn.ndim == 2 and c_attn.shape[0] < c_attn.shape[1]:
         out = {name: w.T if name.endswith(CONV1D) else w for name, w in out.items()}
     return out
 

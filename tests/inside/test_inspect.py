@@ -19,6 +19,7 @@ from lenses import ANSWER, QUESTION, TOKENIZERS, open_lens, write_checkpoint
 from coconut.batches.batch import collate
 from coconut.blocks import recorded_attention
 from coconut.errors import UserError
+from coconut.inside import forced
 from coconut.inside.graph import read_graph
 from coconut.inside.inspect import main
 from coconut.inside.known import warnings
@@ -570,3 +571,12 @@ def test_a_circle_is_a_graph_whose_concepts_the_first_thoughts_name(twin):
     assert set(found.stops[0].chain_is_stated) == {None}
     named = [thought.top[0][0] for thought in found.thoughts]
     assert [text.strip() for text in named[:2]] == [step.strip() for step in item["steps"][:2]]
+
+
+def test_a_tokenizer_that_does_not_write_back_what_it_read_is_named(monkeypatch):
+    tokenizer = TOKENIZERS["statements"]().with_latents()
+    case = forced.Case("Every", [], " is a {}.\n")
+    assert forced.spelled(tokenizer, case, "lempus").tokens
+    monkeypatch.setattr(tokenizer, "decode", lambda ids, **_: "")
+    with pytest.raises(UserError, match="does not write 'Every lempus' back"):
+        forced.spelled(tokenizer, case, "lempus")

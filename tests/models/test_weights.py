@@ -285,6 +285,7 @@ def test_moments_that_do_not_fit_or_are_missing_are_refused(twin, tmp_path):
         {n: w for n, w in whole.items() if n != "v.wpe.weight"},
         whole | {"m.wpe.weight": np.zeros((3, 64), np.float32)},
         {n: w for n, w in whole.items() if n != "step"},
+        whole | {"m.h.0.attn.c_attn.weight": np.zeros(3, np.float32)},
         whole | {"step": np.array([1, 2])},
         whole | {"step": np.array([np.nan])},
         whole | {"m.wpe.weight": whole["m.wpe.weight"].astype(np.int8)},
