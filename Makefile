@@ -10,7 +10,7 @@ PYTEST := HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n logical --maxprocesses=8 -
 # Without bytecode every process that a test starts would compile its libraries again.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: setup demo mac-check test test-all test-browser lint bench analyses
+.PHONY: setup demo mac-check test test-all test-browser fuzz lint bench analyses
 .DELETE_ON_ERROR:
 
 setup: $(READY)
@@ -42,6 +42,11 @@ test-all: setup
 test-browser: setup
 	$(BIN)/python -m pip install -q -c constraints.txt -e '.[browser]'
 	BROWSER_TESTS=1 HF_HUB_OFFLINE=1 $(BIN)/python -m pytest tests/inside/test_browser.py $(ARGS)
+
+# Mutated inputs, 10,000 unless N says how many; a quarter of an hour on two cores.
+N ?= 10000
+fuzz: setup
+	$(BIN)/python tests/fuzz.py $(N) $(ARGS)
 
 lint: setup
 	$(BIN)/ruff format --check .
