@@ -243,8 +243,8 @@ def test_evaluate_gives_the_summary_of_the_command(
     kind = type(model.backend)
     plain = kind.generate
 
-    def generate(self, *given):
-        said.append(plain(self, *given))
+    def generate(self, *given, **keys):
+        said.append(plain(self, *given, **keys))
         return said[-1]
 
     monkeypatch.setattr(kind, "generate", generate)

@@ -100,6 +100,7 @@ COMMANDS: dict[str, How] = {
     "mlx-coconut mac-check --table *": How(swap={"FILE": f"{ROOT}/docs/mac-check-cpu.json"}),
     "make *": How(),
     "TWINS=mlx make test": How(),
+    "TIKTOKEN_CACHE_DIR=* make test-all": How(),
     "PICTURE=docs/inspect.png make test-browser": How(),
     "python -m pytest tests/thoughts/test_feedback.py -k times": How(
         skip="test_the_rule_of_the_page_is_held_to_its_oracle does it"
