@@ -326,6 +326,7 @@ def test_each_command_gives_the_same_verdict(twin, tmp_path, capsys):
     }
 
 
+@pytest.mark.slow
 def test_what_transformers_writes_of_itself_is_known():
     transformers = pytest.importorskip("transformers")
     for model_type in ("gpt2", "qwen2", *TRIED):

@@ -44,6 +44,7 @@ def test_what_does_not_go_together_is_named(tmp_path, keys, complaint):
         LatroRunner(made, load_twin(CHOSEN[0]).run.make_backend, CHOSEN[0])
 
 
+@pytest.mark.slow
 def test_a_correct_answer_is_the_reward_and_what_is_trained_reaches_to_its_end(
     twin, tmp_path, monkeypatch
 ):
@@ -75,6 +76,7 @@ def test_a_correct_answer_is_the_reward_and_what_is_trained_reaches_to_its_end(
     assert all(s[-1] in ends or len(s) == 12 for s in said)
 
 
+@pytest.mark.slow
 def test_several_rewards_are_added_up_those_of_the_data_set_too(tmp_path, monkeypatch):
     given = []
 
@@ -133,6 +135,7 @@ def test_a_run_is_the_same_however_its_rollouts_are_dealt_into_batches(twin, tmp
 
 
 @pytest.mark.parametrize("every", few([2, 1], 1))
+@pytest.mark.slow
 def test_a_renewed_reference_is_that_of_an_unbroken_run(twin, tmp_path, monkeypatch, every):
     keys = {"reference_every": every, "save_steps": 1, "total_updates": 4, "keep_checkpoints": 2}
     whole = run(twin, config(tmp_path / "whole", **keys))
@@ -172,6 +175,7 @@ def test_a_renewed_reference_is_that_of_an_unbroken_run(twin, tmp_path, monkeypa
 # ---- diagnostics
 
 
+@pytest.mark.slow
 def test_lengths_spreads_and_the_best_and_worst_are_logged_and_drawn(tmp_path):
     made = config(tmp_path, **LEARNT, temperature=2.0)
     updates = run(load_twin(CHOSEN[0]), made)
