@@ -68,7 +68,7 @@ class Bench:
 
     def tiny(self, name: str, **keys: Any) -> RunConfig:
         """args/tiny_coconut.yaml, cut to N_UPDATES updates, with other keys."""
-        given = yaml.safe_load(Path(here_or_shipped("args/tiny_coconut.yaml")).read_text())
+        given = shipped_run("args/tiny_coconut.yaml")
         if not self.on_gpu:
             given["batch_size_training"] = 32
         given["generate"] |= {"items": given["batch_size_training"] * N_UPDATES}
@@ -89,6 +89,15 @@ class Bench:
         return collate(
             [Row(i, r, r if labels else None, first, N_LATENTS) for i, r in enumerate(ids)], 0
         )
+
+
+def shipped_run(name: str) -> dict[str, Any]:
+    """The keys of a run that ships, its files found from any folder."""
+    given = yaml.safe_load(Path(here_or_shipped(name)).read_text())
+    return {
+        key: here_or_shipped(value) if key.endswith("_path") else value
+        for key, value in given.items()
+    }
 
 
 def losses(run: Path) -> list[float]:
@@ -146,16 +155,12 @@ def golden(bench: Bench) -> dict[str, Any]:
 
 def demo(bench: Bench) -> dict[str, Any]:
     """the shipped model on ProsQA's test questions, both names asked"""
-    data = here_or_shipped("data/prosqa_test.json")
+    given = shipped_run("args/prosqa_coconut_eval.yaml")
     if not bench.on_gpu:
-        items = json.loads(Path(data).read_text())[:100]
-        data = str(bench.folder / "questions.json")
-        Path(data).write_text(json.dumps(items))
-    keys = {"save_path": str(bench.folder), "name": "demo", "val_path": data}
-    config = load_config(
-        here_or_shipped("args/prosqa_coconut_eval.yaml"),
-        [f"{name}={value}" for name, value in keys.items()],
-    )
+        items = json.loads(Path(given["val_path"]).read_text())[:100]
+        given["val_path"] = str(bench.folder / "questions.json")
+        Path(given["val_path"]).write_text(json.dumps(items))
+    config = load_config(given | {"save_path": str(bench.folder), "name": "demo"})
     start_run(config, bench.make_backend, bench.twin, World())
     summary = read_json(config.run_dir / "summary.json")
     seen = {n: summary[n] for n in ("accuracy", "both_accuracy", "samples_per_second")}

@@ -12,7 +12,7 @@ from coconut.commands import mac_check
 
 pytestmark = pytest.mark.skipif("mlx" not in CHOSEN, reason="TWINS does not name mlx")
 # All of them: make mac-check, which .ci/run runs too.
-QUICK = ["float32_products", "layer_norm", "golden", "page"]
+QUICK = ["float32_products", "layer_norm", "golden", "demo", "decoding", "page"]
 
 
 def check(tmp_path: Path, *names: str) -> tuple[int, dict]:
@@ -26,7 +26,8 @@ def check(tmp_path: Path, *names: str) -> tuple[int, dict]:
     return ended.value.code, json.loads(out.read_text())
 
 
-def test_this_machine_computes_as_it_should(tmp_path, capsys):
+def test_this_machine_computes_as_it_should_from_any_folder(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     status, seen = check(tmp_path, *QUICK)
     assert status == 0 and list(seen["checks"]) == QUICK
     assert seen["checks"]["golden"]["gaps"].keys() >= {"gpt2-tiny logits", "qwen2-tiny gradients"}
