@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from bench.workload import Workload, peak_rss
-from coconut.backend import Decoding
 from coconut.batches.batch import Batch
+from coconut.batches.decoding import Decoding
 from mlx_coconut import blas
 from mlx_coconut.models import weights
 from mlx_coconut.models.base import additive_mask

@@ -17,9 +17,9 @@ from typing import Any
 import numpy as np
 
 from bench.workload import Workload, peak_rss
-from coconut.backend import Decoding
 from coconut.batches.batch import collate
 from coconut.batches.curriculum import Row
+from coconut.batches.decoding import Decoding
 
 SMALL = {"n_layer": 4, "n_embd": 256, "n_head": 4, "n_positions": 256, "n_ctx": 256}
 """What makes GPT-2 small a small model: 5 M parameters with a vocabulary of 8,192."""

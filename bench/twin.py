@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.workload import Workload, peak_rss
-from coconut.backend import Decoding
+from coconut.batches.decoding import Decoding
 from coconut.checkpoints.source import Source
 from coconut.config.keys import RunConfig
 

@@ -12,7 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from coconut.config.keys import DATASET_METHODS, WITH_LATENTS, RunConfig
+from coconut.config.keys import RunConfig
+from coconut.config.methods import DATASET_METHODS, WITH_LATENTS
 from coconut.errors import UserError
 from coconut.text.tokenizer import Tokenizer
 

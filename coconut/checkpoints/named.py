@@ -5,7 +5,8 @@ from pathlib import Path
 
 from coconut.checkpoints.checkpoint import describe
 from coconut.checkpoints.hub import fetch
-from coconut.config.keys import METHODS, RunConfig
+from coconut.config.keys import RunConfig
+from coconut.config.methods import METHODS
 from coconut.errors import UserError
 from coconut.files import shipped
 

@@ -13,8 +13,9 @@ from coconut.checkpoints.architectures import n_positions
 from coconut.checkpoints.checkpoint import COCONUT, describe, verify
 from coconut.checkpoints.hub import fetch
 from coconut.checkpoints.verdict import judged
-from coconut.config.keys import LATENT_GROWTH, METHODS, WITH_FEEDBACK, RunConfig
+from coconut.config.keys import LATENT_GROWTH, RunConfig
 from coconut.config.lora_keys import Lora
+from coconut.config.methods import METHODS, WITH_FEEDBACK
 from coconut.errors import UserError
 from coconut.feedback.rules import parse
 from coconut.feedback.weights import Setup

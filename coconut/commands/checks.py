@@ -19,9 +19,10 @@ from urllib.request import Request, urlopen
 import numpy as np
 import yaml
 
-from coconut.backend import Backend, Decoding, MakeBackend
+from coconut.backend import Backend, MakeBackend
 from coconut.batches.batch import Batch, collate
 from coconut.batches.curriculum import Row
+from coconut.batches.decoding import Decoding
 from coconut.checkpoints.source import open_source
 from coconut.commands.run import start_run
 from coconut.config.keys import RunConfig

@@ -231,7 +231,8 @@ def evaluate(
     for a model trained over a data set, whose runs `train` does.
     """
     from coconut.commands.run import start_run
-    from coconut.config.keys import DATASET_METHODS, RunConfig
+    from coconut.config.keys import RunConfig
+    from coconut.config.methods import DATASET_METHODS
     from coconut.config.reading import check_config
     from coconut.reporting.console import silenced
 

@@ -9,9 +9,10 @@ from pathlib import Path
 
 import numpy as np
 
-from coconut.backend import Decoding, MakeBackend
+from coconut.backend import MakeBackend
 from coconut.batches.batch import chunks, collate
 from coconut.batches.dataset import raise_all
+from coconut.batches.decoding import Decoding
 from coconut.checkpoints.adapter_files import read_adapter
 from coconut.checkpoints.named import add_model, found_model, too_low
 from coconut.checkpoints.source import base_of

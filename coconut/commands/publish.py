@@ -21,7 +21,7 @@ from coconut.checkpoints.checkpoint import (
     weight_files,
 )
 from coconut.checkpoints.hub import DESCRIPTION, http_error, status_and_reason
-from coconut.config.keys import DATASET_METHODS
+from coconut.config.methods import DATASET_METHODS
 from coconut.errors import UserError, guarded, options_of, typed
 from coconut.files import read_json
 from coconut.run.changed import settings_of

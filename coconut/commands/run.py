@@ -7,8 +7,9 @@ from functools import partial
 from pathlib import Path
 
 from coconut.backend import Backend
-from coconut.config.keys import DATASET_METHODS, RunConfig
+from coconut.config.keys import RunConfig
 from coconut.config.latro_keys import LatroConfig
+from coconut.config.methods import DATASET_METHODS
 from coconut.config.reading import from_options, load_config
 from coconut.config.reference import help_text
 from coconut.errors import UserError, guarded, options_of

@@ -16,22 +16,22 @@ from collections.abc import Iterator, Sequence
 from dataclasses import Field, fields
 from typing import Any
 
-from coconut.config import keys as of_runs
+from coconut.config import methods as of_methods
 from coconut.config.generate_keys import Generate, options_of
-from coconut.config.keys import RunConfig
+from coconut.config.keys import PUBLISHED_NAMES, RunConfig
 from coconut.config.latro_keys import PRESETS, LatroConfig
 from coconut.config.lora_keys import Lora
 from coconut.config.values import LIMITS, without_none
 from coconut.tasks.makers import TASKS
 
 NAMED = {
-    of_runs.METHODS: "",
-    of_runs.WITH_LATENTS: "with latents",
-    of_runs.WITH_STAGE: "with latents, `no_thoughts`",
-    of_runs.CURRICULUM: "all but data sets",
-    of_runs.DATASET_METHODS: "data sets",
-    of_runs.TRAINED: "all but `preexperiment`",
-    of_runs.EPOCHS: "all but `latro`, `preexperiment`",
+    of_methods.METHODS: "",
+    of_methods.WITH_LATENTS: "with latents",
+    of_methods.WITH_STAGE: "with latents, `no_thoughts`",
+    of_methods.CURRICULUM: "all but data sets",
+    of_methods.DATASET_METHODS: "data sets",
+    of_methods.TRAINED: "all but `preexperiment`",
+    of_methods.EPOCHS: "all but `latro`, `preexperiment`",
 }
 """Sets of methods that the page names in one word."""
 
@@ -63,7 +63,7 @@ def parts() -> Iterator[tuple[str, Sequence[Field[Any]], object, str]]:
 
 def readers(f: Field[Any]) -> str:
     """The methods that read a key, as the page says it; empty if all do."""
-    methods = f.metadata["read_by"] or of_runs.METHODS
+    methods = f.metadata["read_by"] or of_methods.METHODS
     return NAMED.get(methods, ", ".join(f"`{method}`" for method in methods))
 
 
@@ -90,9 +90,9 @@ def keys_markdown() -> str:
         " editors check YAML files.",
         "",
         "**Read by** says which methods read a key; nothing there means all. *With latents* are "
-        + ", ".join(f"`{method}`" for method in of_runs.WITH_LATENTS)
+        + ", ".join(f"`{method}`" for method in of_methods.WITH_LATENTS)
         + "; *data sets* are "
-        + ", ".join(f"`{method}`" for method in of_runs.DATASET_METHODS)
+        + ", ".join(f"`{method}`" for method in of_methods.DATASET_METHODS)
         + ". [methods.md](methods.md) explains them. A default of – means that nothing is set. With"
         " another value of a key marked † it is another run, so a run that goes on refuses it"
         " ([runs.md](runs.md#going-on)).",
@@ -107,7 +107,7 @@ def keys_markdown() -> str:
         f"## {own[0].metadata['group']}",
         "",
         "Other programs' names of keys are taken as well: "
-        + ", ".join(f"`{theirs}` ({ours})" for theirs, ours in of_runs.PUBLISHED_NAMES.items())
+        + ", ".join(f"`{theirs}` ({ours})" for theirs, ours in PUBLISHED_NAMES.items())
         + ".",
         "",
         *_table(own, LatroConfig()),
@@ -165,7 +165,7 @@ def schema() -> dict[str, Any]:
         inner = _properties(Generate) | {"task": {"const": task}} | options
         required = [] if task == Generate.task else ["task"]
         tasks.append({"properties": inner, "additionalProperties": False, "required": required})
-    for theirs, ours in of_runs.PUBLISHED_NAMES.items():
+    for theirs, ours in PUBLISHED_NAMES.items():
         keys[theirs] = {"$ref": f"#/properties/{ours}", "description": f"another name of {ours}"}
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",

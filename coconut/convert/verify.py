@@ -19,7 +19,7 @@ from coconut.batches.curriculum import Row
 from coconut.checkpoints.architectures import COCONUT_PREFIX, WRAPPER_COPY, n_positions
 from coconut.checkpoints.checkpoint import CONFIG
 from coconut.checkpoints.model_args import FORK_IDS
-from coconut.config.keys import WITH_FEEDBACK
+from coconut.config.methods import WITH_FEEDBACK
 from coconut.convert.keymap import TWINS
 from coconut.convert.read import Checkpoint, read
 from coconut.errors import UserError

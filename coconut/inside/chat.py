@@ -12,8 +12,9 @@ from typing import Any, TextIO, cast
 
 import rich.console
 
-from coconut.backend import Decoding, MakeBackend
+from coconut.backend import MakeBackend
 from coconut.batches.batch import collate
+from coconut.batches.decoding import Decoding
 from coconut.checkpoints.named import add_model, too_low
 from coconut.errors import UserError, guarded, nearest, options_of
 from coconut.inside.graph import read_graph

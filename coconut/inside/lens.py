@@ -16,12 +16,13 @@ from pathlib import Path
 
 import numpy as np
 
-from coconut.backend import Backend, Decoding, MakeBackend, Trace
+from coconut.backend import Backend, MakeBackend, Trace
 from coconut.batches.batch import collate
 from coconut.batches.curriculum import Row, Sample, markers_of, plan, question_row
+from coconut.batches.decoding import Decoding
 from coconut.checkpoints.named import checkpoint_config, found_model
 from coconut.checkpoints.source import open_source
-from coconut.config.keys import WITH_FEEDBACK, WITH_LATENTS
+from coconut.config.methods import WITH_FEEDBACK, WITH_LATENTS
 from coconut.errors import UserError
 from coconut.inside.findings import READINGS, Inspection, Reading, Stop, Thought, segments_of
 from coconut.inside.forced import Case, Forcing, case_of, probability, spelled

@@ -7,7 +7,8 @@ from typing import Any
 from coconut.batches.curriculum import IGNORED, Row, evaluation_stage, stage_of_epoch
 from coconut.checkpoints.adapters import in_words, n_trained
 from coconut.checkpoints.source import Source
-from coconut.config.keys import DATASET_METHODS, RunConfig
+from coconut.config.keys import RunConfig
+from coconut.config.methods import DATASET_METHODS
 from coconut.plan.memory import Shape, evaluation_bytes, too_large, training_bytes
 from coconut.plan.rows import Data, alike, check_fit, prompts_of, read_data, rows_of
 from coconut.plan.unbuilt import Model, find_model, to_fetch

@@ -25,8 +25,9 @@ from coconut.batches.curriculum import (
 from coconut.batches.dataset import check_lengths, read_items, tokenize
 from coconut.batches.questions import DataSet, Questions
 from coconut.batches.training_data import DEBUG_VALIDATION, TrainingData
-from coconut.config.keys import DATASET_METHODS, WITH_LATENTS, RunConfig
+from coconut.config.keys import RunConfig
 from coconut.config.latro_keys import LatroConfig
+from coconut.config.methods import DATASET_METHODS, WITH_LATENTS
 from coconut.plan.unbuilt import Model
 from coconut.run.latro.preexperiment import scored
 from coconut.tasks.official import absent

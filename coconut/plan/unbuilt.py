@@ -9,7 +9,8 @@ from coconut.checkpoints.adapters import check_twin
 from coconut.checkpoints.hub import HubUnreachable, missing_weights
 from coconut.checkpoints.model_args import PUBLISHED_SHAPES
 from coconut.checkpoints.source import Source, open_source
-from coconut.config.keys import WITH_LATENTS, RunConfig
+from coconut.config.keys import RunConfig
+from coconut.config.methods import WITH_LATENTS
 from coconut.errors import UserError
 from coconut.plan.memory import Shape, shape_of
 from coconut.text.opening import load_tokenizer

@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 
-from coconut.backend import Decoding
 from coconut.batches.batch import by_length, chunks, collate
 from coconut.batches.curriculum import (
     Sample,
@@ -18,6 +17,7 @@ from coconut.batches.curriculum import (
     remaining_steps,
     training_row,
 )
+from coconut.batches.decoding import Decoding
 from coconut.config.keys import RunConfig
 from coconut.run.ending import measured_with, memory_used, say_cut, write_results
 from coconut.run.start import Run

@@ -4,9 +4,9 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from coconut.backend import Decoding
 from coconut.batches.batch import chunks, collate
 from coconut.batches.curriculum import Row
+from coconut.batches.decoding import Decoding
 from coconut.batches.questions import Questions
 from coconut.run.start import Run
 

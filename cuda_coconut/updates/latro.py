@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from torch.utils.checkpoint import checkpoint
 
-from coconut.backend import Decoding
 from coconut.batches.batch import Batch
+from coconut.batches.decoding import Decoding
 from coconut.batches.results import PolicyStats, Sampled, Scores
 from coconut.batches.rollouts import RolloutBatch
 from cuda_coconut.models.arrays import to_device

@@ -9,8 +9,8 @@ import mlx.core as mx
 import numpy as np
 from mlx.utils import tree_map
 
-from coconut.backend import Decoding
 from coconut.batches.batch import Batch
+from coconut.batches.decoding import Decoding
 from coconut.batches.results import PolicyStats, Sampled, Scores
 from coconut.batches.rollouts import RolloutBatch
 from mlx_coconut.models.cpu import logsumexp, softmax

@@ -17,8 +17,8 @@ from golden_models import MODELS, as_row, run_model, to_numpy
 from safetensors.numpy import load_file, save_file
 from tiny import MODEL, assert_same_gradients, model_directory, random_gpt2, write_items
 
-from coconut.backend import Decoding
 from coconut.batches.batch import collate
+from coconut.batches.decoding import Decoding
 from coconut.checkpoints import verdict
 from coconut.checkpoints.adapters import trained_shapes
 from coconut.checkpoints.architectures import TRIED

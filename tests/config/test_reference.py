@@ -22,9 +22,10 @@ from coconut.batches.curriculum import (
     training_row,
 )
 from coconut.config.generate_keys import Generate, options_of
-from coconut.config.keys import CURRICULUM, METHODS, RunConfig
+from coconut.config.keys import RunConfig
 from coconut.config.latro_keys import LatroConfig
 from coconut.config.lora_keys import Lora
+from coconut.config.methods import CURRICULUM, METHODS
 from coconut.config.reference import help_text, keys_markdown
 from coconut.config.values import LIMITS
 from coconut.tasks.makers import TASKS

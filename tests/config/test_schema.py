@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 import yaml
 
-from coconut.config.keys import METHODS, PUBLISHED_NAMES
+from coconut.config.keys import PUBLISHED_NAMES
+from coconut.config.methods import METHODS
 from coconut.config.reference import schema
 
 ARGS = Path(__file__).parents[2] / "args"

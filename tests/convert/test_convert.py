@@ -17,8 +17,8 @@ from golden_models import MODELS, TOKENS, as_row, golden
 from safetensors.numpy import load_file, save_file
 from tiny import MODEL, REPOSITORY
 
-from coconut.backend import Decoding
 from coconut.batches.batch import collate
+from coconut.batches.decoding import Decoding
 from coconut.checkpoints.model_args import PUBLISHED_SHAPES
 from coconut.convert import tensors
 from coconut.convert.read import read

@@ -17,12 +17,12 @@ from golden_models import MODELS, TOKENS, as_row, golden, golden_batch, ragged_b
 from test_feedback import RULES
 from tiny import MODEL, dropout, model_directory, run_config, start
 
-from coconut.backend import Decoding
 from coconut.batches.batch import Batch, collate
+from coconut.batches.decoding import Decoding
 from coconut.batches.rollouts import Rollout, collate_rollouts
 from coconut.checkpoints.adapters import Adapter
-from coconut.config.keys import DATASET_METHODS, METHODS
 from coconut.config.lora_keys import Lora
+from coconut.config.methods import DATASET_METHODS, METHODS
 from coconut.feedback.rules import parse
 from coconut.feedback.weights import Setup
 from coconut.world import World

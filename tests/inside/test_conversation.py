@@ -10,7 +10,7 @@ import pytest
 import rich.console
 from lenses import QUESTION, write_checkpoint
 
-from coconut.backend import Decoding
+from coconut.batches.decoding import Decoding
 from coconut.inside.chat import PROMPT, Chat, main
 from coconut.inside.lens import Lens
 from coconut.text.tiktoken import prosqa_encoding

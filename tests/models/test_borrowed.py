@@ -25,8 +25,8 @@ from golden_models import (
 from safetensors.numpy import save_file
 from tiny import assert_same_gradients, read_log, rows_of, run_config, start
 
-from coconut.backend import Decoding
 from coconut.batches.batch import collate
+from coconut.batches.decoding import Decoding
 from coconut.checkpoints.adapter_files import fingerprint
 from coconut.checkpoints.adapters import Adapter, trained_shapes
 from coconut.checkpoints.architectures import TRIED, check_architecture, n_positions, resolved

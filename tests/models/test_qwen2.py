@@ -26,8 +26,8 @@ from tiny import (
     start,
 )
 
-from coconut.backend import Decoding
 from coconut.batches.batch import collate
+from coconut.batches.decoding import Decoding
 from coconut.checkpoints import model_files
 from coconut.checkpoints.source import Source
 from coconut.config.keys import RunConfig

@@ -14,10 +14,10 @@ import pytest
 from conftest import few
 from tiny import REPOSITORY, random_gpt2
 
-from coconut.backend import Decoding
 from coconut.batches.batch import collate
 from coconut.batches.credit import credit
 from coconut.batches.curriculum import IGNORED, Row
+from coconut.batches.decoding import Decoding
 from coconut.batches.rollouts import Rollout, collate_rollouts
 from coconut.config.latro_keys import LatroConfig
 from coconut.config.reading import check_config

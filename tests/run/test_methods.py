@@ -9,7 +9,7 @@ import pytest
 from conftest import few
 from tiny import read_log, run_config, start
 
-from coconut.config.keys import DATASET_METHODS, METHODS, WITH_LATENTS
+from coconut.config.methods import DATASET_METHODS, METHODS, WITH_LATENTS
 
 # (stage, latents) of the two epochs, and keys of the method's own.
 SCHEDULES = {

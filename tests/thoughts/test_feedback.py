@@ -34,9 +34,9 @@ from tiny import (
     start,
 )
 
-from coconut.backend import Decoding
 from coconut.batches.batch import collate
 from coconut.batches.curriculum import Row
+from coconut.batches.decoding import Decoding
 from coconut.checkpoints.adapter_files import fingerprint
 from coconut.checkpoints.adapters import Adapter
 from coconut.checkpoints.source import Source, _feedback

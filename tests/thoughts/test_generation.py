@@ -14,9 +14,9 @@ from conftest import few, load_twin
 from golden_models import MODELS, TOKENS, as_row, golden
 from tiny import MODEL, run_config
 
-from coconut.backend import Decoding
 from coconut.batches.batch import collate
 from coconut.batches.curriculum import Row
+from coconut.batches.decoding import Decoding
 from coconut.checkpoints.source import Source
 from coconut.feedback import measures
 

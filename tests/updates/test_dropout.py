@@ -21,9 +21,9 @@ from tiny import (
     start,
 )
 
-from coconut.backend import Decoding
 from coconut.batches.batch import collate
 from coconut.batches.curriculum import Row
+from coconut.batches.decoding import Decoding
 from coconut.batches.rollouts import collate_rollouts
 from coconut.checkpoints.source import Source
 from coconut.config.keys import RunConfig

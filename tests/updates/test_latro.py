@@ -14,10 +14,10 @@ from golden_models import MODELS, TOKENS, golden
 from safetensors.numpy import load_file, save_file
 from tiny import MODEL, assert_same_gradients, gradient_scale
 
-from coconut.backend import Decoding
 from coconut.batches.batch import collate
 from coconut.batches.credit import credit
 from coconut.batches.curriculum import Row
+from coconut.batches.decoding import Decoding
 from coconut.batches.rollouts import Rollout, Stops, collate_rollouts, make_rollout
 
 PAD, LATENT = TOKENS["latro_pad"], TOKENS["latent"]

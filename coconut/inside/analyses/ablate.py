@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from coconut.config.keys import WITH_FEEDBACK
+from coconut.config.methods import WITH_FEEDBACK
 from coconut.errors import UserError
 from coconut.inside.analyses.asking import (
     SHARES,

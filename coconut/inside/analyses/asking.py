@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from coconut.backend import Decoding
 from coconut.batches.batch import by_length, collate
+from coconut.batches.decoding import Decoding
 from coconut.inside.lens import Lens
 from coconut.tasks.prosqa_stats import shortcut_accuracies
 from coconut.text.answers import exact_match, extract

@@ -5,8 +5,8 @@ from typing import Any
 
 import numpy as np
 
-from coconut.backend import Decoding
 from coconut.batches.batch import chunks, collate
+from coconut.batches.decoding import Decoding
 from coconut.batches.rollouts import exchanged
 from coconut.run.latro.diagnostics import lost_rationales
 from coconut.run.latro.draw_and_score import Rollouts

@@ -6,8 +6,9 @@ from typing import Any
 
 import numpy as np
 
-from coconut.backend import Backend, Decoding
+from coconut.backend import Backend
 from coconut.batches.batch import chunks, collate
+from coconut.batches.decoding import Decoding
 from coconut.batches.latro_prompts import Data
 from coconut.batches.rollouts import Rollout, RolloutBatch, collate_rollouts
 from coconut.config.latro_keys import LatroConfig
