@@ -194,8 +194,7 @@ def _read_file(
         found = parse(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return {}
-    # PyYAML raises whatever a malformed scalar makes it stumble over.
-    except Exception:
+    except (OSError, ValueError, RecursionError):
         notes.append(f"{path}: cannot be read; {lost} are not shown")
         return {}
     return found if isinstance(found, dict) else {}

@@ -312,6 +312,7 @@ def test_icot_may_remove_the_whole_chain_at_once_from_a_point_on() -> None:
     assert row(ITEM, 0, 2.0, **keys).ids == [1, 2, 3, 91, 92]
 
 
+@pytest.mark.slow
 def test_icot_smoothing_falls_exponentially() -> None:
     run = config("icot", icot_tokens_per_epoch=0, icot_smoothing=0.7)
     long = Sample(0, [1], [list(range(100, 160))], [9])

@@ -155,6 +155,7 @@ def test_a_fused_checkpoint_is_one_like_any_other(twin, trained, tmp_path, kind,
     np.testing.assert_allclose(theirs, ours, atol=LOGITS)
 
 
+@pytest.mark.slow
 def test_fusing_does_not_touch_what_is_there(twin, trained, tmp_path):
     with pytest.raises(SystemExit) as stopped:
         fuse(twin.__name__, twin.run.make_backend, [str(trained(short(twin))), str(tmp_path)])

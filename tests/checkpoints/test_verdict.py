@@ -332,7 +332,8 @@ def test_what_transformers_writes_of_itself_is_known():
     for model_type in ("gpt2", "qwen2", *TRIED):
         made = transformers.CONFIG_MAPPING[model_type]()
         for whole in (made.to_dict(), made.to_diff_dict()):
-            judged(json.loads(json.dumps(whole, default=str)) | {"model_type": model_type}, "x")
+            config = json.loads(json.dumps(whole, default=str)) | {"model_type": model_type}
+            assert judged(config, "x")["model_type"] == model_type
 
 
 @pytest.mark.parametrize("changes", [{"n_ctx": 256, "n_special": 0, "_num_labels": 1}, {}])

@@ -111,7 +111,7 @@ OBJECTIVES = [
 ]
 
 
-@pytest.mark.parametrize("keys", few(OBJECTIVES, 2))
+@pytest.mark.parametrize("keys", few(OBJECTIVES, 1))
 def test_runs_of_other_objectives_train(twin, tmp_path, keys):
     fast = {"learning_rate": 1e-2, "lr_schedule": "constant", "clip_epsilon_high": 0.05}
     if keys.get("num_iterations", 1) == 1:

@@ -134,6 +134,7 @@ def test_hops_stay_in_range_and_the_right_concept_is_the_deepest_leaf(sample):
         assert hops >= reached(item["edges"], 1 - item["root"])[item["neg_target"]]
 
 
+@pytest.mark.slow
 def test_means_lie_within_four_standard_errors_of_both_reference_sets(sample):
     found = statistics(sample)
     assert list(found) == list(TABLE)
@@ -150,6 +151,7 @@ def test_means_lie_within_four_standard_errors_of_both_reference_sets(sample):
     assert not far
 
 
+@pytest.mark.slow
 def test_pool_probabilities_show_in_the_share_of_the_second_head(sample):
     assert statistics(sample)["root = 1"].mean == pytest.approx(0.62, abs=4 * 0.486 / 2_000**0.5)
 
@@ -160,6 +162,7 @@ def test_share_of_raw_graphs_kept():
     assert kept / n == pytest.approx(0.935, abs=4 * math.sqrt(0.935 * 0.065 / n))
 
 
+@pytest.mark.slow
 def test_shortcuts_score_on_generated_items_as_on_official_ones(sample):
     accuracies = shortcut_accuracies(sample)
     # Official 800 items; the least standard error of a share there is about 1 %.
