@@ -106,7 +106,7 @@ def test_dropout_never_waits(waits, tmp_path, options):
     assert_waits_at_the_end_alone(two_updates(model, waits, **options))
 
 
-@pytest.mark.parametrize("rule", few(RULES, 6))
+@pytest.mark.parametrize("rule", few(RULES, 3))
 def test_a_rule_waits_for_nothing(waits, rule):
     # The inverse that `suppressed:space=vocab` needs is made on the host, where `refresh` says so:
     # here in the first update, as of an epoch.

@@ -442,6 +442,7 @@ def command(twin, *argv: object) -> None:
     main(twin.__name__, twin.run.make_backend, [*map(str, argv), "--max-new-tokens", "4"])
 
 
+@pytest.mark.slow
 def test_json_holds_everything_and_the_twins_agree(checkpoints, items, capsys):
     found = []
     for name in CHOSEN:

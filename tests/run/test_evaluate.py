@@ -9,6 +9,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from conftest import few
 from tiny import random_gpt2, read_log, run_config, start
 
 from coconut.backend import LossSum, StepStats
@@ -316,7 +317,9 @@ def test_a_run_evaluates_when_due_and_keeps_best_and_newest(tmp_path):
     assert [json.loads(line)["idx"] for line in lines] == [0, 1, 2, 3]
 
 
-@pytest.mark.parametrize(("keys", "stage"), [({"stage": 2}, 2), ({"resume": 7}, 3), ({}, 1)])
+@pytest.mark.parametrize(
+    ("keys", "stage"), few([({"stage": 2}, 2), ({"resume": 7}, 3), ({}, 1)], 1)
+)
 def test_stage_of_an_evaluation(twin, tmp_path, keys, stage):
     trained = run_config(tmp_path, name="trained", epochs_per_stage=2, num_epochs=3, eval_every=9)
     start(twin, trained).train()

@@ -29,7 +29,7 @@ def test_every_method_is_tried_here():
     assert set(SCHEDULES) == set(METHODS) - set(DATASET_METHODS)
 
 
-@pytest.mark.parametrize("method", few(SCHEDULES, 3))
+@pytest.mark.parametrize("method", few(SCHEDULES, 2))
 def test_method_trains_two_epochs_evaluates_saves_and_is_evaluated_again(twin, tmp_path, method):
     config = run_config(tmp_path, method=method, c_thought=2)
     start(twin, config).train()

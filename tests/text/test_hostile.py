@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 from chat_tokenizers import TEMPLATES, chat_tokenizer
-from conftest import examples
+from conftest import examples, few
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -127,20 +127,26 @@ DOUBLED = (
 
 @pytest.mark.parametrize(
     ("template", "message"),
-    [
-        ("{{ 1 / 0 }}", "ZeroDivisionError: division by zero"),
-        (NESTED.replace("%s", ""), "takes more than 1 s"),
-        (NESTED.replace("%s", "x"), "makes more than 1,048,576 characters"),
-        ("{{ 'a' * 10 ** 10 }}", "MemoryError"),
-        (DOUBLED, "MemoryError"),
-        ("{{ 'x' | center(10 ** 10) }}", "MemoryError"),
-        ("{% macro f(n) %}{{ f(n + 1) }}{% endmacro %}{{ f(0) }}", "RecursionError"),
-        ("{{" + "(" * 5_000 + ")" * 5_000 + "}}", "RecursionError"),
-        ("{{ ''.__class__.__mro__ }}", "access to attribute '__class__' of 'str' object is unsafe"),
-        ("{{ messages[7].content }}", "has no element 7"),
-        ("{% if %}", "Expected an expression"),
-        ("{{ raise_exception('no system\n') }}", "no system"),
-    ],
+    few(
+        [
+            ("{{ 1 / 0 }}", "ZeroDivisionError: division by zero"),
+            (NESTED.replace("%s", ""), "takes more than 1 s"),
+            (NESTED.replace("%s", "x"), "makes more than 1,048,576 characters"),
+            ("{{ 'a' * 10 ** 10 }}", "MemoryError"),
+            (DOUBLED, "MemoryError"),
+            ("{{ 'x' | center(10 ** 10) }}", "MemoryError"),
+            ("{% macro f(n) %}{{ f(n + 1) }}{% endmacro %}{{ f(0) }}", "RecursionError"),
+            ("{{" + "(" * 5_000 + ")" * 5_000 + "}}", "RecursionError"),
+            (
+                "{{ ''.__class__.__mro__ }}",
+                "access to attribute '__class__' of 'str' object is unsafe",
+            ),
+            ("{{ messages[7].content }}", "has no element 7"),
+            ("{% if %}", "Expected an expression"),
+            ("{{ raise_exception('no system\n') }}", "no system"),
+        ],
+        4,
+    ),
 )
 def test_a_template_that_fails_or_never_ends_is_one_line(good, monkeypatch, template, message):
     monkeypatch.setattr(filling, "SECONDS", 1)

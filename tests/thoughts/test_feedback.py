@@ -318,7 +318,7 @@ def gradients_of(twin, model, module, batch, training=True):
     return {n: to_numpy(g) for n, g in grads.items() if g is not None}
 
 
-@pytest.mark.parametrize("rule", few(RULES, 8))
+@pytest.mark.parametrize("rule", few(RULES, 4))
 def test_gradient_through_two_latents_equals_finite_differences(twin, rule):
     batch, own = ragged_batch(4, (2,)), own_weights(rule)
     model, module = load(twin, rule, own=own)
