@@ -163,6 +163,7 @@ def test_fusing_does_not_touch_what_is_there(twin, trained, tmp_path):
 
 
 @pytest.mark.parametrize("kind", few(["lora", "dora"], 1))
+@pytest.mark.slow
 def test_mlx_lm_opens_an_adapter_on_its_base(twin, trained, tmp_path, kind):
     mx = pytest.importorskip("mlx.core")
     from mlx_lm import load

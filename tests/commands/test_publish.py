@@ -87,6 +87,7 @@ def test_a_dry_run_shows_card_and_files_and_sends_nothing(hub, checkpoint, capsy
 
 
 @pytest.mark.parametrize("revision", [None, "second"])
+@pytest.mark.slow
 def test_what_was_published_can_be_fetched_and_opened(twin, hub, checkpoint, revision):
     branch = ["--revision", revision] if revision else []
     main(twin.__name__, [str(checkpoint), "--repo", REPO, "--private", *branch])

@@ -264,6 +264,7 @@ def test_training_reduces_the_loss_of_eight_items(twin, directories, kind):
     assert losses[-1] < 0.8 * losses[0]
 
 
+@pytest.mark.slow
 def test_recomputed_blocks_drop_what_their_adapters_dropped(twin, directories):
     path, lora = directories("llama"), Lora(rank=2, dropout=0.3)
     engines = [backend(twin, path, lora, gradient_checkpointing=c) for c in (False, True)]

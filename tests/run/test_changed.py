@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import yaml
-from conftest import CHOSEN, load_twin
+from conftest import CHOSEN, few, load_twin
 from test_start import curriculum, go, latro, sft
 from tiny import read_log, run_config, start
 
@@ -92,7 +92,10 @@ def test_it_goes_on_if_that_is_wished_once(done, tmp_path, capsys):
 
 @pytest.mark.parametrize(
     ("make", "keys", "said"),
-    [(sft, {"split_seed": 1}, "split_seed 0, not 1"), (latro, {"separator": " "}, "separator")],
+    few(
+        [(sft, {"split_seed": 1}, "split_seed 0, not 1"), (latro, {"separator": " "}, "separator")],
+        1,
+    ),
 )
 def test_so_it_is_on_data_sets(make, keys, said, tmp_path):
     go(make, make(tmp_path))

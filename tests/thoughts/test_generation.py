@@ -211,6 +211,7 @@ def test_sampling_goes_on_the_same_after_rows_have_left(twin, monkeypatch):
     assert decode(twin, rows, replace(decoding, eos_id=eos)) == cut
 
 
+@pytest.mark.slow
 def test_sampled_tokens_follow_the_softmax(twin):
     prompt = prompts(10, (2,))[0]
     temperature, n = 2.0, 1500
